@@ -1,0 +1,72 @@
+"""The six stages as commands, in the order of the pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ParamsOption = Annotated[
+    Path, typer.Option("--params", help="YAML file with every number that a person may turn.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder in MVTec layout. [default: data.root of the params]"),
+]
+ManifestOption = Annotated[
+    Path, typer.Option("--manifest", help="CSV that `onenip validate` wrote.")
+]
+ModelOption = Annotated[Path, typer.Option("--model", help="Folder of the trained model.")]
+
+PARAMS = Path("params.yaml")
+MANIFEST = Path("artifacts/validation/manifest.csv")
+SYNTHESIS = Path("artifacts/synthesis")
+MODEL = Path("artifacts/model")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the application."""
+    app.command()(synthesize)
+    app.command()(train)
+
+
+def synthesize(
+    *,
+    params: ParamsOption = PARAMS,
+    data: DataOption = None,
+    manifest: ManifestOption = MANIFEST,
+    out: Annotated[
+        Path, typer.Option(help="Folder for synthetic images, masks and the contact sheet.")
+    ] = SYNTHESIS,
+) -> None:
+    """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
+    from onenip.params import Params
+    from onenip.stages import synthesize as stage
+
+    loaded = Params.load(params)
+    stage.run(loaded, data_dir=data or Path(loaded.data.root), manifest=manifest, out_dir=out)
+
+
+def train(
+    *,
+    params: ParamsOption = PARAMS,
+    data: DataOption = None,
+    manifest: ManifestOption = MANIFEST,
+    synthesis: Annotated[
+        Path, typer.Option(help="Folder that `onenip synthesize` wrote.")
+    ] = SYNTHESIS,
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = MODEL,
+) -> None:
+    """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
+    from onenip.params import Params
+    from onenip.stages import train as stage
+
+    loaded = Params.load(params)
+    stage.run(
+        loaded,
+        data_dir=data or Path(loaded.data.root),
+        manifest=manifest,
+        synthesis_dir=synthesis,
+        out_dir=out,
+    )

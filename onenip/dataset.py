@@ -1,0 +1,132 @@
+"""The manifest: one row per image, written by `validate`, read by every later stage.
+
+Knows the layout on disk and how normal images are assigned to subsets; knows neither torch nor how
+images are judged.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from onenip.errors import DataError
+
+Subset = Literal["fit", "calibration", "holdout", "test"]
+GOOD = "good"
+MANIFEST_COLUMNS = (
+    "path",  # relative to the data root, POSIX separators
+    "category",
+    "split",  # train | test
+    "label",  # good, or the kind of defect
+    "subset",  # fit | calibration | holdout | test
+    "mask",  # relative to the data root, empty if there is none
+    "width",  # px, as stored
+    "height",
+    "mode",  # PIL's mode of the file
+    "bytes",
+    "sha256",
+    "phash",  # 16 hex digits, perceptual hash
+    "brightness",  # mean grey value, 0..1
+    "contrast",  # standard deviation of grey values, 0..1
+    "sharpness",  # variance of the Laplacian of grey values
+    "mask_coverage",  # fraction of defective pixels, empty without a mask
+    "status",  # ok | quarantined
+    "reason",  # why it is quarantined
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable image of the data set.
+
+    Attributes:
+        path: the image file.
+        name: its path relative to the data root, POSIX separators; unique, and stable across machines.
+        category: the product category.
+        label: "good", or the kind of defect.
+        subset: what it is used for. Normal training images are "fit", "calibration" or "holdout" by the
+            hash of their content; images under `test/` are "test".
+        mask: the defect mask's file, for defective test images that have one.
+        sha256: 64 hex digits of the image file's bytes.
+    """
+
+    path: Path
+    name: str
+    category: str
+    label: str
+    subset: Subset
+    mask: Path | None
+    sha256: str
+
+    @property
+    def is_defective(self) -> bool:
+        """Whether the image's label says that it shows a defect."""
+        return self.label != GOOD
+
+
+def load_manifest(path: Path, data_dir: Path) -> list[Sample]:
+    """Usable images of a manifest, in the manifest's order (sorted by name).
+
+    Args:
+        path: the CSV that `onenip validate` wrote.
+        data_dir: the folder that the manifest's paths are relative to.
+
+    Raises:
+        DataError: if the manifest is missing or has other columns.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no manifest; run `onenip validate` first", path=path)
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
+            raise DataError(f"{path}: not a manifest of this version of onenip", path=path)
+        return [_to_sample(row, data_dir) for row in reader if row["status"] == "ok"]
+
+
+def assign_subset(sha256: str, *, calibration_fraction: float, holdout_fraction: float) -> Subset:
+    """Subset of a normal training image, as a function of its content alone.
+
+    A growing data set therefore never moves an image from one subset to another.
+
+    Args:
+        sha256: hex digits of the hash of the image file's bytes.
+        calibration_fraction: share of images kept for prompts' thresholds and score scales.
+        holdout_fraction: share of images that nothing is fitted to, for false-alarm rates.
+    """
+    position = int(sha256[:13], 16) / 16**13
+    if position < calibration_fraction:
+        return "calibration"
+    if position < calibration_fraction + holdout_fraction:
+        return "holdout"
+    return "fit"
+
+
+def list_categories(samples: Iterable[Sample]) -> list[str]:
+    """Names of the categories, sorted."""
+    return sorted({sample.category for sample in samples})
+
+
+def select(
+    samples: Sequence[Sample], *, category: str | None = None, subset: Subset | None = None
+) -> list[Sample]:
+    """Samples of one category and one subset, in order; None means any."""
+    return [
+        sample
+        for sample in samples
+        if category in (None, sample.category) and subset in (None, sample.subset)
+    ]
+
+
+def _to_sample(row: dict[str, str], data_dir: Path) -> Sample:
+    return Sample(
+        path=data_dir / row["path"],
+        name=row["path"],
+        category=row["category"],
+        label=row["label"],
+        subset=row["subset"],  # type: ignore[arg-type]  # checked when the manifest was written
+        mask=data_dir / row["mask"] if row["mask"] else None,
+        sha256=row["sha256"],
+    )

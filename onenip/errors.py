@@ -1,0 +1,87 @@
+"""Every error that onenip raises on purpose.
+
+OneNIPError
+├── ParamsError(ValueError)     params missing, malformed or contradictory
+├── DataError                   image, mask or manifest not as promised
+│   └── ImageError              one image file cannot be used
+├── SourceError                 a data source could not be read, or is unsafe
+├── CheckpointError             model or checkpoint missing, foreign, damaged, or made by other params
+├── DivergedError               a loss or a feature stopped being finite
+├── RegistryError               the model registry refused, or does not hold what was asked for
+├── StageError                  a pipeline stage exited non-zero
+└── BusyError                   another pipeline holds this checkout
+
+The command line prints one of these as one line and exits with status 2; anything else is a bug and
+keeps its traceback:
+
+    try:
+        ...
+    except OneNIPError as error:
+        ...
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class OneNIPError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class ParamsError(OneNIPError, ValueError):
+    """Params are missing, malformed or contradict one another.
+
+    Args:
+        message: what is wrong, naming the key.
+        key: the dotted key, such as `train.epochs`.
+    """
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class DataError(OneNIPError):
+    """An image set, mask or manifest is not as promised.
+
+    Args:
+        message: what is wrong, naming the file.
+        path: the offending file or folder, if there is one.
+    """
+
+    def __init__(self, message: str, *, path: Path | str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class ImageError(DataError):
+    """One image file cannot be used; `reason` says why in a few words."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}", path=path)
+        self.reason = reason
+
+
+class SourceError(OneNIPError):
+    """A data source could not be read completely, or holds something unsafe."""
+
+
+class CheckpointError(OneNIPError):
+    """A model or checkpoint is missing, damaged, foreign, or made by other params."""
+
+
+class DivergedError(OneNIPError):
+    """A loss or a feature stopped being finite; the last good checkpoint was kept."""
+
+
+class RegistryError(OneNIPError):
+    """The model registry refused, or does not hold what was asked for."""
+
+
+class StageError(OneNIPError):
+    """A pipeline stage exited non-zero."""
+
+
+class BusyError(OneNIPError):
+    """Another pipeline is at work in this checkout."""
