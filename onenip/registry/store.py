@@ -1,0 +1,101 @@
+"""Where MLflow keeps runs and models: a server named by MLFLOW_TRACKING_URI, else this checkout.
+
+Knows addresses, experiments and how a refusal of MLflow becomes a `RegistryError`; knows nothing of
+what is stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from onenip.errors import RegistryError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+LOCAL_DATABASE = "mlflow.db"
+LOCAL_ARTIFACTS = "mlartifacts"
+
+# MLflow's own waits for several minutes before it says that a server is down.
+_PATIENCE = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or MLflow's own default: a SQLite file in the current folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / LOCAL_DATABASE}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether runs are kept in a file of this machine, with no server between."""
+    return not uri.startswith(("http://", "https://"))
+
+
+def connect() -> MlflowClient:
+    """A client for `tracking_uri()`, which also becomes the address for MLflow's own functions.
+
+    Raises:
+        RegistryError: if a local store cannot be opened.
+    """
+    for key, value in _PATIENCE.items():
+        os.environ.setdefault(key, value)
+    import mlflow
+
+    uri = tracking_uri()
+    with refusals(f"cannot open {uri}"):
+        mlflow.set_tracking_uri(uri)
+        registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+        mlflow.set_registry_uri(registry_uri)
+        return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+
+
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """Identifier of an experiment, created if it is missing; two processes may ask at once.
+
+    Artifacts of a local store lie in `mlartifacts/` of the current folder, those of a server where
+    the server was told to keep them.
+
+    Raises:
+        RegistryError: if the store cannot be reached, or somebody deleted the experiment.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with refusals(f"experiment {name!r}"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            is_file = is_local(tracking_uri())
+            location = (Path.cwd() / LOCAL_ARTIFACTS).as_uri() if is_file else None
+            try:
+                return str(client.create_experiment(name, artifact_location=location))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise RegistryError(f"experiment {name!r} was deleted in MLflow; restore it there")
+        return str(found.experiment_id)
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Turn MLflow's refusals into one `RegistryError` that begins with `what`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RegistryError(f"{what}: {shorten(reason)}") from error
+
+
+def shorten(text: str, *, limit: int = 300) -> str:
+    """Text of at most `limit` characters, its end replaced by an ellipsis."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
