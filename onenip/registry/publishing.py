@@ -1,0 +1,301 @@
+"""The unified model stored once in MLflow, and per category a registered version that points at it.
+
+A version holds no weights: only category, prompt picture, threshold, digest and the address of the
+unified model. Publishing the same model again changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from onenip.errors import RegistryError
+from onenip.registry import audit, runs, store, tracking
+from onenip.registry.environment import flatten
+from onenip.registry.metrics import Metrics, load_metrics
+from onenip.registry.pointer_schema import pointer_signature
+from onenip.registry.runs import RunRecord
+from onenip.registry.turns import take_turn
+from onenip.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    Version,
+    find_version,
+    list_versions,
+    read_aliases,
+    registered_name,
+    set_alias,
+    to_tags,
+)
+from onenip.version import __version__
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from onenip.detector import Detector
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_NAME = "onenip"
+POINTER_CODE = Path(__file__).with_name("pointer_code.py")
+
+_DIGEST = "onenip.digest"
+
+
+def publish(
+    model_dir: Path,
+    *,
+    evaluation_dir: Path,
+    params: Mapping[str, Any],
+    facts: Mapping[str, str],
+    experiment: str = runs.EXPERIMENT,
+    by: str = "pipeline",
+) -> list[Version]:
+    """Store a model and make it the challenger of each of its categories.
+
+    A category whose champion, or whose rejected version, is this very model keeps its aliases.
+
+    Args:
+        model_dir: folder of the model, as `onenip train` writes it.
+        evaluation_dir: what `onenip evaluate` wrote about it.
+        params: nested values that it was made with.
+        facts: tags for every version, such as `data_version` and `git_commit`.
+        experiment: MLflow experiment of the run.
+        by: who publishes, for the audit trail.
+
+    Returns:
+        The version of each category, sorted by category.
+
+    Raises:
+        RegistryError: if there are no metrics, or MLflow cannot be reached.
+        CheckpointError: if the folder holds no usable model.
+    """
+    from onenip.detector import Detector
+
+    detector = Detector.load(model_dir)
+    metrics = load_metrics(evaluation_dir)
+    client = store.connect()
+    run_id = _ensure_run(client, detector.digest, params=params, facts=facts, experiment=experiment)
+    runs.log_evaluation(client, run_id, evaluation_dir)
+    weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
+    return [
+        _ensure_version(
+            client,
+            detector,
+            category,
+            weights_uri=weights_uri,
+            run_id=run_id,
+            metrics=metrics.get(category, {}),
+            facts=dict(facts),
+            by=by,
+        )
+        for category in sorted(detector.categories)
+    ]
+
+
+def fetch_weights(weights_uri: str) -> Path:
+    """Folder with the unified model that a version points at; downloaded if it lies elsewhere.
+
+    Raises:
+        RegistryError: if it is gone, or MLflow cannot be reached.
+    """
+    store.connect()
+    import mlflow
+
+    with store.refusals(f"model {weights_uri}"), _quiet():
+        try:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=weights_uri))
+        except OSError as error:
+            raise RegistryError(f"model {weights_uri}: {error}") from error
+
+
+def hash_weights(folder: Path) -> str:
+    """Digest of a stored model, equal to `Detector.digest` of it.
+
+    Raises:
+        CheckpointError: if the folder holds no usable model.
+    """
+    from onenip.detector import Detector
+
+    return Detector.load(folder).digest
+
+
+def load_pinned(weights_uri: str, digest: str) -> Detector:
+    """The unified model behind an address, if it is still the one with this digest.
+
+    Raises:
+        RegistryError: if it is another, is damaged or gone, or MLflow cannot be reached.
+    """
+    from onenip.detector import Detector
+    from onenip.errors import CheckpointError
+
+    try:
+        detector = Detector.load(fetch_weights(weights_uri))
+    except CheckpointError as error:
+        raise RegistryError(f"model {weights_uri}: {error}") from error
+    if detector.digest != digest:
+        raise RegistryError(
+            f"model {weights_uri}: its digest is {detector.digest[:12]}, pinned is {digest[:12]}; "
+            "it was changed and is not used"
+        )
+    return detector
+
+
+def _ensure_run(
+    client: MlflowClient,
+    digest: str,
+    *,
+    params: Mapping[str, Any],
+    facts: Mapping[str, str],
+    experiment: str,
+) -> str:
+    """The run that trained this model; a new one if the model came from elsewhere."""
+    tracking.deliver()
+    run_id = runs.find_run(client, digest, experiment=experiment)
+    if run_id is None:
+        record = RunRecord(
+            tracking_uri=store.tracking_uri(),
+            experiment=experiment,
+            fingerprint=digest,
+            params=flatten(params),
+            tags={runs.DIGEST_TAG: digest},
+        )
+        with store.refusals("run of the model"):
+            run_id = runs.create_run(client, record)
+            client.set_terminated(run_id)
+    with store.refusals(f"run {run_id}"):
+        runs.send_tags(client, run_id, facts)
+    return run_id
+
+
+def _ensure_weights(
+    client: MlflowClient, model_dir: Path, detector: Detector, *, run_id: str, experiment: str
+) -> str:
+    """Address of the stored model with this digest, stored now if it is not there yet."""
+    experiment_id = store.ensure_experiment(client, experiment)
+    with store.refusals("model"), _quiet():
+        found = client.search_logged_models(
+            [experiment_id], filter_string=f"tags.`{_DIGEST}` = '{detector.digest}'"
+        )
+        ready = [model for model in found if str(model.status) == "READY"]
+        if ready:
+            return str(ready[0].model_uri)
+        model = client.create_logged_model(
+            experiment_id,
+            name=WEIGHTS_NAME,
+            source_run_id=run_id,
+            tags={_DIGEST: detector.digest, "onenip.categories": ", ".join(detector.categories)},
+            model_type="onenip",
+        )
+        client.log_model_artifacts(model.model_id, str(model_dir))
+        client.finalize_logged_model(model.model_id, "READY")
+        return str(model.model_uri)
+
+
+def _ensure_version(
+    client: MlflowClient,
+    detector: Detector,
+    category: str,
+    *,
+    weights_uri: str,
+    run_id: str,
+    metrics: Metrics,
+    facts: dict[str, str],
+    by: str,
+) -> Version:
+    name = registered_name(category)
+    _ensure_registered(client, name, category)
+    with take_turn(category):
+        known = list_versions(category)
+        version = next((v for v in reversed(known) if v.digest == detector.digest), None)
+        if version is None:
+            threshold = detector.spec.categories[category].image_threshold
+            tags = to_tags(
+                digest=detector.digest,
+                weights_uri=weights_uri,
+                threshold=threshold,
+                metrics=metrics,
+                facts=facts,
+            )
+            with store.refusals(name), _quiet():
+                model = _log_pointer(detector, category, weights_uri=weights_uri, run_id=run_id)
+                created = client.create_model_version(
+                    name, source=model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id
+                )
+            version = find_version(category, int(created.version))
+            logger.info("%s: version %d", name, version.number)
+        is_newest = all(other.number <= version.number for other in known)
+        if version.approval == "pending" and is_newest and not version.aliases:
+            set_alias(category, CHALLENGER, version.number)
+            _record(version, by=by)
+    return find_version(category, version.number)
+
+
+def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    with store.refusals(name):
+        try:
+            client.create_registered_model(
+                name,
+                tags={"onenip.category": category},
+                description=f"Which version of the unified detector serves {category}. "
+                f"Approve with `onenip approve {category} --by NAME --reason TEXT`.",
+            )
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+
+
+def _log_pointer(detector: Detector, category: str, *, weights_uri: str, run_id: str) -> Any:
+    """Log what MLflow serves for a category: code, settings and the prompt picture; no weights."""
+    import mlflow
+
+    spec = detector.spec.categories[category]
+    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
+        prompt = Path(folder) / "prompt.png"
+        Image.fromarray(detector.prompt_images(category)[0]).save(prompt)
+        return mlflow.pyfunc.log_model(
+            name=registered_name(category),
+            python_model=str(POINTER_CODE),
+            model_config={
+                "category": category,
+                "weights_uri": weights_uri,
+                "digest": detector.digest,
+                "threshold": spec.image_threshold,
+                "prompts": list(spec.prompt_names),
+            },
+            artifacts={"prompt": str(prompt)},
+            signature=pointer_signature(),
+            pip_requirements=[f"onenip=={__version__}"],
+        )
+
+
+def _record(version: Version, *, by: str) -> None:
+    audit.record(
+        audit.Entry(
+            at=audit.now(),
+            category=version.category,
+            action="register",
+            version=version.number,
+            by=by,
+            reason=f"data {version.data_version or 'unknown'}, commit {version.git_commit[:12]}",
+            digest=version.digest,
+            champion=read_aliases(version.category).get(CHAMPION, 0),
+        )
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without MLflow's progress bars and its advice about type hints, which is not for users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -1,0 +1,306 @@
+"""Registered models `onenip-<category>`: their versions, aliases, tags and gate results.
+
+Reading, and the small writes that need no decision. Who may become champion is decided in
+`approval`.
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from onenip.errors import RegistryError
+from onenip.registry import store
+from onenip.registry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+PREFIX = "onenip-"
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+PREVIOUS = "previous"
+
+Approval = Literal["pending", "approved", "rejected"]
+GateVerdict = Literal["promote", "hold", "reject"]
+
+_METRIC_TAG = "metric."
+_GATE_TAG = "gate"
+
+
+class GateResult(BaseModel):
+    """What the gate found when it compared a challenger with the champion of its category.
+
+    Attributes:
+        verdict: promote, hold or reject.
+        reasons: a sentence for each check that decided it.
+        is_provisional: judged without real defects, because the category has no defective test
+            images.
+        numbers: what was measured, such as differences and the ends of their confidence intervals.
+        judged_at: UTC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: GateVerdict
+    reasons: tuple[str, ...]
+    is_provisional: bool = False
+    numbers: dict[str, float] = {}
+    judged_at: datetime
+
+
+class Version(BaseModel):
+    """One version of one category's registered model.
+
+    Attributes:
+        category: the product category.
+        number: counted by MLflow from 1.
+        digest: of the unified model that it points at, 64 hex digits.
+        weights_uri: MLflow address of that model.
+        threshold: image score from which an image is anomalous.
+        aliases: of challenger, champion, previous.
+        approval: pending, approved or rejected.
+        approver: who decided, empty while nobody did.
+        decided_at: UTC, None while nobody did.
+        reason: why, in the decider's words.
+        approved_digest: the digest that was pinned at approval, empty before.
+        metrics: of the category on the test set at registration; fractions in 0..1.
+        gate: what the gate found, None while it was not asked.
+        data_version: of the images that it was trained on.
+        git_commit: of the code and params.
+        created_at: UTC.
+        run_id: MLflow's identifier of the training's run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    category: str
+    number: int
+    digest: str
+    weights_uri: str
+    threshold: float
+    aliases: tuple[str, ...] = ()
+    approval: Approval
+    approver: str = ""
+    decided_at: datetime | None = None
+    reason: str = ""
+    approved_digest: str = ""
+    metrics: Metrics
+    gate: GateResult | None = None
+    data_version: str = ""
+    git_commit: str = ""
+    created_at: datetime
+    run_id: str = ""
+
+    @property
+    def uri(self) -> str:
+        """Address for MLflow, such as `models:/onenip-bottle/3`."""
+        return f"models:/{registered_name(self.category)}/{self.number}"
+
+
+def registered_name(category: str) -> str:
+    """Name of a category's registered model; characters that MLflow refuses are percent-encoded."""
+    return PREFIX + "".join(urllib.parse.quote(c, safe="") if c in "/:%" else c for c in category)
+
+
+def list_categories() -> list[str]:
+    """Categories that have a registered model, sorted.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    client = store.connect()
+    names: list[str] = []
+    token = None
+    with store.refusals("registered models"):
+        while token is None or token:
+            page = client.search_registered_models(
+                filter_string=f"name LIKE '{PREFIX}%'", page_token=token
+            )
+            names += [model.name for model in page]
+            token = page.token or ""
+    return sorted(urllib.parse.unquote(name.removeprefix(PREFIX)) for name in names)
+
+
+def list_versions(category: str) -> list[Version]:
+    """Versions of a category, oldest first; empty if the category is unknown.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    client = store.connect()
+    name = registered_name(category)
+    quoted = name.replace("'", "''")
+    with store.refusals(f"versions of {name}"):
+        found = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
+        aliases = _read_aliases(client, name) if found else {}
+    versions = [to_version(category, version, aliases) for version in found if is_ours(version)]
+    return sorted(versions, key=lambda version: version.number)
+
+
+def find_version(category: str, number: int) -> Version:
+    """One version of a category.
+
+    Raises:
+        RegistryError: if there is no such version, or the registry cannot be reached.
+    """
+    client = store.connect()
+    name = registered_name(category)
+    with store.refusals(f"version {number} of {name}"):
+        found = client.get_model_version(name, str(number))
+        return to_version(category, found, _read_aliases(client, name))
+
+
+def aliased_version(category: str, alias: str) -> Version | None:
+    """The version that an alias names, None if none does.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    number = read_aliases(category).get(alias)
+    return None if number is None else find_version(category, number)
+
+
+def champion(category: str) -> Version | None:
+    """The version that serves, None if none was approved yet."""
+    return aliased_version(category, CHAMPION)
+
+
+def challenger(category: str) -> Version | None:
+    """The version that waits for a decision, None if none does."""
+    return aliased_version(category, CHALLENGER)
+
+
+def previous(category: str) -> Version | None:
+    """The version that a rollback would bring back, None if there is none."""
+    return aliased_version(category, PREVIOUS)
+
+
+def read_aliases(category: str) -> dict[str, int]:
+    """Version numbers by alias; empty if the category is unknown.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    client = store.connect()
+    name = registered_name(category)
+    with store.refusals(f"aliases of {name}"):
+        return _read_aliases(client, name)
+
+
+def set_alias(category: str, alias: str, number: int | None) -> None:
+    """Point an alias at a version, or remove it with None; the same again changes nothing.
+
+    Raises:
+        RegistryError: if there is no such version, or the registry cannot be reached.
+    """
+    client = store.connect()
+    name = registered_name(category)
+    with store.refusals(f"alias {alias} of {name}"):
+        current = _read_aliases(client, name).get(alias)
+        if number is None and current is not None:
+            client.delete_registered_model_alias(name, alias)
+        elif number is not None and current != number:
+            client.set_registered_model_alias(name, alias, str(number))
+
+
+def set_tags(category: str, number: int, tags: dict[str, str]) -> None:
+    """Set tags of a version, in order.
+
+    Raises:
+        RegistryError: if there is no such version, or the registry cannot be reached.
+    """
+    client = store.connect()
+    name = registered_name(category)
+    with store.refusals(f"version {number} of {name}"):
+        for key, value in tags.items():
+            client.set_model_version_tag(name, str(number), key, value)
+
+
+def set_gate_result(category: str, number: int, result: GateResult) -> None:
+    """Store what the gate found beside the version that it judged.
+
+    Raises:
+        RegistryError: if there is no such version, or the registry cannot be reached.
+    """
+    set_tags(category, number, {_GATE_TAG: result.model_dump_json()})
+
+
+def to_tags(
+    *, digest: str, weights_uri: str, threshold: float, metrics: Metrics, facts: dict[str, str]
+) -> dict[str, str]:
+    """Tags of a new version, which `to_version` reads back.
+
+    Args:
+        digest: of the unified model.
+        weights_uri: MLflow address of the unified model.
+        threshold: image score from which an image is anomalous.
+        metrics: of the category; fractions in 0..1.
+        facts: further tags, such as `data_version` and `git_commit`.
+    """
+    return {
+        **facts,
+        "approval": "pending",
+        "digest": digest,
+        "weights": weights_uri,
+        "threshold": repr(threshold),
+        **{f"{_METRIC_TAG}{name}": repr(value) for name, value in metrics.items()},
+    }
+
+
+def is_ours(version: ModelVersion) -> bool:
+    """Whether a version was made by `onenip register`, and not by hand under the same name."""
+    return "digest" in version.tags and "approval" in version.tags
+
+
+def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> Version:
+    """Typed view of what MLflow returns.
+
+    Raises:
+        RegistryError: if the version was not made by `onenip register`, or its tags were damaged.
+    """
+    tags = found.tags
+    number = int(found.version)
+    try:
+        return Version(
+            category=category,
+            number=number,
+            digest=tags["digest"],
+            weights_uri=tags["weights"],
+            threshold=float(tags["threshold"]),
+            aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
+            approval=tags["approval"],
+            approver=tags.get("approver", ""),
+            decided_at=tags.get("decided_at") or None,
+            reason=tags.get("reason", ""),
+            approved_digest=tags.get("approved_digest", ""),
+            metrics={
+                key.removeprefix(_METRIC_TAG): float(value)
+                for key, value in tags.items()
+                if key.startswith(_METRIC_TAG)
+            },
+            gate=GateResult.model_validate_json(tags[_GATE_TAG]) if _GATE_TAG in tags else None,
+            data_version=tags.get("data_version", ""),
+            git_commit=tags.get("git_commit", ""),
+            created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
+            run_id=found.run_id or "",
+        )
+    except (KeyError, ValueError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise RegistryError(f"{found.name} version {number}: unusable tags: {reason}") from error
+
+
+def _read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+    return {alias: int(number) for alias, number in model.aliases.items()}
