@@ -11,18 +11,16 @@ import binascii
 import json
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from mlflow.pyfunc.model import PythonModel
+from mlflow.pyfunc.model import PythonModel, PythonModelContext  # MLflow reads the type hints
 
 from onenip.errors import ImageError
 from onenip.images import load_image
 from onenip.registry.publishing import load_pinned
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from mlflow.pyfunc.model import PythonModelContext
-
     from onenip.detector import Detector, Prediction
 
 
@@ -55,8 +53,6 @@ class Pointer(PythonModel):
         Raises:
             MlflowException: HTTP 400, if a row is no image or names another category.
         """
-        import pandas as pd
-
         if "category" in model_input:
             for name in model_input["category"].dropna().unique():
                 if name not in ("", self._category):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import urllib.parse
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from onenip.version import __version__
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
     from onenip.detector import Detector
 
@@ -109,7 +110,7 @@ def fetch_weights(weights_uri: str) -> Path:
     store.connect()
     import mlflow
 
-    with store.refusals(f"model {weights_uri}"), _quiet():
+    with store.refusals(f"model {weights_uri}"):
         try:
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=weights_uri))
         except OSError as error:
@@ -180,23 +181,16 @@ def _ensure_weights(
 ) -> str:
     """Address of the stored model with this digest, stored now if it is not there yet."""
     experiment_id = store.ensure_experiment(client, experiment)
-    with store.refusals("model"), _quiet():
+    with store.refusals("model"):
         found = client.search_logged_models(
             [experiment_id], filter_string=f"tags.`{_DIGEST}` = '{detector.digest}'"
         )
         ready = [model for model in found if str(model.status) == "READY"]
-        if ready:
-            return str(ready[0].model_uri)
-        model = client.create_logged_model(
-            experiment_id,
-            name=WEIGHTS_NAME,
-            source_run_id=run_id,
-            tags={_DIGEST: detector.digest, "onenip.categories": ", ".join(detector.categories)},
-            model_type="onenip",
-        )
-        client.log_model_artifacts(model.model_id, str(model_dir))
-        client.finalize_logged_model(model.model_id, "READY")
-        return str(model.model_uri)
+    if ready:
+        return str(ready[0].model_uri)
+    tags = {_DIGEST: detector.digest, "onenip.categories": ", ".join(detector.categories)}
+    model = _store_folder(client, model_dir, name=WEIGHTS_NAME, run_id=run_id, tags=tags)
+    return str(model.model_uri)
 
 
 def _ensure_version(
@@ -224,8 +218,10 @@ def _ensure_version(
                 metrics=metrics,
                 facts=facts,
             )
-            with store.refusals(name), _quiet():
-                model = _log_pointer(detector, category, weights_uri=weights_uri, run_id=run_id)
+            model = _store_pointer(
+                client, detector, category, weights_uri=weights_uri, run_id=run_id
+            )
+            with store.refusals(name):
                 created = client.create_model_version(
                     name, source=model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id
                 )
@@ -254,28 +250,53 @@ def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
                 raise
 
 
-def _log_pointer(detector: Detector, category: str, *, weights_uri: str, run_id: str) -> Any:
-    """Log what MLflow serves for a category: code, settings and the prompt picture; no weights."""
+def _store_pointer(
+    client: MlflowClient, detector: Detector, category: str, *, weights_uri: str, run_id: str
+) -> LoggedModel:
+    """Store what MLflow serves for a category: code, settings and prompt picture; no weights."""
     import mlflow
 
     spec = detector.spec.categories[category]
-    with tempfile.TemporaryDirectory() as folder, mlflow.start_run(run_id=run_id):
-        prompt = Path(folder) / "prompt.png"
+    with tempfile.TemporaryDirectory() as scratch:
+        prompt = Path(scratch) / "prompt.png"
         Image.fromarray(detector.prompt_images(category)[0]).save(prompt)
-        return mlflow.pyfunc.log_model(
-            name=registered_name(category),
-            python_model=str(POINTER_CODE),
-            model_config={
-                "category": category,
-                "weights_uri": weights_uri,
-                "digest": detector.digest,
-                "threshold": spec.image_threshold,
-                "prompts": list(spec.prompt_names),
-            },
-            artifacts={"prompt": str(prompt)},
-            signature=pointer_signature(),
-            pip_requirements=[f"onenip=={__version__}"],
+        folder = Path(scratch) / "pointer"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # advice about input examples
+            mlflow.pyfunc.save_model(
+                str(folder),
+                python_model=str(POINTER_CODE),
+                model_config={
+                    "category": category,
+                    "weights_uri": weights_uri,
+                    "digest": detector.digest,
+                    "threshold": spec.image_threshold,
+                    "prompts": list(spec.prompt_names),
+                },
+                artifacts={"prompt": str(prompt)},
+                signature=pointer_signature(),
+                pip_requirements=[f"onenip=={__version__}"],
+            )
+        name = registered_name(category)
+        tags = {"onenip.points_at": weights_uri}
+        return _store_folder(client, folder, name=name, run_id=run_id, tags=tags)
+
+
+def _store_folder(
+    client: MlflowClient, folder: Path, *, name: str, run_id: str, tags: dict[str, str]
+) -> LoggedModel:
+    """Upload a folder as a model of a run; it counts as ready only when it is whole."""
+    with store.refusals(f"model {name}"):
+        experiment_id = client.get_run(run_id).info.experiment_id
+        model = client.create_logged_model(
+            experiment_id,
+            name=urllib.parse.quote(name, safe=" "),
+            source_run_id=run_id,
+            tags=tags,
+            model_type="onenip",
         )
+        client.log_model_artifacts(model.model_id, str(folder))
+        return client.finalize_logged_model(model.model_id, "READY")
 
 
 def _record(version: Version, *, by: str) -> None:
@@ -291,11 +312,3 @@ def _record(version: Version, *, by: str) -> None:
             champion=read_aliases(version.category).get(CHAMPION, 0),
         )
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without MLflow's progress bars and its advice about type hints, which is not for users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 LOCAL_DATABASE = "mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
 
-# MLflow's own waits for several minutes before it says that a server is down.
-_PATIENCE = {
+# MLflow by itself waits for several minutes before it says that a server is down.
+_DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -45,7 +46,7 @@ def connect() -> MlflowClient:
     Raises:
         RegistryError: if a local store cannot be opened.
     """
-    for key, value in _PATIENCE.items():
+    for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
     import mlflow
 
