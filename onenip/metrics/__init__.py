@@ -1,0 +1,49 @@
+"""Figures of merit: exact, streaming, and honest about what is not defined.
+
+- `figures`: a figure is a number or `Undefined` with the reason; the mean over categories
+- `images`: AUROC, AP and F1-max of image scores; accuracy, recall and false-alarm rate of verdicts
+- `pixels`: `PixelScores`, which takes one map at a time and never holds all of them
+- `areas`: pixel AUROC, AP, F1-max and AUPRO from counts in descending order of score
+- `resampling`: bootstrap over images, for intervals of every figure
+
+All figures are fractions in 0..1.
+
+    scores = PixelScores()
+    for map, mask in test_set:
+        scores.update(map, mask)
+    scores.compute()["aupro"]
+"""
+
+from onenip.metrics.figures import (
+    IMAGE_NAMES,
+    NAMES,
+    PIXEL_NAMES,
+    VERDICT_NAMES,
+    Figure,
+    Undefined,
+    mean_figure,
+)
+from onenip.metrics.images import (
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    image_figures,
+    verdict_figures,
+)
+from onenip.metrics.pixels import PixelScores
+
+__all__ = [
+    "IMAGE_NAMES",
+    "NAMES",
+    "PIXEL_NAMES",
+    "VERDICT_NAMES",
+    "Figure",
+    "PixelScores",
+    "Undefined",
+    "image_ap",
+    "image_auroc",
+    "image_f1_max",
+    "image_figures",
+    "mean_figure",
+    "verdict_figures",
+]
