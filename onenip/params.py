@@ -19,6 +19,9 @@ from onenip.errors import ParamsError
 DEFAULT_PATH = Path("params.yaml")
 
 Fraction = float
+SYNTHETIC_KINDS = frozenset(
+    {"cutpaste", "scar", "perlin", "misplaced", "stain", "scratch", "erased"}
+)
 
 
 class Section(BaseModel):
@@ -62,16 +65,141 @@ class ValidateParams(Section):
 
 
 class SynthesizeParams(Section):
-    """How normal images are turned into anomalous ones."""
+    """How normal images are turned into anomalous ones; lengths in px are for a side of 224 px."""
 
     per_image: int = Field(2, ge=1, description="synthetic anomalies stored per normal image")
+    kinds: dict[str, float] = Field(
+        {
+            "cutpaste": 0.1,
+            "scar": 0.1,
+            "perlin": 0.2,
+            "misplaced": 0.2,
+            "stain": 0.15,
+            "scratch": 0.15,
+            "erased": 0.1,
+        },
+        description="kinds of anomaly and their shares, which need not add up to 1",
+    )
     textures: str | None = Field(
         None, description="folder of texture photos; null: textures that onenip draws itself"
     )
+    foreground_only: bool = Field(
+        True, description="keep anomalies off a plain background, where one can be told"
+    )
+    mask_visible_only: bool = Field(
+        True, description="mask only what visibly changed, not all that was pasted"
+    )
+    min_change: int = Field(8, ge=1, le=255, description="levels by which a pixel visibly changes")
+    min_area_px: int = Field(12, ge=1, description="px that must visibly change, else redrawn")
+    colour_jitter: float = Field(
+        0.4, ge=0, le=1, description="brightness, contrast and saturation of a pasted patch"
+    )
+    hue_jitter: float = Field(0.1, ge=0, le=0.5, description="hue of a pasted patch, in turns")
+    cutpaste_area_fraction: tuple[float, float] = Field((0.02, 0.15), description="of the image")
+    cutpaste_aspect: tuple[float, float] = Field(
+        (0.3, 3.3), description="width over height: first..1 as often as 1..second"
+    )
+    scar_width_px: tuple[float, float] = Field((2.0, 16.0), description="breadth of a scar in px")
+    scar_length_px: tuple[float, float] = Field((10.0, 25.0), description="length of a scar in px")
+    scar_angle_degrees: tuple[float, float] = Field((-45.0, 45.0), description="turn of a scar")
+    perlin_period_powers: tuple[int, int] = Field(
+        (1, 5), description="noise periods per axis, as powers of 2"
+    )
+    perlin_angle_degrees: tuple[float, float] = Field((-5.0, 5.0), description="turn of the noise")
+    perlin_threshold: float = Field(0.5, gt=-1, lt=1, description="noise above it is anomalous")
+    perlin_image_share: tuple[float, float] = Field(
+        (0.0, 0.8), description="share of the image that shines through the texture"
+    )
+    blob_area_fraction: tuple[float, float] = Field(
+        (0.0008, 0.06), description="area of irregular spots, of the image"
+    )
+    shade_levels: tuple[float, float] = Field(
+        (12.0, 120.0), description="levels by which stains and scratches darken or lighten"
+    )
+    scratch_length_fraction: tuple[float, float] = Field(
+        (0.05, 0.7), description="length of a scratch, of the image's shorter side"
+    )
+    scratch_width_px: tuple[float, float] = Field((1.0, 5.0), description="breadth of a scratch")
+
+    @model_validator(mode="after")
+    def _order_ranges(self) -> Self:
+        for key, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"synthesize.{key}: the first number is above the second")
+        unknown = set(self.kinds) - SYNTHETIC_KINDS
+        if (
+            unknown
+            or not self.kinds
+            or min(self.kinds.values()) < 0
+            or not any(self.kinds.values())
+        ):
+            known = ", ".join(sorted(SYNTHETIC_KINDS))
+            raise ValueError(f"synthesize.kinds: shares above 0 of {known}; got {self.kinds}")
+        return self
 
 
 class ModelParams(Section):
     """Architecture of the detector; a checkpoint is only good for the same."""
+
+    backbone: str = Field("tf_efficientnet_lite2", description="a timm model with feature maps")
+    weights: str = Field(
+        "package",
+        description="of the backbone: `package` (ImageNet, from an installed package), `pretrained` "
+        "(timm's, from a model hub), `random`, or the path of a state dict",
+    )
+    levels: tuple[int, ...] = Field(
+        (0, 1, 2, 3),
+        description="timm's feature levels, or blocks of a ViT; []: stride 16 and finer",
+    )
+    input_size: tuple[int, int] = Field((224, 224), description="height and width in px")
+    padding_size: int | None = Field(
+        None,
+        ge=32,
+        description="input side in px whose padding is kept for every input; null: none",
+    )
+    pooling: Literal["bilinear", "area"] = Field(
+        "area", description="how finer levels reach the coarsest grid: the paper's, or averaged"
+    )
+    standardize: bool = Field(True, description="zero mean, unit variance per feature channel")
+    width: int = Field(128, ge=2, description="transformer width D")
+    heads: int = Field(4, ge=1, description="attention heads")
+    encoder_layers: int = Field(2, ge=1, description="encoder layers")
+    decoder_layers: int = Field(2, ge=1, description="bidirectional decoder layers")
+    feedforward: int = Field(512, ge=1, description="hidden width of the feed-forward parts")
+    dropout: Fraction = Field(0.1, ge=0, lt=1, description="dropout probability in training")
+    neighbor_size: int = Field(
+        7, ge=0, description="side in tokens of the masked neighbourhood, odd; 0: no mask"
+    )
+    refiner: Literal["paper", "evidence"] = Field(
+        "evidence", description="what sharpens the map: the paper's refiner, or one that sees more"
+    )
+    refiner_width: int = Field(96, ge=2, description="channels inside the refiner, even")
+    evidence: tuple[Literal["restoration", "distance", "residual", "features"], ...] = Field(
+        ("restoration", "distance", "residual", "features"),
+        description="what the refiner `evidence` sees",
+    )
+    memory_tokens: int = Field(
+        2048, ge=0, description="normal tokens kept per category; 0: no memory"
+    )
+    memory_window: int = Field(3, ge=1, description="side in tokens that are averaged, odd")
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.width % self.heads or self.width % 2:
+            raise ValueError("model.width must be even and divisible by model.heads")
+        if self.neighbor_size and self.neighbor_size % 2 == 0:
+            raise ValueError("model.neighbor_size must be odd, or 0")
+        if self.memory_window % 2 == 0 or self.refiner_width % 2:
+            raise ValueError("model.memory_window must be odd and model.refiner_width even")
+        if min(self.input_size) < 32:
+            raise ValueError("model.input_size must be at least 32 px a side")
+        if not self.evidence or len(set(self.evidence)) < len(self.evidence):
+            raise ValueError("model.evidence needs at least one kind, each once")
+        if self.refiner == "evidence" and not self.memory_tokens:
+            lost = {"distance", "residual"} & set(self.evidence)
+            if lost:
+                raise ValueError(f"model.evidence {sorted(lost)} needs model.memory_tokens above 0")
+        return self
 
 
 class TrainParams(Section):
@@ -81,13 +209,66 @@ class TrainParams(Section):
     max_steps: int | None = Field(
         None, ge=1, description="optimiser steps at most; null: epochs decide"
     )
+    batch_size: int = Field(8, ge=1, description="normal images a step, on each device")
+    learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at its highest")
+    weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
+    schedule: Literal["step", "cosine"] = Field(
+        "cosine", description="learning rate: the paper's one step down, or warm-up and cosine"
+    )
+    step_epoch: int = Field(800, ge=1, description="epoch of the step down by 10, for `step`")
+    warmup_fraction: Fraction = Field(
+        0.1, ge=0, lt=1, description="share of all steps, for `cosine`"
+    )
+    gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    jitter_scale: float = Field(20.0, ge=0, description="feature jitter")
+    jitter_probability: Fraction = Field(1.0, ge=0, le=1, description="of jitter in a step")
+    feature_weight: float = Field(1.0, ge=0, description="weight of the feature loss")
+    dice_weight: float = Field(0.5, ge=0, description="weight of the Dice loss of the refined map")
+    dice_overlap: float = Field(
+        2.0, ge=1, le=2, description="weight of the overlap in Dice: 2, or the reference's 1"
+    )
+    cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the map's cross entropy")
+    prompt_choice: Literal["random", "nearest"] = Field(
+        "random", description="which normal image of the category prompts a training image"
+    )
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
+        "auto", description="auto: mixed on CUDA, 32 bits on the CPU"
+    )
+    devices: int | Literal["auto"] = Field("auto", description="GPUs to train on; the CPU counts 1")
+    checkpoint_seconds: float = Field(
+        60.0, gt=0, description="time between checkpoints that a killed training resumes from"
+    )
+    log_steps: int = Field(10, ge=1, description="steps between logged losses")
+    warm_start: str | None = Field(
+        None, description="model folder whose weights training starts from; null: from scratch"
+    )
 
 
 class CalibrateParams(Section):
     """Prompts, thresholds and score scales, all chosen from training normals."""
 
+    prompts: int = Field(
+        4, ge=1, description="normal images kept per category as prompts; the nearest is used"
+    )
+    fusion: Literal["paper", "standardized"] = Field(
+        "standardized",
+        description="how maps become one: the paper's rule with a stored constant, or each in units "
+        "of its spread over normal images",
+    )
+    fusion_weights: dict[Literal["restoration", "distance", "refined"], float] = Field(
+        {"restoration": 0.0, "distance": 1.0, "refined": 1.0},
+        description="weights of the maps, for `standardized`",
+    )
+    pooling_px: int = Field(
+        16,
+        ge=1,
+        description="side in px that a map is averaged over before its maximum is the score",
+    )
     false_alarm_rate: Fraction = Field(
         0.02, gt=0, lt=1, description="target share of normal images called anomalous"
+    )
+    pixel_false_alarm_rate: Fraction = Field(
+        0.001, gt=0, lt=1, description="target share of normal images' pixels called defective"
     )
 
 

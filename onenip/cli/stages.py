@@ -23,6 +23,7 @@ PARAMS = Path("params.yaml")
 MANIFEST = Path("artifacts/validation/manifest.csv")
 SYNTHESIS = Path("artifacts/synthesis")
 MODEL = Path("artifacts/model")
+CURVES = Path("artifacts/training")
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +58,7 @@ def train(
         Path, typer.Option(help="Folder that `onenip synthesize` wrote.")
     ] = SYNTHESIS,
     out: Annotated[Path, typer.Option(help="Folder for the model.")] = MODEL,
+    curves: Annotated[Path, typer.Option(help="Folder for the training curve.")] = CURVES,
 ) -> None:
     """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
     from onenip.params import Params
@@ -69,4 +71,5 @@ def train(
         manifest=manifest,
         synthesis_dir=synthesis,
         out_dir=out,
+        curves_dir=curves,
     )

@@ -1,0 +1,208 @@
+"""Prompts, references, score scales and thresholds of a category, all from normal training images.
+
+Whatever is decided here is decided without test data, and stored in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onenip.detector import CategoryState, Detector, draw_maps, embed_globally, fuse_for
+from onenip.errors import DataError
+from onenip.images import resize_image
+from onenip.memory import select_coreset
+from onenip.model_file import CategorySpec
+from onenip.network import Features, Network, Reference
+from onenip.params import CalibrateParams
+from onenip.scoring import measure_scale, score_maps
+from onenip.thresholds import false_alarm_threshold
+
+MIN_CALIBRATION_IMAGES = 4  # fewer held-out normals than this tell no scale: fitted ones then join
+MAX_CALIBRATION_IMAGES = 200  # more change nothing but the time
+
+_CORESET_TOKENS = 100_000  # tokens that a memory is chosen from, at most
+_SHIFTS = ((0, 0), (3, 0), (-3, 0), (0, 3), (0, -3))  # px, copies of a lone normal image
+
+
+@dataclass(frozen=True)
+class CalibrationImage:
+    """Features of one image to calibrate on.
+
+    Attributes:
+        features: a batch of one.
+        excluded: [M] bool, memory tokens that come from this very image; None where none does.
+    """
+
+    features: Features
+    excluded: Tensor | None = None
+
+
+def choose_prompts(coarse: Tensor, *, count: int) -> list[int]:
+    """Indices of the normal images that show a category best.
+
+    The first is the one nearest to the mean, each further one the farthest from those chosen.
+
+    Args:
+        coarse: [n, C, h, w] float, coarse features of the normal images.
+        count: how many; all where there are fewer.
+    """
+    embeddings = embed_globally(coarse)  # [n, C]
+    picks = [int((embeddings - embeddings.mean(0)).norm(dim=1).argmin())]
+    distance = (embeddings - embeddings[picks[0]]).norm(dim=1)
+    while len(picks) < min(count, len(embeddings)):
+        picks.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (embeddings - embeddings[picks[-1]]).norm(dim=1))
+    return picks
+
+
+def build_reference(
+    network: Network, fine: Tensor, *, generator: torch.Generator
+) -> tuple[Reference, Tensor]:
+    """A category's reference, and which image each memory token comes from.
+
+    Args:
+        network: says how tokens are averaged and how many are kept.
+        fine: [n, C, h, w], fine features of the normal images; float of any width.
+        generator: source of the choice of tokens.
+
+    Returns:
+        The reference, and owners [M] int64, indices into the images.
+    """
+    reference = Reference.measure(fine)
+    if not network.uses_memory:
+        return reference, torch.zeros(0, dtype=torch.int64)
+    per_image = fine.shape[2] * fine.shape[3]
+    keep = max(min(per_image, _CORESET_TOKENS // len(fine)), 1)
+    tokens, owners = [], []
+    for i, one in enumerate(fine):
+        averaged = network.average_tokens(reference.standardize(one[None]))[0]  # [N8, C]
+        chosen = torch.randperm(per_image, generator=generator)[:keep].sort().values
+        tokens.append(averaged[chosen])
+        owners.append(torch.full((keep,), i))
+    pool, owner = torch.cat(tokens), torch.cat(owners)
+    picks = select_coreset(pool, count=network.params.memory_tokens, generator=generator)
+    memory = pool[picks].half().float()  # as the model file keeps it
+    return reference.with_memory(memory), owner[picks]
+
+
+def calibrate_category(
+    network: Network,
+    params: CalibrateParams,
+    *,
+    state: CategoryState,
+    normals: Sequence[CalibrationImage],
+    anomalies: Sequence[CalibrationImage],
+    prompt_names: list[str],
+    calibrated_on: str,
+    is_provisional: bool,
+) -> CategorySpec:
+    """Score scales and thresholds of a category.
+
+    Args:
+        network: trained.
+        params: rates and rules.
+        state: the category's prompts and reference.
+        normals: normal images, not fitted to if there are enough such.
+        anomalies: synthetic anomalies made from normal images.
+        prompt_names: of the prompts, for the record.
+        calibrated_on: which normals these are, for the record.
+        is_provisional: whether the category was added without training.
+
+    Raises:
+        DataError: if there are no normals.
+    """
+    if not normals:
+        raise DataError("a category cannot be calibrated without normal images")
+    maps = [_draw(network, state, image) for image in normals[:MAX_CALIBRATION_IMAGES]]
+    wrong = [_draw(network, state, image) for image in anomalies[:MAX_CALIBRATION_IMAGES]]
+    restoration = torch.cat([m["restoration"] for m in maps + wrong])
+    draft = CategorySpec(
+        image_threshold=0.0,
+        pixel_threshold=0.0,
+        scales={kind: measure_scale(torch.cat([m[kind] for m in maps])) for kind in maps[0]},
+        fusion_constant=float(restoration.max() + restoration.min()) / 2,
+        normal_scores=[],
+        synthetic_scores=[],
+        prompt_names=prompt_names,
+        calibrated_on=calibrated_on,
+        is_provisional=is_provisional,
+    )
+    fused = torch.cat([fuse_for(m, params, draft) for m in maps])  # [n, H, W]
+    scores = score_maps(fused, pooling_px=params.pooling_px).tolist()
+    synthetic = [
+        float(score_maps(fuse_for(m, params, draft), pooling_px=params.pooling_px)) for m in wrong
+    ]
+    pixels = np.quantile(fused.cpu().numpy(), 1 - params.pixel_false_alarm_rate)
+    return draft.model_copy(
+        update={
+            "image_threshold": false_alarm_threshold(scores, params.false_alarm_rate),
+            "pixel_threshold": float(pixels),
+            "normal_scores": scores,
+            "synthetic_scores": synthetic,
+        }
+    )
+
+
+def add_category(detector: Detector, name: str, images: Sequence[NDArray[np.uint8]]) -> Detector:
+    """A detector that also knows `name`, from normal images [H, W, 3] uint8; see `Detector`."""
+    if name in detector.spec.categories:
+        raise DataError(f"category {name!r} is there already")
+    if not images:
+        raise DataError(f"category {name!r} needs at least one normal image")
+    network, params = detector.network, detector.spec.calibrate
+    with torch.inference_mode():
+        resized = [resize_image(image, detector.input_size) for image in images]
+        features = [_embed(network, image) for image in resized]
+        fine = torch.cat([f.fine for f in features])
+        reference, owners = build_reference(
+            network, fine, generator=torch.Generator().manual_seed(0)
+        )
+        coarse = torch.cat([f.coarse for f in features])
+        picks = choose_prompts(coarse, count=params.prompts)
+        prompts = torch.tensor(np.stack([resized[i] for i in picks]))
+        state = CategoryState(
+            prompts, network.encode(coarse[picks]), embed_globally(coarse[picks]), reference
+        )
+        if len(images) == 1:
+            shifted = [np.roll(resized[0], shift, axis=(0, 1)) for shift in _SHIFTS]
+            normals = [CalibrationImage(_embed(network, image)) for image in shifted]
+        else:
+            normals = [CalibrationImage(f, owners == i) for i, f in enumerate(features)]
+        known = calibrate_category(
+            network,
+            params,
+            state=state,
+            normals=normals,
+            anomalies=[],
+            prompt_names=[f"given {i}" for i in picks],
+            calibrated_on="given",
+            is_provisional=True,
+        )
+    spec = detector.spec.model_copy(
+        update={"categories": {**detector.spec.categories, name: known}}
+    )
+    states = {other: detector.state(other) for other in detector.categories} | {name: state}
+    return Detector(
+        network,
+        spec=spec,
+        prompts={other: one.prompts for other, one in states.items()},
+        references={other: one.reference for other, one in states.items()},
+    )
+
+
+def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:
+    features = image.features
+    nearest = torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
+    restored = network.decode(network.encode(features.coarse), state.encoded[nearest])
+    excluded = None if image.excluded is None else image.excluded[None]
+    return draw_maps(network, features, restored, state.reference, excluded=excluded)
+
+
+def _embed(network: Network, image: NDArray[np.uint8]) -> Features:
+    return network.embed(torch.tensor(image)[None].to(network.coarse_mean.device))

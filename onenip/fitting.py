@@ -1,0 +1,301 @@
+"""From normal images to a detector: features, training, calibration, in that order.
+
+Knows samples and params; knows nothing of command lines, experiment tracking or registries.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from onenip.calibration import (
+    MAX_CALIBRATION_IMAGES,
+    MIN_CALIBRATION_IMAGES,
+    CalibrationImage,
+    calibrate_category,
+    choose_prompts,
+)
+from onenip.dataset import Sample, list_categories, select
+from onenip.detector import CategoryState, Detector, embed_globally
+from onenip.errors import CheckpointError, DataError
+from onenip.images import load_image, resize_image
+from onenip.loading import load_resized
+from onenip.model_file import CategorySpec, DetectorSpec, read_model
+from onenip.network import Features, Network
+from onenip.params import Params, TrainParams
+from onenip.synthesis import Synthesizer
+from onenip.synthetic_bank import StoredAnomaly
+from onenip.textures import load_textures
+from onenip.training import OnLog, fit
+from onenip.training_set import BatchPlan, TrainingSet, build_training_set
+from onenip.weights import load_backbone_weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained detector, and a row of losses per log."""
+
+    detector: Detector
+    history: list[dict[str, float]]
+
+
+def fit_detector(
+    params: Params,
+    *,
+    samples: Sequence[Sample],
+    bank: Sequence[StoredAnomaly],
+    provenance: dict[str, Any],
+    checkpoint_dir: Path,
+    cache_dir: Path | None,
+    on_log: OnLog,
+    progress: bool,
+) -> FitResult:
+    """Train and calibrate one detector for all categories of the samples.
+
+    Args:
+        params: everything.
+        samples: of the manifest; only normal training images are read.
+        bank: synthetic anomalies for calibration.
+        provenance: facts to store in the model.
+        checkpoint_dir: where a killed training left its state, and leaves it.
+        cache_dir: where resized images and features are kept from run to run; None keeps none.
+        on_log: called with a step's number and losses.
+        progress: whether to show bars.
+
+    Raises:
+        DataError: if a category has no image to fit to.
+        DivergedError: if the training's loss stops being finite.
+    """
+    fabric = start_fabric(params.train)
+    seed_everything(params.seed)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    samples = _with_fit_images(samples)
+    fitted = select(samples, subset="fit")
+    images = load_resized(
+        fitted,
+        params.model.input_size,
+        cache_dir=cache_dir / "images" if cache_dir else None,
+        workers=os.cpu_count() or 1,
+        progress=progress,
+    )
+    network = build_network(params, fabric)
+    data = build_training_set(
+        network,
+        images,
+        names=[s.name for s in fitted],
+        categories=[s.category for s in fitted],
+        seed=params.seed,
+        cache_dir=cache_dir / "features" if cache_dir else None,
+        progress=progress,
+    )
+    _warm_start(network, params.train.warm_start)
+    textures = load_textures(
+        Path(params.synthesize.textures) if params.synthesize.textures else None,
+        size=params.model.input_size,
+        rng=np.random.default_rng([params.seed, 3]),
+    )
+    plan = BatchPlan(
+        data,
+        Synthesizer(params.synthesize, textures=textures),
+        batch_size=params.train.batch_size,
+        seed=params.seed,
+        prompt_choice=params.train.prompt_choice,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+    )
+    history = fit(
+        network,
+        plan,
+        params=params.train,
+        model_params=params.model,
+        seed=params.seed,
+        fabric=fabric,
+        checkpoint_dir=checkpoint_dir,
+        on_log=on_log,
+        progress=progress,
+        workers=min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0,
+    )
+    network.to("cpu")
+    detector = calibrate_detector(
+        network, params, samples=samples, data=data, bank=bank, provenance=provenance
+    )
+    return FitResult(detector, history)
+
+
+def calibrate_detector(
+    network: Network,
+    params: Params,
+    *,
+    samples: Sequence[Sample],
+    data: TrainingSet,
+    bank: Sequence[StoredAnomaly],
+    provenance: dict[str, Any],
+) -> Detector:
+    """Detector of a trained network: prompts, scales and thresholds for every category."""
+    categories: dict[str, CategorySpec] = {}
+    states: dict[str, CategoryState] = {}
+    network.eval()
+    with torch.inference_mode():
+        for category in list_categories(samples):
+            state, names = _choose_state(network, params, data, category)
+            held_out = select(samples, category=category, subset="calibration")
+            normals = [
+                CalibrationImage(_embed_file(network, s.path))
+                for s in held_out[:MAX_CALIBRATION_IMAGES]
+            ]
+            calibrated_on = "calibration"
+            if len(normals) < MIN_CALIBRATION_IMAGES:
+                normals += _reuse_fitted(data, category)
+                calibrated_on = "calibration and fit" if held_out else "fit"
+                log.warning(
+                    "%s: only %d held-out normal images; thresholds also rest on fitted ones",
+                    category,
+                    len(held_out),
+                )
+            categories[category] = calibrate_category(
+                network,
+                params.calibrate,
+                state=state,
+                normals=normals,
+                anomalies=_pick_anomalies(network, bank, category, {s.name for s in held_out}),
+                prompt_names=names,
+                calibrated_on=calibrated_on,
+                is_provisional=False,
+            )
+            states[category] = state
+    spec = DetectorSpec(
+        model=params.model,
+        calibrate=params.calibrate,
+        categories=categories,
+        provenance=provenance,
+    )
+    return Detector(
+        network,
+        spec=spec,
+        prompts={name: state.prompts for name, state in states.items()},
+        references={name: state.reference for name, state in states.items()},
+    )
+
+
+def build_network(params: Params, fabric: Fabric) -> Network:
+    """Network with the backbone's weights loaded, on the fabric's device."""
+    network = Network(params.model).to(memory_format=torch.channels_last)
+    load_backbone_weights(
+        network.backbone,
+        name=params.model.backbone,
+        weights=params.model.weights,
+        seed=params.seed,
+    )
+    return network.to(fabric.device)
+
+
+def start_fabric(params: TrainParams) -> Fabric:
+    """Device, precision and strategy: CUDA with mixed precision where there is one, else the CPU."""
+    on_cuda = torch.cuda.is_available()
+    devices = params.devices if params.devices != "auto" or on_cuda else 1
+    precision = params.precision
+    if precision == "auto":
+        mixed = "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "16-mixed"
+        precision = mixed if on_cuda else "32-true"
+    fabric = Fabric(
+        accelerator="cuda" if on_cuda else "cpu",
+        devices=devices,
+        precision=precision,  # type: ignore[arg-type]  # one of its literals
+        strategy="ddp" if devices not in (1, "auto") else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what libraries draw from by themselves: initial weights and dropout."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:
+    """Samples in which every category has an image to fit to.
+
+    Raises:
+        DataError: if a category has no normal training image at all, or none in the subset `fit`.
+    """
+    for category in list_categories(samples):
+        if not select(samples, category=category, subset="fit"):
+            raise DataError(f"category {category}: no normal images to train on in train/good")
+    return list(samples)
+
+
+def _choose_state(
+    network: Network, params: Params, data: TrainingSet, category: str
+) -> tuple[CategoryState, list[str]]:
+    indices = data.list_indices(category)
+    coarse = data.features.coarse[indices]
+    picks = choose_prompts(coarse, count=params.calibrate.prompts)
+    chosen = [int(indices[i]) for i in picks]
+    state = CategoryState(
+        prompts=torch.tensor(data.images[chosen]),
+        encoded=torch.cat([network.encode(coarse[i][None]) for i in picks]),
+        embeddings=embed_globally(coarse[picks]),
+        reference=data.references[category],
+    )
+    return state, [data.names[i] for i in chosen]
+
+
+def _reuse_fitted(data: TrainingSet, category: str) -> list[CalibrationImage]:
+    indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
+    owners = data.owners[category]
+    features = data.features
+    return [
+        CalibrationImage(
+            Features(features.coarse[i][None], features.fine[i][None]), owners == int(i)
+        )
+        for i in indices
+    ]
+
+
+def _pick_anomalies(
+    network: Network, bank: Sequence[StoredAnomaly], category: str, held_out: set[str]
+) -> list[CalibrationImage]:
+    """Synthetic anomalies of a category, of held-out normals where there are any."""
+    own = [stored for stored in bank if stored.category == category]
+    unseen = [stored for stored in own if stored.made_from in held_out]
+    return [
+        CalibrationImage(_embed_file(network, stored.image))
+        for stored in (unseen or own)[:MAX_CALIBRATION_IMAGES]
+    ]
+
+
+def _embed_file(network: Network, path: Path) -> Features:
+    image = resize_image(load_image(path), network.params.input_size)
+    return network.embed(torch.tensor(image)[None])
+
+
+def _warm_start(network: Network, folder: str | None) -> None:
+    """Start from another model's trained weights, where their shapes agree."""
+    if folder is None:
+        return
+    _, tensors = read_model(Path(folder))
+    own = network.state_dict()
+    taken = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("network.")
+        if name in own and not name.startswith(("backbone.", "coarse_")):
+            if own[name].shape != value.shape:
+                raise CheckpointError(
+                    f"train.warm_start: {folder}: {name} has shape {tuple(value.shape)}, "
+                    f"not {tuple(own[name].shape)}"
+                )
+            taken[name] = value
+    network.load_state_dict(taken, strict=False)
+    log.info("warm start from %s: %d tensors", folder, len(taken))

@@ -1,0 +1,266 @@
+"""The detector's network: backbone, reconstruction and refiner, composed.
+
+Holds what is trained and what is frozen; knows nothing of categories, thresholds or files. What it
+needs to know of a category comes in as a `Prompt`.
+
+Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `C` channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onenip.features import Backbone, fuse_levels
+from onenip.memory import match_tokens
+from onenip.params import ModelParams
+from onenip.reconstruction import Reconstruction
+from onenip.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
+
+_FINE_STRIDE = 8  # px: the grid that tokens are matched on, where the backbone is that fine
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a batch of images on two grids.
+
+    Attributes:
+        coarse: [B, C, h, w] float, what is reconstructed; standardised per channel if the params say so.
+        fine: [B, C, h8, w8] float, what is matched with the memory; C is 0 where nothing reads it.
+    """
+
+    coarse: Tensor
+    fine: Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the network knows of a category beside the prompt: its usual features and its memory.
+
+    Attributes:
+        mean: [C] float, of fine features over the category's normal images.
+        std: [C] float, above 0.
+        memory: [M, C] float, standardised and averaged tokens; M is 0 without a memory.
+    """
+
+    mean: Tensor
+    std: Tensor
+    memory: Tensor
+
+    @classmethod
+    def measure(cls, fine: Tensor) -> Self:
+        """Statistics of normal images' fine features [B, C, h, w], with an empty memory."""
+        mean = fine.float().mean((0, 2, 3))
+        std = fine.float().std((0, 2, 3), correction=0)
+        floor = 1e-4 * float(std.mean()) if len(std) else 0.0
+        return cls(mean, std + floor + 1e-6, torch.zeros(0, fine.shape[1]))
+
+    def with_memory(self, memory: Tensor) -> Reference:
+        """The same statistics with memory tokens [M, C]."""
+        return replace(self, memory=memory)
+
+    def standardize(self, fine: Tensor) -> Tensor:
+        """Fine features [B, C, h, w] with the category's own zero mean and unit variance."""
+        return standardize(fine.float(), self.mean, self.std)
+
+
+@dataclass(frozen=True)
+class Match:
+    """Nearest memory tokens of a batch of queries.
+
+    Attributes:
+        distance: [B, N8] float, N8 = h8 * w8.
+        index: [B, N8] int64, into the category's memory.
+    """
+
+    distance: Tensor
+    index: Tensor
+
+
+class Network(nn.Module):
+    """Backbone, reconstruction and refiner.
+
+    Args:
+        params: the architecture.
+
+    Raises:
+        ParamsError: if the backbone, its levels and the input size do not fit together.
+
+    Source: OneNIP (ECCV 2024), figure 2.
+    """
+
+    coarse_mean: Tensor
+    coarse_std: Tensor
+
+    def __init__(self, params: ModelParams) -> None:
+        super().__init__()
+        self.params = params
+        self.backbone = Backbone(
+            name=params.backbone,
+            indices=params.levels,
+            input_size=params.input_size,
+            padding_size=params.padding_size,
+        )
+        self.grid, self.fine_grid = _plan_grids(self.backbone, params.input_size)
+        channels = sum(self.backbone.channels)
+        self.channels = channels
+        self.register_buffer("coarse_mean", torch.zeros(channels))
+        self.register_buffer("coarse_std", torch.ones(channels))
+        self.reconstruction = Reconstruction(
+            channels=channels,
+            grid=self.grid,
+            width=params.width,
+            heads=params.heads,
+            encoder_layers=params.encoder_layers,
+            decoder_layers=params.decoder_layers,
+            feedforward=params.feedforward,
+            dropout=params.dropout,
+            neighbor_size=params.neighbor_size,
+        )
+        self.refiner: PaperRefiner | EvidenceRefiner
+        if params.refiner == "paper":
+            self.refiner = PaperRefiner(channels=channels, width=params.refiner_width)
+        else:
+            self.refiner = EvidenceRefiner(
+                channels=self._count_evidence(), width=params.refiner_width
+            )
+
+    @property
+    def uses_memory(self) -> bool:
+        """Whether a category needs a token memory."""
+        return self.params.memory_tokens > 0
+
+    def embed(self, images: Tensor) -> Features:
+        """Features of images [B, H, W, 3] uint8, RGB, 0..255, at the input size."""
+        return self.fuse(self.backbone(images))
+
+    def fuse(self, levels: list[Tensor]) -> Features:
+        """Features on both grids of the backbone's levels [B, C_i, h_i, w_i]."""
+        coarse = fuse_levels(levels, grid=self.grid, pooling=self.params.pooling)
+        if isinstance(self.refiner, PaperRefiner) and not self.uses_memory:
+            return Features(self.standardize(coarse), coarse[:, :0])
+        fine = fuse_levels(levels, grid=self.fine_grid, pooling="area")
+        return Features(self.standardize(coarse), fine)
+
+    def standardize(self, coarse: Tensor) -> Tensor:
+        """Coarse features [B, C, h, w], standardised over the training normals if params say so."""
+        if not self.params.standardize:
+            return coarse
+        return standardize(coarse, self.coarse_mean, self.coarse_std)
+
+    def encode(self, coarse: Tensor) -> Tensor:
+        """Encoded tokens [B, N, D] of coarse features [B, C, h, w]."""
+        return self.reconstruction.encode(coarse.flatten(2).mT)
+
+    def decode(self, query: Tensor, prompt: Tensor) -> Tensor:
+        """Reconstructed coarse features [B, C, h, w] of encoded queries and prompts [B, N, D]."""
+        tokens = self.reconstruction.decode(query, prompt)  # [B, N, C]
+        return tokens.mT.unflatten(2, self.grid)
+
+    def average_tokens(self, fine: Tensor) -> Tensor:
+        """Standardised fine features [B, C, h, w] as tokens averaged over their window, [B, N, C]."""
+        window = self.params.memory_window
+        averaged = functional.avg_pool2d(
+            fine, window, stride=1, padding=window // 2, count_include_pad=False
+        )
+        return averaged.flatten(2).mT
+
+    def match(self, tokens: Tensor, memory: Tensor, *, excluded: Tensor | None = None) -> Match:
+        """Nearest memory tokens [M, C] of each query's tokens [B, N, C].
+
+        Args:
+            tokens: averaged tokens of the queries.
+            memory: the category's memory.
+            excluded: [B, M] bool, memory tokens that a query may not match; None for none.
+        """
+        pairs = [
+            match_tokens(query, memory, excluded=None if excluded is None else excluded[i])
+            for i, query in enumerate(tokens)
+        ]
+        return Match(torch.stack([d for d, _ in pairs]), torch.stack([i for _, i in pairs]))
+
+    def refine(
+        self,
+        *,
+        coarse: Tensor,
+        restored: Tensor,
+        fine: Tensor,
+        distance: Tensor,
+        matched: Tensor,
+    ) -> Tensor:
+        """Logits at the refiner's own resolution.
+
+        Args:
+            coarse: features of the queries, [B, C, h, w].
+            restored: reconstructed features, [B, C, h, w].
+            fine: standardised fine features, [B, C, h8, w8].
+            distance: to the nearest memory tokens, [B, N8]; unread without a memory.
+            matched: those tokens themselves, [B, N8, C]; unread without a memory.
+
+        Returns:
+            [B, 1, h', w'].
+        """
+        error = (restored - coarse).abs()
+        if isinstance(self.refiner, PaperRefiner):
+            return self.refiner(error)
+        size = (fine.shape[-2], fine.shape[-1])
+        evidence: list[Tensor] = []
+        for kind in self.params.evidence:
+            if kind == "restoration":
+                evidence.append(_resize(error, size))
+            elif kind == "distance":
+                evidence.append(distance.unflatten(1, size)[:, None] * (2 / self.channels**0.5))
+            elif kind == "residual":
+                residual = (self.average_tokens(fine) - matched).abs()  # [B, N8, C]
+                evidence.append(residual.mT.unflatten(2, size))
+            else:
+                evidence.append(fine)
+        return self.refiner(torch.cat(evidence, dim=1))
+
+    def restoration_map(self, restored: Tensor, coarse: Tensor) -> Tensor:
+        """L2 distance over channels, at input size: [B, H, W].
+
+        Source: OneNIP section 3.6.
+        """
+        distance = (restored - coarse).square().sum(1, keepdim=True).sqrt()  # [B, 1, h, w]
+        return upsample_logits(distance, self.params.input_size)
+
+    def enlarge(self, logits: Tensor) -> Tensor:
+        """The refiner's logits [B, 1, h', w'] at input size: [B, H, W]."""
+        return upsample_logits(logits, self.params.input_size)
+
+    def distance_map(self, distance: Tensor) -> Tensor:
+        """Distances to the nearest memory tokens [B, N8], at input size: [B, H, W]."""
+        return upsample_logits(
+            distance.unflatten(1, self.fine_grid)[:, None], self.params.input_size
+        )
+
+    def _count_evidence(self) -> int:
+        return sum(1 if kind == "distance" else self.channels for kind in self.params.evidence)
+
+
+def standardize(maps: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """[B, C, h, w] less `mean` [C], over `std` [C]."""
+    return (maps - mean[:, None, None]) / std[:, None, None]
+
+
+def _plan_grids(
+    backbone: Backbone, input_size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Token grids (h, w), coarse and fine, as the backbone really gives them."""
+    with torch.no_grad():
+        levels = backbone(torch.zeros(1, *input_size, 3, dtype=torch.uint8))
+    grids = {
+        stride: (x.shape[-2], x.shape[-1])
+        for x, stride in zip(levels, backbone.strides, strict=True)
+    }
+    fine = min((stride for stride in grids if stride >= _FINE_STRIDE), default=max(grids))
+    return grids[max(grids)], grids[fine]
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)

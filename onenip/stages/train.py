@@ -1,0 +1,83 @@
+"""`train`: one model for all categories, trained and calibrated."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onenip import synthetic_bank
+from onenip.dataset import load_manifest, select
+from onenip.fitting import fit_detector
+from onenip.images import hash_file
+from onenip.params import Params
+from onenip.registry.tracking import training_run
+from onenip.version import __version__
+
+CHECKPOINT_DIR = Path("artifacts/checkpoint")
+CACHE_DIR = Path("artifacts/cache")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The model's digest and its categories."""
+
+    digest: str
+    categories: tuple[str, ...]
+
+
+def run(
+    params: Params,
+    *,
+    data_dir: Path,
+    manifest: Path,
+    synthesis_dir: Path,
+    out_dir: Path,
+    curves_dir: Path,
+) -> TrainResult:
+    """Train, calibrate and write the model; resumes a killed training."""
+    samples = load_manifest(manifest, data_dir)
+    bank = synthetic_bank.read(synthesis_dir)
+    provenance = {
+        "onenip_version": __version__,
+        "manifest_sha256": hash_file(manifest),
+        "params": params.dump(),
+        "calibration_images": [s.name for s in select(samples, subset="calibration")],
+    }
+    with training_run(params.dump(), manifest=manifest) as tracked:
+        result = fit_detector(
+            params,
+            samples=samples,
+            bank=bank,
+            provenance=provenance,
+            checkpoint_dir=CHECKPOINT_DIR,
+            cache_dir=CACHE_DIR,
+            on_log=tracked.log,
+            progress=sys.stderr.isatty(),
+        )
+        partial = out_dir.with_name(f".{out_dir.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        result.detector.save(partial)
+        shutil.rmtree(out_dir, ignore_errors=True)
+        os.replace(partial, out_dir)
+        _write_curves(curves_dir, result.history)
+        tracked.name_model(result.detector.digest)
+    log.info("model %s in %s", result.detector.digest[:12], out_dir)
+    return TrainResult(result.detector.digest, result.detector.categories)
+
+
+def _write_curves(folder: Path, history: Sequence[dict[str, float]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".curves.csv.partial"
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+    os.replace(partial, folder / "curves.csv")

@@ -1,0 +1,130 @@
+"""The stored synthetic anomalies: written by `synthesize`, read by calibration, looked at by people."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onenip.dataset import Sample
+from onenip.errors import DataError
+from onenip.images import load_image
+from onenip.synthesis import SyntheticAnomaly
+
+INDEX_FILE = "index.csv"
+_COLUMNS = ("image", "mask", "category", "kind", "made_from")
+_PER_CATEGORY = 8  # anomalies of a category on the contact sheet
+_TILE_PX = 128
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored anomaly: the sample it was made from, its number, the normal image, the anomaly."""
+
+    sample: Sample
+    variant: int
+    normal: NDArray[np.uint8]
+    anomaly: SyntheticAnomaly
+
+
+@dataclass(frozen=True)
+class StoredAnomaly:
+    """A row of the bank.
+
+    Attributes:
+        image: the anomalous image's file, at the model's input size.
+        mask: its mask's file.
+        category: product category.
+        kind: how it was made.
+        made_from: name of the normal image.
+    """
+
+    image: Path
+    mask: Path
+    category: str
+    kind: str
+    made_from: str
+
+
+def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    """Indices of the samples of each category."""
+    groups: dict[str, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(sample.category, []).append(index)
+    return groups
+
+
+def write(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write anomalies and masks as PNG, and the index."""
+    folder.mkdir(parents=True)
+    with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for entry in entries:
+            stem = f"{entry.sample.category}/{entry.sample.sha256[:16]}_{entry.variant}"
+            image, mask = f"{stem}.png", f"{stem}_mask.png"
+            (folder / image).parent.mkdir(exist_ok=True)
+            Image.fromarray(entry.anomaly.image).save(folder / image, compress_level=1)
+            Image.fromarray(entry.anomaly.mask).save(folder / mask)
+            writer.writerow(
+                (image, mask, entry.sample.category, entry.anomaly.kind, entry.sample.name)
+            )
+
+
+def read(folder: Path) -> list[StoredAnomaly]:
+    """Rows of a bank, in the order in which they were written.
+
+    Raises:
+        DataError: if there is no bank in the folder.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: no synthetic anomalies; run `onenip synthesize` first", path=path)
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            StoredAnomaly(
+                folder / row["image"],
+                folder / row["mask"],
+                row["category"],
+                row["kind"],
+                row["made_from"],
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def load_anomaly(stored: StoredAnomaly) -> NDArray[np.uint8]:
+    """Anomalous image, [H, W, 3] uint8, RGB."""
+    return load_image(stored.image)
+
+
+def draw_contact_sheet(entries: Sequence[Entry]) -> NDArray[np.uint8]:
+    """Samples of every category in one picture: normal, anomalous and mask, one above the other.
+
+    Returns:
+        [H, W, 3] uint8, a band per category.
+    """
+    bands = []
+    for category in sorted({entry.sample.category for entry in entries}):
+        own = [entry for entry in entries if entry.sample.category == category]
+        picks = [own[i] for i in np.linspace(0, len(own) - 1, _PER_CATEGORY).round().astype(int)]
+        columns = [
+            np.concatenate([_tile(e.normal), _tile(e.anomaly.image), _tile_mask(e.anomaly.mask)])
+            for e in picks
+        ]
+        bands.append(np.concatenate(columns, axis=1))
+    return np.concatenate(bands)
+
+
+def _tile(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    tile = Image.fromarray(image).resize((_TILE_PX, _TILE_PX), Image.Resampling.LANCZOS)
+    return np.pad(np.asarray(tile), ((1, 1), (1, 1), (0, 0)), constant_values=255)
+
+
+def _tile_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    return _tile(np.repeat(mask[:, :, None].astype(np.uint8) * 255, 3, axis=2))

@@ -1,0 +1,263 @@
+"""What a training step is made of: normal images with cached features, synthetic anomalies, prompts.
+
+Everything that does not change from step to step is computed once: the backbone is frozen, so are
+the features of normal images and their nearest memory tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from onenip.calibration import build_reference
+from onenip.detector import embed_globally
+from onenip.network import Features, Network, Reference
+from onenip.synthesis import Synthesizer
+from onenip.weights import hash_backbone
+
+_EMBED_BATCH = 8
+_DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Normal images to fit to, with all that is computed of them once.
+
+    Attributes:
+        images: [n, H, W, 3] uint8 at input size.
+        names: [n] of the images, for messages.
+        categories: [n] name of each image's category.
+        features: coarse float32 [n, C, h, w], standardised; fine float16 [n, C, h8, w8], raw.
+        embeddings: [n, C] float, global.
+        references: by category.
+        distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
+        matches: [n, N8] int64, those tokens' indices; empty without memory.
+        owners: by category, the index of the image that each memory token comes from.
+    """
+
+    images: NDArray[np.uint8]
+    names: list[str]
+    categories: list[str]
+    features: Features
+    embeddings: Tensor
+    references: dict[str, Reference]
+    distances: Tensor
+    matches: Tensor
+    owners: dict[str, Tensor]
+
+    def list_indices(self, category: str) -> NDArray[np.intp]:
+        """Indices of a category's images."""
+        return np.flatnonzero(np.array(self.categories) == category)
+
+
+def build_training_set(
+    network: Network,
+    images: NDArray[np.uint8],
+    *,
+    names: list[str],
+    categories: list[str],
+    seed: int,
+    cache_dir: Path | None,
+    progress: bool,
+) -> TrainingSet:
+    """Features, references and matches of normal images; sets the network's standardisation.
+
+    Args:
+        network: with its backbone's weights; its `coarse_mean` and `coarse_std` are set.
+        images: [n, H, W, 3] uint8 at input size.
+        names: [n].
+        categories: [n].
+        seed: root of the memories' choice.
+        cache_dir: where features are kept from run to run; None keeps none.
+        progress: whether to show a bar.
+    """
+    network.coarse_mean.zero_()
+    network.coarse_std.fill_(1)
+    raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
+    if network.params.standardize:
+        statistics = Reference.measure(raw.coarse)
+        network.coarse_mean.copy_(statistics.mean)
+        network.coarse_std.copy_(statistics.std)
+    features = Features(network.standardize(raw.coarse), raw.fine)
+    references, owners = {}, {}
+    size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
+    distances = torch.zeros(len(images), size)
+    matches = torch.zeros(len(images), size, dtype=torch.int64)
+    with torch.inference_mode():
+        for number, category in enumerate(sorted(set(categories))):
+            indices = np.flatnonzero(np.array(categories) == category)
+            generator = torch.Generator().manual_seed(seed * 1009 + number)
+            reference, owner = build_reference(network, features.fine[indices], generator=generator)
+            references[category], owners[category] = reference, torch.tensor(indices)[owner]
+            if not network.uses_memory:
+                continue
+            for index in indices:
+                fine = reference.standardize(features.fine[index][None])
+                excluded = (owners[category] == int(index))[None]
+                match = network.match(
+                    network.average_tokens(fine), reference.memory, excluded=excluded
+                )
+                distances[index], matches[index] = match.distance[0], match.index[0]
+    return TrainingSet(
+        images=images,
+        names=names,
+        categories=categories,
+        features=features,
+        embeddings=embed_globally(features.coarse),
+        references=references,
+        distances=distances.clone(),
+        matches=matches.clone(),
+        owners=owners,
+    )
+
+
+def embed_cached(
+    network: Network, images: NDArray[np.uint8], *, cache_dir: Path | None, progress: bool
+) -> Features:
+    """Raw features of images, from the cache where it holds these very images' features.
+
+    Args:
+        network: whose standardisation is off (zero mean, unit deviation).
+        images: [n, H, W, 3] uint8 at input size.
+        cache_dir: folder of the cache, one set of files per backbone and set of images; or None.
+        progress: whether to show a bar.
+
+    Returns:
+        coarse float32 and fine float16, on the CPU, memory-mapped from the cache where there is one.
+    """
+    key = hashlib.sha256(hash_backbone(network.backbone).encode())
+    key.update(repr((network.params.input_size, network.params.pooling, network.grid)).encode())
+    key.update(repr((network.fine_grid, network.uses_memory, network.params.refiner)).encode())
+    key.update(images.tobytes())
+    files = {
+        kind: (cache_dir / f"{key.hexdigest()[:32]}-{kind}.npy") if cache_dir else None
+        for kind in ("coarse", "fine")
+    }
+    if all(file is not None and file.is_file() for file in files.values()):
+        log.info("features of %d normal images are cached", len(images))
+        arrays = {kind: np.load(file, mmap_mode="c") for kind, file in files.items() if file}
+        return Features(torch.from_numpy(arrays["coarse"]), torch.from_numpy(arrays["fine"]))
+    coarse, fine = [], []
+    starts = range(0, len(images), _EMBED_BATCH)
+    with torch.inference_mode():
+        for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
+            batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
+            embedded = network.embed(batch.to(network.coarse_mean.device))
+            coarse.append(embedded.coarse.float().cpu())
+            fine.append(embedded.fine.half().cpu())
+    features = Features(torch.cat(coarse).clone(), torch.cat(fine).clone())
+    if cache_dir is not None:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        for kind, tensor in (("coarse", features.coarse), ("fine", features.fine)):
+            file = files[kind]
+            assert file is not None
+            partial = file.with_suffix(".partial.npy")
+            np.save(partial, tensor.numpy())
+            os.replace(partial, file)
+    return features
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step's data, for `B` normal images and as many synthetic anomalies.
+
+    Attributes:
+        indices: [B] int64, of the normal images.
+        prompts: [B] int64, of the images that prompt them.
+        anomalous: [B, H, W, 3] uint8.
+        masks: [B, H, W] bool.
+    """
+
+    indices: Tensor
+    prompts: Tensor
+    anomalous: Tensor
+    masks: Tensor
+
+
+class BatchPlan(Dataset[Batch]):
+    """Item `step` is that step's batch, a function of (seed, step, rank) alone.
+
+    A training that resumes at a step therefore goes on with the very same batches.
+
+    Args:
+        data: the training set.
+        synthesizer: draws the anomalies.
+        batch_size: `B`, on each device.
+        seed: root of every choice.
+        prompt_choice: `random` or `nearest` image of the category, never the image itself.
+        rank: of this process among `world_size`.
+        world_size: processes that train together.
+    """
+
+    def __init__(
+        self,
+        data: TrainingSet,
+        synthesizer: Synthesizer,
+        *,
+        batch_size: int,
+        seed: int,
+        prompt_choice: str,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.data = data
+        self.synthesizer = synthesizer
+        self.batch_size = batch_size
+        self.seed = seed
+        self.prompt_choice = prompt_choice
+        self.rank = rank
+        self.world_size = world_size
+        self._mates = {c: data.list_indices(c) for c in set(data.categories)}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every normal image is seen once, the last ones of an epoch overlapping."""
+        return -(-len(self.data.images) // (self.batch_size * self.world_size))
+
+    def __getitem__(self, step: int) -> Batch:
+        """Batch of a step, counted from 0."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data.images))
+        first = (offset * self.world_size + self.rank) * self.batch_size
+        picks = np.take(order, range(first, first + self.batch_size), mode="wrap")
+        rng = np.random.default_rng([self.seed, 2, step, self.rank])
+        prompts, images, masks = [], [], []
+        for pick in picks:
+            mates = self._mates[self.data.categories[pick]]
+            others = mates[mates != pick] if len(mates) > 1 else mates
+            prompts.append(self._choose_prompt(int(pick), others, rng))
+            donors = [self.data.images[i] for i in rng.choice(others, min(_DONORS, len(others)))]
+            drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+            images.append(drawn.image)
+            masks.append(drawn.mask)
+        return Batch(
+            torch.tensor(picks),
+            torch.tensor(prompts),
+            torch.tensor(np.stack(images)),
+            torch.tensor(np.stack(masks)),
+        )
+
+    def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:
+        if self.prompt_choice == "random":
+            return int(rng.choice(others))
+        embeddings = self.data.embeddings
+        distances = (embeddings[others] - embeddings[pick]).norm(dim=1)
+        return int(others[int(distances.argmin())])
+
+
+def describe(names: Sequence[str], indices: Tensor) -> str:
+    """Names of a batch's images, for a message."""
+    return ", ".join(names[int(i)] for i in indices)

