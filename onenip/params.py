@@ -89,6 +89,9 @@ class SynthesizeParams(Section):
     mask_visible_only: bool = Field(
         True, description="mask only what visibly changed, not all that was pasted"
     )
+    grey_stays_grey: bool = Field(
+        True, description="give grey images grey anomalies, as a grey camera would"
+    )
     min_change: int = Field(8, ge=1, le=255, description="levels by which a pixel visibly changes")
     min_area_px: int = Field(12, ge=1, description="px that must visibly change, else redrawn")
     colour_jitter: float = Field(

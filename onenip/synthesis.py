@@ -84,7 +84,7 @@ class Synthesizer:
         self, image: Pixels, changed: Pixels, region: Mask, allowed: Mask | None
     ) -> tuple[Pixels, Mask] | None:
         """Anomalous image and mask, or None where the mask would be degenerate."""
-        if _is_grey(image):
+        if self.params.grey_stays_grey and _is_grey(image):
             changed = np.repeat(np.asarray(Image.fromarray(changed).convert("L"))[:, :, None], 3, 2)
         if allowed is not None:
             region = region & allowed

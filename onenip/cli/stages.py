@@ -28,8 +28,30 @@ CURVES = Path("artifacts/training")
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
+    app.command()(preset)
     app.command()(synthesize)
     app.command()(train)
+
+
+def preset(
+    name: Annotated[str | None, typer.Argument(help="Preset to apply; none: list them.")] = None,
+    *,
+    params: ParamsOption = PARAMS,
+    show: Annotated[bool, typer.Option("--show", help="Print instead of writing.")] = False,
+) -> None:
+    """Write params.yaml from a preset, every value with its explanation; or list the presets."""
+    from onenip.preset import list_presets, load_preset, render
+
+    if name is None:
+        for known, sentence in list_presets().items():
+            typer.echo(f"{known:18} {sentence}")
+        return
+    text = render(load_preset(name))
+    if show:
+        typer.echo(text)
+    else:
+        params.write_text(text, encoding="utf-8")
+        typer.echo(f"{params} is now the preset {name}")
 
 
 def synthesize(
