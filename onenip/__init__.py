@@ -14,15 +14,20 @@ from typing import TYPE_CHECKING
 from onenip.version import __version__
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector, Prediction, Region
+    from onenip.detector import Detector, Prediction
+    from onenip.regions import Region
 
 __all__ = ["Detector", "Prediction", "Region", "__version__"]
 
 
 def __getattr__(name: str) -> object:
     """Import the model on first use, so that `import onenip` needs no torch."""
-    if name in {"Detector", "Prediction", "Region"}:
+    if name in {"Detector", "Prediction"}:
         from onenip import detector
 
         return getattr(detector, name)
+    if name == "Region":
+        from onenip.regions import Region
+
+        return Region
     raise AttributeError(f"module 'onenip' has no attribute {name!r}")

@@ -130,21 +130,25 @@ def calibrate_category(
         normal_scores=[],
         synthetic_scores=[],
         prompt_names=prompt_names,
+        prompt_scores=[],
         calibrated_on=calibrated_on,
         is_provisional=is_provisional,
     )
+
+    def score(one: dict[str, Tensor]) -> float:
+        return float(score_maps(fuse_for(one, params, draft), pooling_px=params.pooling_px))
+
+    prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
     fused = torch.cat([fuse_for(m, params, draft) for m in maps])  # [n, H, W]
-    scores = score_maps(fused, pooling_px=params.pooling_px).tolist()
-    synthetic = [
-        float(score_maps(fuse_for(m, params, draft), pooling_px=params.pooling_px)) for m in wrong
-    ]
+    scores = [score(one) for one in maps]
     pixels = np.quantile(fused.cpu().numpy(), 1 - params.pixel_false_alarm_rate)
     return draft.model_copy(
         update={
             "image_threshold": false_alarm_threshold(scores, params.false_alarm_rate),
             "pixel_threshold": float(pixels),
             "normal_scores": scores,
-            "synthetic_scores": synthetic,
+            "synthetic_scores": [score(one) for one in wrong],
+            "prompt_scores": [score(_draw(network, state, image)) for image in prompts],
         }
     )
 

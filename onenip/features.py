@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -52,10 +52,10 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.model = _create_model(name, indices, input_size)
-        self.channels: tuple[int, ...] = tuple(self.model.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(self.model.feature_info.reduction())
-        config = self.model.pretrained_cfg if hasattr(self.model, "pretrained_cfg") else {}
-        config = config or timm.get_pretrained_cfg(name).to_dict()
+        facts: Any = self.model.feature_info
+        self.channels: tuple[int, ...] = tuple(facts.channels())
+        self.strides: tuple[int, ...] = tuple(facts.reduction())
+        config = _read_config(name)
         self.register_buffer("mean", torch.tensor(config["mean"]) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]) * 255, persistent=False)
         if padding_size is not None:
@@ -114,10 +114,10 @@ def _resize_map(x: Tensor, grid: tuple[int, int], pooling: Pooling) -> Tensor:
 def _create_model(name: str, indices: Sequence[int], input_size: tuple[int, int]) -> nn.Module:
     if name not in timm.list_models():
         raise ParamsError(f"model.backbone: timm has no model {name!r}", key="model.backbone")
-    sized = {"img_size": input_size} if _takes_image_size(name) else {}
+    sized: dict[str, Any] = {"img_size": input_size} if _takes_image_size(name) else {}
     try:
         if not indices:
-            probe = timm.create_model(name, pretrained=False, features_only=True, **sized)
+            probe: Any = timm.create_model(name, pretrained=False, features_only=True, **sized)
             strides = probe.feature_info.reduction()
             indices = [i for i, stride in enumerate(strides) if stride <= 16]
         with warnings.catch_warnings():
@@ -138,9 +138,15 @@ def _create_model(name: str, indices: Sequence[int], input_size: tuple[int, int]
         ) from error
 
 
-def _takes_image_size(name: str) -> bool:
+def _read_config(name: str) -> dict[str, Any]:
+    """Timm's own facts about a model: normalisation, input size."""
     config = timm.get_pretrained_cfg(name)
-    return bool(config and config.fixed_input_size) or name.startswith("vit_")
+    assert config is not None, name
+    return config.to_dict()
+
+
+def _takes_image_size(name: str) -> bool:
+    return bool(_read_config(name).get("fixed_input_size")) or name.startswith("vit_")
 
 
 def _freeze_padding(model: nn.Module, side: int) -> None:

@@ -204,7 +204,7 @@ def start_fabric(params: TrainParams) -> Fabric:
     """Device, precision and strategy: CUDA with mixed precision where there is one, else the CPU."""
     on_cuda = torch.cuda.is_available()
     devices = params.devices if params.devices != "auto" or on_cuda else 1
-    precision = params.precision
+    precision: str = params.precision
     if precision == "auto":
         mixed = "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "16-mixed"
         precision = mixed if on_cuda else "32-true"

@@ -75,7 +75,8 @@ def load_mask(path: Path | str) -> NDArray[np.bool_]:
     Raises:
         ImageError: as `load_image`.
     """
-    return load_image(path).any(axis=2)
+    mask: NDArray[np.bool_] = np.any(load_image(path), axis=2)
+    return mask
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

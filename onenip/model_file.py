@@ -43,6 +43,7 @@ class CategorySpec(Section):
     )
     synthetic_scores: list[float] = Field(description="image scores of synthetic anomalies")
     prompt_names: list[str] = Field(description="images chosen as prompts, of the data set")
+    prompt_scores: list[float] = Field(description="image scores of the prompts, to verify by")
     calibrated_on: str = Field(description="which normals: calibration, fit, or given")
     is_provisional: bool = Field(description="whether the category was added without training")
 

@@ -54,10 +54,11 @@ class Reference:
     @classmethod
     def measure(cls, fine: Tensor) -> Self:
         """Statistics of normal images' fine features [B, C, h, w], with an empty memory."""
+        if fine.shape[1] == 0:
+            return cls(fine.new_zeros(0), fine.new_zeros(0), fine.new_zeros(0, 0))
         mean = fine.float().mean((0, 2, 3))
         std = fine.float().std((0, 2, 3), correction=0)
-        floor = 1e-4 * float(std.mean()) if len(std) else 0.0
-        return cls(mean, std + floor + 1e-6, torch.zeros(0, fine.shape[1]))
+        return cls(mean, std + 1e-4 * std.mean() + 1e-6, torch.zeros(0, fine.shape[1]))
 
     def with_memory(self, memory: Tensor) -> Reference:
         """The same statistics with memory tokens [M, C]."""

@@ -29,14 +29,15 @@ def draw_perlin(size: tuple[int, int], periods: tuple[int, int], rng: np.random.
     Source: Perlin 1985, with the quintic fade of Perlin 2002.
     """
     angles = rng.uniform(0, 2 * np.pi, (periods[0] + 1, periods[1] + 1)).astype(np.float32)
-    gradient_y, gradient_x = np.sin(angles), np.cos(angles)
+    gradient_y, gradient_x = np.sin(angles), np.cos(angles)  # float32
     row, y = _split_axis(size[0], periods[0])
     column, x = _split_axis(size[1], periods[1])
     fade_y, fade_x = _fade(y)[:, None], _fade(x)[None]
 
     def corner(dy: int, dx: int) -> Field:
         pick = np.ix_(row + dy, column + dx)
-        return gradient_y[pick] * (y - dy)[:, None] + gradient_x[pick] * (x - dx)[None]
+        value = gradient_y[pick] * (y - dy)[:, None] + gradient_x[pick] * (x - dx)[None]
+        return value.astype(np.float32)
 
     top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x
     bottom = corner(1, 0) * (1 - fade_x) + corner(1, 1) * fade_x
@@ -120,8 +121,7 @@ def soften(mask: Mask, radius_px: float) -> Field:
     blurred = Image.fromarray(mask.astype(np.uint8) * 255).filter(
         ImageFilter.GaussianBlur(radius_px)
     )
-    inside: Field = np.asarray(blurred, np.float32) / 255 * mask
-    return inside
+    return (np.asarray(blurred, np.float32) / 255 * mask).astype(np.float32)
 
 
 def _split_axis(length: int, periods: int) -> tuple[NDArray[np.intp], Field]:

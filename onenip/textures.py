@@ -51,18 +51,16 @@ def draw_texture(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.
         _draw_weave,
         _draw_speckles,
     )
-    weights = rng.dirichlet(np.full(2, 0.6))
+    share = rng.random()
     picks = rng.choice(len(patterns), 2, replace=False)
-    field = sum(
-        weight * _stretch(patterns[pick](size, rng))
-        for weight, pick in zip(weights, picks, strict=True)
-    )
-    stops = rng.uniform(0, 255, (4, 3))
-    position = _stretch(np.asarray(field)) * (len(stops) - 1)
+    first, second = (_stretch(patterns[pick](size, rng)) for pick in picks)
+    field = (share * first + (1 - share) * second).astype(np.float32)
+    stops = np.asarray(rng.uniform(0, 255, (4, 3)))
+    position = _stretch(field) * (len(stops) - 1)
     image = np.stack(
         [np.interp(position, np.arange(len(stops)), stops[:, c]) for c in range(3)], axis=-1
     )
-    grain = rng.normal(0, rng.uniform(2, 14), size)[:, :, None]
+    grain = np.asarray(rng.normal(0, rng.uniform(2, 14), size))[:, :, None]
     return np.clip(image + grain, 0, 255).astype(np.uint8)
 
 

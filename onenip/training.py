@@ -109,7 +109,7 @@ class Trainee(nn.Module):
             return network.enlarge(logits)[:, None]
         fine, distances, matched = [], [], []
         with torch.no_grad():
-            for row, index in enumerate(batch.indices.tolist()):
+            for index in batch.indices.tolist():
                 reference = data.references[data.categories[index]]
                 fine.append(reference.standardize(data.features.fine[index][None]))
                 distances.append(data.distances[index])

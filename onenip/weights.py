@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import logging
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -106,7 +107,7 @@ def rename_efficientnet(state: dict[str, Tensor], name: str) -> dict[str, Tensor
         CheckpointError: if a key has no counterpart.
     """
     with torch.device("meta"):
-        stages = timm.create_model(name, pretrained=False).blocks
+        stages: Any = timm.create_model(name, pretrained=False).blocks
     blocks = [(i, j) for i, stage in enumerate(stages) for j in range(len(stage))]
     return {_rename_key(key, blocks): tensor for key, tensor in state.items()}
 

@@ -25,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GROUPS = ("stages", "data", "model", "registry")
+GROUPS = ("stages", "data", "model", "provenance", "registry")
 
 
 @app.callback()

@@ -49,7 +49,7 @@ def run(
         "onenip_version": __version__,
         "manifest_sha256": hash_file(manifest),
         "params": params.dump(),
-        "calibration_images": [s.name for s in select(samples, subset="calibration")],
+        "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
     }
     with training_run(params.dump(), manifest=manifest) as tracked:
         result = fit_detector(
