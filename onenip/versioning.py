@@ -1,0 +1,334 @@
+"""The one module that knows DVC and Git: which data, which code, is it up to date.
+
+Both are asked through their command lines. A DVC command takes seconds: callers batch, and ask for
+`read_data_version`, which only reads `data.dvc`, wherever that is enough.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from onenip.errors import DataError, OneNIPError, StageError
+
+HERE = Path()
+DATA_POINTER = Path("data.dvc")
+
+_QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "GIT_TERMINAL_PROMPT": "0"}
+_TAIL_LINES = 15
+
+
+@dataclass(frozen=True)
+class DataRevision:
+    """One version of the data in the history of `data.dvc`.
+
+    Attributes:
+        commit: Git commit, 40 hex digits.
+        date: when it was committed, with its time zone.
+        author: who committed it.
+        subject: first line of the commit message.
+        version: what DVC calls the data, such as `5f1c….dir`.
+    """
+
+    commit: str
+    date: datetime
+    author: str
+    subject: str
+    version: str
+
+
+class VersioningError(OneNIPError):
+    """DVC or Git refused; the message ends with what they said."""
+
+
+def is_git_checkout(root: Path = HERE) -> bool:
+    """Whether `root` lies in a working tree of Git."""
+    return _try_git(["rev-parse", "--is-inside-work-tree"], root) == "true"
+
+
+def is_dvc_checkout(root: Path = HERE) -> bool:
+    """Whether `root` is the top of a project that DVC versions."""
+    return (root / ".dvc").is_dir()
+
+
+def read_data_version(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> str | None:
+    """What `data.dvc` names, such as `5f1c….dir`; None without such a file.
+
+    Raises:
+        DataError: if the file is there, and is no pointer of DVC.
+    """
+    try:
+        return _parse_pointer((root / pointer).read_text(encoding="utf-8"), str(root / pointer))
+    except FileNotFoundError:
+        return None
+
+
+def current_commit(root: Path = HERE) -> str | None:
+    """Commit of HEAD, 40 hex digits; None outside of Git or before the first commit."""
+    return _try_git(["rev-parse", "--verify", "-q", "HEAD"], root)
+
+
+def current_branch(root: Path = HERE) -> str | None:
+    """Name of the branch that is checked out; None if HEAD is detached, or outside of Git."""
+    return _try_git(["symbolic-ref", "--short", "-q", "HEAD"], root)
+
+
+def is_dirty(root: Path = HERE) -> bool:
+    """Whether files known to Git were changed since HEAD."""
+    return bool(_try_git(["status", "--porcelain", "--untracked-files=no"], root))
+
+
+def add(paths: Sequence[Path | str], *, root: Path = HERE) -> None:
+    """Put files or folders under DVC: their content goes to its cache, `<path>.dvc` names it.
+
+    Raises:
+        VersioningError: if DVC refuses, or the disk is full.
+    """
+    _dvc(["add", "--quiet", *map(str, paths)], root)
+
+
+def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:
+    """Upload what the checkout names to the team's remote; credentials come from the environment.
+
+    Raises:
+        VersioningError: if there is no remote, or it refuses.
+    """
+    _dvc(["push", *_remote_option(remote), *targets], root)
+
+
+def pull(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:
+    """Fetch what the checkout names from the team's remote and lay it out.
+
+    Raises:
+        VersioningError: if there is no remote, it refuses, or misses a file.
+    """
+    _dvc(["pull", *_remote_option(remote), *targets], root)
+
+
+def checkout(targets: Sequence[str] = (), *, root: Path = HERE) -> None:
+    """Lay out what the checkout's `.dvc` files and `dvc.lock` name, from DVC's cache.
+
+    Raises:
+        VersioningError: if the cache misses a file; `pull` fetches it.
+    """
+    _dvc(["checkout", *targets], root)
+
+
+def repro(
+    stage: str | None = None,
+    *,
+    root: Path = HERE,
+    force: bool = False,
+    pull_missing: bool = False,
+    on_line: Callable[[str], None] | None = None,
+) -> None:
+    """Bring a stage of `dvc.yaml`, and what it depends on, up to date.
+
+    Args:
+        stage: name of the stage; None means all of them.
+        root: the checkout.
+        force: run the stage even if nothing changed.
+        pull_missing: fetch outputs from the remote instead of making them, where it has them.
+        on_line: called with each line that DVC and the stages print, as it comes; by default they
+            go to this process's own output.
+
+    Raises:
+        StageError: if the stage, or DVC, fails; the message ends with the last lines.
+    """
+    options = ["--force"] * force + ["--pull", "--allow-missing"] * pull_missing
+    command = [*_dvc_command(), "repro", *options, *([stage] if stage else [])]
+    code, tail = _stream(command, root, on_line)
+    if code:
+        name = stage or "pipeline"
+        raise StageError(f"{name}: `dvc repro` failed with status {code}\n{tail}".rstrip())
+
+
+def is_up_to_date(stage: str | None = None, *, root: Path = HERE) -> bool:
+    """Whether `dvc repro` of the stage, or of all, would do nothing."""
+    output = _dvc(["status", "--json", *([stage] if stage else [])], root)
+    return not json.loads(output or "{}")
+
+
+def commit(
+    paths: Sequence[Path | str],
+    *,
+    message: str,
+    branch: str | None = None,
+    root: Path = HERE,
+) -> str:
+    """Commit files, and only those, on a branch.
+
+    On another branch than the one checked out, the files of the working tree are committed there without
+    touching the working tree or the index; a new branch starts at HEAD.
+
+    Args:
+        paths: relative to `root`; a path that no longer exists is a deletion.
+        message: of the commit.
+        branch: where to; None means the branch that is checked out.
+        root: the checkout.
+
+    Returns:
+        The commit, 40 hex digits; the branch's present one if the files are in it already.
+
+    Raises:
+        VersioningError: if Git refuses.
+    """
+    names = [str(path) for path in paths]
+    if branch is None or branch == current_branch(root):
+        _git(["add", "--", *names], root)
+        if _git(["status", "--porcelain", "--", *names], root):
+            _git([*_identity(root), "commit", "-q", "-m", message, "--", *names], root)
+        return _git(["rev-parse", "HEAD"], root)
+    reference = f"refs/heads/{branch}"
+    tip = _try_git(["rev-parse", "--verify", "-q", reference], root)
+    parent = tip or _git(["rev-parse", "HEAD"], root)
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        _git(["read-tree", parent], root, index)
+        _git(["add", "--", *names], root, index)
+        tree = _git(["write-tree"], root, index)
+    if tree == _git(["rev-parse", f"{parent}^{{tree}}"], root):
+        new = parent
+    else:
+        new = _git([*_identity(root), "commit-tree", tree, "-p", parent, "-m", message], root)
+    _git(["update-ref", reference, new, tip or "0" * 40], root)
+    return new
+
+
+def list_revisions(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> list[DataRevision]:
+    """Every version of the data in the history of HEAD, newest first."""
+    log = _try_git(
+        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=d", "--", str(pointer)], root
+    )
+    revisions = []
+    for line in (log or "").splitlines():
+        commit_, date, author, subject = line.split("\0")
+        text = _git(["show", f"{commit_}:./{pointer}"], root)
+        version = _parse_pointer(text, f"{commit_[:9]}:{pointer}")
+        revisions.append(
+            DataRevision(commit_, datetime.fromisoformat(date), author, subject, version)
+        )
+    return revisions
+
+
+def read_version_at(revision: str, *, root: Path = HERE, pointer: Path = DATA_POINTER) -> str:
+    """What `data.dvc` named at a Git revision (commit, tag, branch).
+
+    Raises:
+        VersioningError: if there is no such revision, or it has no `data.dvc`.
+    """
+    text = _git(["show", f"{revision}:./{pointer}"], root)
+    return _parse_pointer(text, f"{revision}:{pointer}")
+
+
+def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
+    """Files of one version of the data: path below `data/` to md5 of its bytes.
+
+    Args:
+        version: as `read_data_version` gives it.
+        root: the checkout.
+
+    Raises:
+        VersioningError: if neither DVC's cache nor its remote holds the list.
+    """
+    listing = _cache_dir(root) / "files" / "md5" / version[:2] / version[2:]
+    if not listing.is_file():
+        raise VersioningError(
+            f"data version {version}: its list of files is not in DVC's cache; "
+            "run `dvc fetch --all-commits data.dvc` first"
+        )
+    entries = json.loads(listing.read_text(encoding="utf-8"))
+    return {entry["relpath"]: entry["md5"] for entry in entries}
+
+
+def _parse_pointer(text: str, name: str) -> str:
+    try:
+        return str(YAML(typ="safe", pure=True).load(text)["outs"][0]["md5"])
+    except (YAMLError, KeyError, IndexError, TypeError) as error:
+        raise DataError(f"{name}: not a pointer of DVC", path=name) from error
+
+
+def _cache_dir(root: Path) -> Path:
+    return root / Path(_dvc(["cache", "dir"], root).strip())
+
+
+def _remote_option(remote: str | None) -> list[str]:
+    return ["--remote", remote] if remote else []
+
+
+def _dvc_command() -> list[str]:
+    return [sys.executable, "-m", "dvc"]
+
+
+def _dvc(arguments: Sequence[str], root: Path) -> str:
+    return _call([*_dvc_command(), *arguments], root, "dvc", {})
+
+
+def _git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
+    return _call(["git", *arguments], root, "git", env or {}).strip()
+
+
+def _try_git(arguments: Sequence[str], root: Path) -> str | None:
+    try:
+        return _git(arguments, root) or None
+    except VersioningError:
+        return None
+
+
+def _identity(root: Path) -> list[str]:
+    """Options that name a committer where the machine names none, as a container does."""
+    if _try_git(["var", "GIT_COMMITTER_IDENT"], root) and _try_git(["config", "user.email"], root):
+        return []
+    return ["-c", "user.name=onenip", "-c", "user.email=onenip@localhost"]
+
+
+def _call(command: Sequence[str], root: Path, name: str, env: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            cwd=root,
+            env=os.environ | _QUIET | env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise VersioningError(f"{name}: not installed, or no folder {root}") from error
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        words = " ".join([word for word in command if not word.startswith(sys.prefix)][:4])
+        problem = next((line for line in said if line.startswith(("ERROR", "fatal"))), "")
+        problem = problem or (said[-1] if said else f"status {done.returncode}")
+        raise VersioningError(f"{name}: `{words}`: {problem}")
+    return done.stdout
+
+
+def _stream(
+    command: Sequence[str], root: Path, on_line: Callable[[str], None] | None
+) -> tuple[int, str]:
+    """Exit status and last lines of a command whose lines are handed on as they come."""
+    if on_line is None:
+        return subprocess.run(
+            command, cwd=root, env=os.environ | _QUIET, check=False
+        ).returncode, ""
+    tail: list[str] = []
+    env = os.environ | _QUIET | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.rstrip()
+            on_line(text)
+            tail = [*tail, text][-_TAIL_LINES:]
+    return process.returncode, "\n".join(tail)
