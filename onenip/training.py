@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises of a file that is no checkpoint
 from typing import Any
 
 import torch
@@ -295,7 +296,8 @@ def _resume(
             return 0, []
         network.load_state_dict(state["network"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged ({error}); delete it to start anew") from error
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
+        reason = str(error).split(".")[0]
+        raise CheckpointError(f"{path}: damaged ({reason}); delete it to start anew") from error
     log.info("resuming %s after step %d", path, state["step"])
     return int(state["step"]), list(state["history"])

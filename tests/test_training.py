@@ -1,0 +1,206 @@
+"""The training loop: it learns, it is reproducible, and a killed one goes on to the same result."""
+
+import numpy as np
+import pytest
+import torch
+
+from onenip.errors import CheckpointError, DivergedError
+from onenip.fitting import build_network, start_fabric
+from onenip.training import CHECKPOINT_FILE, count_steps, schedule_rate
+from tests.tiny import fit_tiny, make_tiny_params
+
+
+def tensors_of(detector):
+    return {k: v for k, v in detector.network.state_dict().items() if "backbone" not in k}
+
+
+def assert_same_weights(a, b):
+    ours, theirs = tensors_of(a), tensors_of(b)
+    different = [k for k in ours if not torch.equal(ours[k], theirs[k])]
+    assert not different
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_data, tiny_params, tiny_fit, tmp_path):
+    """Two trainings of the same params and data end in the same bits."""
+    again = fit_tiny(tiny_data, tiny_params, tmp_path)
+
+    assert_same_weights(tiny_fit.detector, again.detector)
+    assert again.history == tiny_fit.history
+
+
+class KilledError(Exception):
+    """Stands for the kill."""
+
+
+def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tiny_fit, tmp_path, monkeypatch):
+    """A training that dies after step 2 and runs again ends as if it had not died."""
+    params = make_tiny_params(
+        train={
+            "epochs": 2,
+            "max_steps": 4,
+            "batch_size": 4,
+            "log_steps": 1,
+            "checkpoint_seconds": 1e-9,
+        }
+    )
+    from onenip.training import Trainee
+
+    forward, calls = Trainee.forward, []
+
+    def die_at_third(self, batch, generator):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KilledError
+        return forward(self, batch, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "forward", die_at_third)
+        with pytest.raises(KilledError):
+            fit_tiny(tiny_data, params, tmp_path)
+    resumed = fit_tiny(tiny_data, params, tmp_path)
+
+    assert_same_weights(tiny_fit.detector, resumed.detector)
+    assert [row["step"] for row in resumed.history] == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_is_named(tiny_data, tiny_params, tmp_path):
+    """A checkpoint that cannot be read is an error that names the file."""
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / CHECKPOINT_FILE).write_bytes(b"not a checkpoint")
+
+    with pytest.raises(CheckpointError, match=CHECKPOINT_FILE):
+        fit_tiny(tiny_data, tiny_params, tmp_path)
+
+
+def test_a_checkpoint_of_other_params_is_not_resumed(tiny_data, tiny_params, tmp_path):
+    """Another learning rate starts anew."""
+    other = make_tiny_params(
+        train={"learning_rate": 0.01, "max_steps": 2, "batch_size": 4, "epochs": 2, "log_steps": 1}
+    )
+    fit_tiny(tiny_data, other, tmp_path)
+
+    result = fit_tiny(tiny_data, tiny_params, tmp_path)
+
+    assert [row["step"] for row in result.history] == [1, 2, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny_data, tmp_path):
+    """An absurd learning rate diverges with an error that names the step and the images."""
+    params = make_tiny_params(
+        train={
+            "learning_rate": 1e30,
+            "schedule": "step",
+            "epochs": 50,
+            "max_steps": 50,
+            "batch_size": 4,
+            "gradient_clip": 1e30,
+            "weight_decay": 0.0,
+        }
+    )
+
+    with pytest.raises(DivergedError, match=r"step .* on images"):
+        fit_tiny(tiny_data, params, tmp_path)
+
+
+def test_training_lowers_the_loss(tiny_data, tmp_path):
+    """Sixty steps bring the loss below four fifths of where it began."""
+    params = make_tiny_params(
+        train={
+            "epochs": 60,
+            "max_steps": 60,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+            "log_steps": 5,
+        }
+    )
+
+    history = fit_tiny(tiny_data, params, tmp_path).history
+
+    first = np.mean([row["loss"] for row in history[:2]])
+    last = np.mean([row["loss"] for row in history[-3:]])
+    assert last < 0.8 * first
+
+
+def test_the_backbone_stays_frozen(tiny_params, tiny_fit):
+    """After training the backbone holds the very weights of its package."""
+    fresh = build_network(tiny_params, start_fabric(tiny_params.train)).backbone.state_dict()
+
+    trained = tiny_fit.detector.network.backbone.state_dict()
+
+    assert all(torch.equal(trained[key], fresh[key]) for key in fresh)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {
+            "model": {
+                "refiner": "paper",
+                "memory_tokens": 0,
+                "standardize": False,
+                "pooling": "bilinear",
+            },
+            "calibrate": {"fusion": "paper", "prompts": 1},
+        },
+        {"model": {"memory_tokens": 0, "evidence": ["restoration", "features"]}},
+        {"model": {"evidence": ["distance"], "memory_window": 1, "neighbor_size": 0}},
+        {"train": {"prompt_choice": "nearest", "dice_overlap": 1.0, "jitter_scale": 0.0}},
+        {"train": {"schedule": "step", "step_epoch": 1, "weight_decay": 0.1}},
+        {"model": {"levels": [2, 3], "dropout": 0.3, "input_size": [64, 96]}},
+        {
+            "synthesize": {
+                "kinds": {"cutpaste": 1.0},
+                "foreground_only": False,
+                "mask_visible_only": False,
+                "grey_stays_grey": False,
+            }
+        },
+    ],
+    ids=["paper", "no-memory", "distance-only", "nearest-prompt", "step", "non-square", "cutpaste"],
+)
+def test_every_variant_trains_and_predicts(tiny_data, tmp_path, section):
+    """Each switch of the architecture and the optimisation runs from images to a verdict."""
+    base = make_tiny_params().dump()
+    merged = {name: {**base[name], **values} for name, values in section.items()}
+
+    detector = fit_tiny(tiny_data, make_tiny_params(**merged), tmp_path).detector
+    image = next((tiny_data / "disc/test/good").iterdir())
+    prediction = detector.predict([image], category="disc")[0]
+
+    assert np.isfinite(prediction.map).all()
+
+
+def test_warm_start_begins_with_the_other_models_weights(tiny_data, tiny_model, tmp_path):
+    """With a learning rate of nearly zero, a warm start ends where the other model ended."""
+    from onenip import Detector
+
+    params = make_tiny_params(
+        train={
+            "warm_start": str(tiny_model),
+            "learning_rate": 1e-12,
+            "max_steps": 1,
+            "epochs": 1,
+            "batch_size": 4,
+        }
+    )
+
+    detector = fit_tiny(tiny_data, params, tmp_path).detector
+
+    ours = dict(detector.network.named_parameters())
+    theirs = dict(Detector.load(tiny_model).network.named_parameters())
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-5) for k in ours)
+
+
+def test_schedules():
+    """The paper's schedule drops once; the cosine one warms up, peaks and ends near zero."""
+    step = make_tiny_params(train={"schedule": "step", "step_epoch": 3, "epochs": 5}).train
+    cosine = make_tiny_params(train={"warmup_fraction": 0.1}).train
+
+    stepped = [schedule_rate(step, i, 50, 10) for i in (29, 30)]
+    smooth = [schedule_rate(cosine, i, 100, 10) for i in range(100)]
+
+    assert stepped == pytest.approx([step.learning_rate, step.learning_rate / 10])
+    assert max(smooth) == pytest.approx(cosine.learning_rate)
+    assert smooth[0] < smooth[5] < smooth[10]
+    assert smooth[-1] < 0.01 * cosine.learning_rate
+    assert count_steps(make_tiny_params(train={"epochs": 3, "max_steps": None}).train, 7) == 21
