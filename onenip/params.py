@@ -188,6 +188,9 @@ class ModelParams(Section):
         "evidence", description="what sharpens the map: the paper's refiner, or one that sees more"
     )
     refiner_width: int = Field(96, ge=2, description="channels inside the refiner, even")
+    refiner_dropout: Fraction = Field(
+        0.2, ge=0, lt=1, description="share of evidence channels hidden in a training step"
+    )
     evidence: tuple[Literal["restoration", "distance", "residual", "features"], ...] = Field(
         ("restoration", "distance", "residual", "features"),
         description="what the refiner `evidence` sees",

@@ -1,0 +1,181 @@
+"""A result per image, and an evaluation's folder, written whole and read back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onenip.dataset import GOOD
+from onenip.errors import DataError
+from onenip.metrics.resampling import PixelGrid
+
+SCORE_COLUMNS = ("image", "category", "label", "score", "threshold", "verdict")
+ANOMALOUS, NORMAL = "anomalous", "normal"
+
+_GRID_DTYPES = {
+    "keys": np.uint32,
+    "alarms": np.int32,
+    "found": np.int32,
+    "overlap": np.float32,
+    "totals": np.int64,
+}
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What the model said of one test image.
+
+    Attributes:
+        name: the image, relative to the data root; unique.
+        category: its product category.
+        label: "good", or the kind of defect.
+        score: the image's score.
+        threshold: above which the model calls this category's images anomalous.
+    """
+
+    name: str
+    category: str
+    label: str
+    score: float
+    threshold: float
+
+    @property
+    def is_defective(self) -> bool:
+        """The truth."""
+        return self.label != GOOD
+
+    @property
+    def is_anomalous(self) -> bool:
+        """The verdict."""
+        return self.score > self.threshold
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation's folder, read back.
+
+    Attributes:
+        folder: where it was.
+        metrics: content of `metrics.json`.
+        results: one per test image, in the order of `scores.csv`.
+        grids: pixel counts per category, and the names of the images of their rows.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    results: tuple[ImageResult, ...]
+    grids: dict[str, tuple[PixelGrid, tuple[str, ...]]]
+
+    @classmethod
+    def load(cls, folder: Path) -> Evaluation:
+        """Everything that two evaluations are compared by.
+
+        Raises:
+            DataError: if the folder is not what `onenip evaluate` writes.
+        """
+        metrics = load_metrics(folder / "metrics.json")
+        results = tuple(load_scores(folder / "scores.csv"))
+        return cls(folder, metrics, results, _load_grids(folder / "pixel_counts.npz"))
+
+
+def load_metrics(path: Path) -> dict[str, Any]:
+    """Content of a `metrics.json`, or of the one in a folder.
+
+    Raises:
+        DataError: if it is missing, or not what `onenip evaluate` writes.
+    """
+    path = path / "metrics.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no metrics; run `onenip evaluate` first", path=path) from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: not the metrics of an evaluation: {error}", path=path) from error
+    if not isinstance(content, dict) or not {"mean", "categories"} <= content.keys():
+        raise DataError(f"{path}: not the metrics of an evaluation", path=path)
+    return content
+
+
+def write_scores(path: Path, results: Sequence[ImageResult]) -> None:
+    """Write `scores.csv`; scores are written so that reading them gives the same numbers."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(SCORE_COLUMNS)
+        for item in results:
+            verdict = ANOMALOUS if item.is_anomalous else NORMAL
+            row = (item.name, item.category, item.label, item.score, item.threshold, verdict)
+            writer.writerow(row)
+
+
+def load_scores(path: Path) -> list[ImageResult]:
+    """Results in a `scores.csv`.
+
+    Raises:
+        DataError: if it is missing, or not what `onenip evaluate` writes.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != SCORE_COLUMNS:
+                raise DataError(f"{path}: not the scores of an evaluation", path=path)
+            return [_to_result(row) for row in reader]
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no scores; run `onenip evaluate` first", path=path) from error
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path}: not the scores of an evaluation: {error}", path=path) from error
+
+
+def write_grids(path: Path, grids: Mapping[str, tuple[PixelGrid, Sequence[str]]]) -> None:
+    """Write `pixel_counts.npz`: per category, what `metrics.resampling.PixelGrid` holds."""
+    arrays: dict[str, Any] = {}
+    for category, (grid, names) in grids.items():
+        arrays[f"{category}/names"] = np.array(names, dtype=np.str_)
+        for field, dtype in _GRID_DTYPES.items():
+            arrays[f"{category}/{field}"] = getattr(grid, field).astype(dtype)
+    with path.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def to_json(value: float) -> float | None:
+    """A number as JSON can hold it; None if it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def _to_result(row: dict[str, str]) -> ImageResult:
+    return ImageResult(
+        name=row["image"],
+        category=row["category"],
+        label=row["label"],
+        score=float(row["score"]),
+        threshold=float(row["threshold"]),
+    )
+
+
+def _load_grids(path: Path) -> dict[str, tuple[PixelGrid, tuple[str, ...]]]:
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            categories = [key.removesuffix("/names") for key in arrays if key.endswith("/names")]
+            return {
+                category: (
+                    PixelGrid(
+                        keys=arrays[f"{category}/keys"],
+                        alarms=arrays[f"{category}/alarms"].astype(np.float64),
+                        found=arrays[f"{category}/found"].astype(np.float64),
+                        overlap=arrays[f"{category}/overlap"].astype(np.float64),
+                        totals=arrays[f"{category}/totals"].astype(np.float64),
+                    ),
+                    tuple(arrays[f"{category}/names"].tolist()),
+                )
+                for category in categories
+            }
+    except (ValueError, KeyError, OSError) as error:
+        raise DataError(f"{path}: not the counts of an evaluation: {error}", path=path) from error

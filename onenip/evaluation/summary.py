@@ -1,0 +1,144 @@
+"""What `metrics.json` says: figures per category and mean, with intervals and reasons.
+
+    {"mean": {<figure>: 0..1 | null}, "categories": {<category>: {...}},
+     "intervals": {"mean": {<figure>: [low, high] | null}, "categories": {...}},
+     "reasons": {"mean": {<figure>: why null, or of which categories}, "categories": {...}},
+     "defects": {<category>: [{"defect": ..., "images": ..., <figure>: ...}, ...]},
+     "thresholds": {<category>: {"image": ..., "pixel": ...}}, "images": {<category>: {...}},
+     "confidence": ..., "resolution": ..., "data_version": ...}
+
+Lists are left out by `dvc metrics show` and `diff`, which keeps their tables readable. The same
+inputs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onenip.evaluation.category import CategorySummary
+from onenip.evaluation.results import to_json
+from onenip.metrics import NAMES, Figure, Undefined, mean_figure, resampling
+
+
+def describe(
+    summaries: Mapping[str, CategorySummary],
+    defects: Mapping[str, Mapping[str, CategorySummary]],
+    *,
+    thresholds: Mapping[str, tuple[float, float]],
+    confidence: float,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Content of `metrics.json`.
+
+    Args:
+        summaries: per category.
+        defects: per category and kind of defect.
+        thresholds: image and pixel threshold per category.
+        confidence: of the intervals.
+        extra: further top-level values, such as the data version.
+    """
+    names = sorted(summaries)
+    mean: dict[str, Figure] = {}
+    notes: dict[str, str] = {}
+    for name in NAMES:
+        values = {category: summaries[category].figures[name] for category in names}
+        mean[name], note = mean_figure(values)
+        if note:
+            notes[name] = note
+    return {
+        "mean": _to_values(mean),
+        "categories": {name: _to_values(summaries[name].figures) for name in names},
+        "intervals": {
+            "mean": _mean_intervals(summaries, confidence=confidence),
+            "categories": {
+                name: _intervals(summaries[name], confidence=confidence) for name in names
+            },
+        },
+        "reasons": {
+            "mean": notes,
+            "categories": {name: _reasons(summaries[name]) for name in names},
+        },
+        "defects": {
+            name: [_describe_defect(kind, defects[name][kind]) for kind in sorted(defects[name])]
+            for name in sorted(defects)
+        },
+        "thresholds": {
+            name: {"image": to_json(image), "pixel": to_json(pixel)}
+            for name, (image, pixel) in sorted(thresholds.items())
+        },
+        "images": {
+            name: {
+                "good": summaries[name].good,
+                "defective": summaries[name].defective,
+                "without_mask": summaries[name].unmasked,
+            }
+            for name in names
+        },
+        "confidence": confidence,
+        **extra,
+    }
+
+
+def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `metrics.json`, in the order of its keys."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _to_values(figures: Mapping[str, Figure]) -> dict[str, float | None]:
+    return {
+        name: None if isinstance(value, Undefined) else value for name, value in figures.items()
+    }
+
+
+def _reasons(summary: CategorySummary) -> dict[str, str]:
+    reasons = {
+        name: value.reason
+        for name, value in summary.figures.items()
+        if isinstance(value, Undefined)
+    }
+    if summary.unmasked and summary.unmasked < summary.defective:
+        text = f"{summary.unmasked} defective images without a mask are left out"
+        for name in ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05"):
+            reasons.setdefault(name, text)
+    return reasons
+
+
+def _intervals(summary: CategorySummary, *, confidence: float) -> dict[str, list[float] | None]:
+    return {name: _to_pair(summary.replicates.get(name), confidence=confidence) for name in NAMES}
+
+
+def _mean_intervals(
+    summaries: Mapping[str, CategorySummary], *, confidence: float
+) -> dict[str, list[float] | None]:
+    """Intervals of the means: the mean of one draw from each category, draw by draw."""
+    intervals = {}
+    for name in NAMES:
+        parts = [
+            summaries[category].replicates[name]
+            for category in sorted(summaries)
+            if not isinstance(summaries[category].figures[name], Undefined)
+            and name in summaries[category].replicates
+        ]
+        mean = np.mean(parts, axis=0) if parts else None
+        intervals[name] = _to_pair(mean, confidence=confidence)
+    return intervals
+
+
+def _to_pair(replicates: resampling.Replicates | None, *, confidence: float) -> list[float] | None:
+    ends = None if replicates is None else resampling.interval(replicates, confidence=confidence)
+    return None if ends is None else list(ends)
+
+
+def _describe_defect(kind: str, summary: CategorySummary) -> dict[str, Any]:
+    return {
+        "defect": kind,
+        "images": summary.defective,
+        "without_mask": summary.unmasked,
+        **_to_values(summary.figures),
+    }
