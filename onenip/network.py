@@ -127,7 +127,9 @@ class Network(nn.Module):
             self.refiner = PaperRefiner(channels=channels, width=params.refiner_width)
         else:
             self.refiner = EvidenceRefiner(
-                channels=self._count_evidence(), width=params.refiner_width
+                channels=self._count_evidence(),
+                width=params.refiner_width,
+                dropout=params.refiner_dropout,
             )
 
     @property

@@ -42,12 +42,14 @@ class EvidenceRefiner(nn.Module):
     Args:
         channels: of all evidence together.
         width: channels inside, even.
+        dropout: share of evidence channels that a training step does not see.
 
     Differs: from the paper's, which sees the reconstruction error alone, at stride 16 (ADR 3).
     """
 
-    def __init__(self, *, channels: int, width: int) -> None:
+    def __init__(self, *, channels: int, width: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
         narrow = width // 2
         self.mix = nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU())
         self.coarse = nn.ModuleList(_residual_block(width) for _ in range(2))
@@ -58,7 +60,7 @@ class EvidenceRefiner(nn.Module):
 
     def forward(self, evidence: Tensor) -> Tensor:
         """Logits at twice the resolution, [B, 1, 2h, 2w], of evidence [B, C, h, w]."""
-        x = self.mix(evidence)  # [B, width, h, w]
+        x = self.mix(self.dropout(evidence))  # [B, width, h, w]
         for block in self.coarse:
             x = x + block(x)
         x = functional.relu(self.norm(self.upsample(x)))  # [B, width/2, 2h, 2w]

@@ -1,0 +1,1 @@
+"""When and where the stages run: Prefect flows, which call and compute nothing themselves."""
