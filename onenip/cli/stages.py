@@ -24,6 +24,7 @@ MANIFEST = Path("artifacts/validation/manifest.csv")
 SYNTHESIS = Path("artifacts/synthesis")
 MODEL = Path("artifacts/model")
 CURVES = Path("artifacts/training")
+EVALUATION = Path("artifacts/evaluation")
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +32,7 @@ def register(app: typer.Typer) -> None:
     app.command()(preset)
     app.command()(synthesize)
     app.command()(train)
+    app.command()(evaluate)
 
 
 def preset(
@@ -94,4 +96,52 @@ def train(
         synthesis_dir=synthesis,
         out_dir=out,
         curves_dir=curves,
+    )
+
+
+def evaluate(
+    *,
+    params: ParamsOption = PARAMS,
+    data: DataOption = None,
+    manifest: ManifestOption = MANIFEST,
+    model: ModelOption = MODEL,
+    out: Annotated[
+        Path, typer.Option(help="Folder for figures, tables, pictures and the report.")
+    ] = EVALUATION,
+    save_maps: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write the float32 map of every test image, at its own size, as "
+            "DIR/CATEGORY/test/DEFECT/STEM.tiff, as MVTec's evaluation script reads them.",
+        ),
+    ] = None,
+    champion: Annotated[
+        Path | None,
+        typer.Option(help="Earlier evaluation to stand beside this one in the report."),
+    ] = None,
+) -> None:
+    """Score the test images, one at a time, and write every figure with its interval.
+
+    metrics.json holds image AUROC, AP and F1-max, pixel AUROC, AP and F1-max, AUPRO up to 30 % and
+    5 %, and what the model's own thresholds give, per category and mean. report.html shows them with
+    curves, histograms, the worst misses and the worst false alarms; scores.csv has a line per image.
+    """
+    from onenip.params import Params
+    from onenip.stages import evaluate as stage
+
+    loaded = Params.load(params)
+    result = stage.run(
+        loaded,
+        data_dir=data or Path(loaded.data.root),
+        manifest=manifest,
+        model_dir=model,
+        out_dir=out,
+        save_maps=save_maps,
+        synthesis_dir=SYNTHESIS,
+        training_dir=CURVES,
+        champion=champion,
+    )
+    typer.echo(
+        f"figures in {result.folder / 'metrics.json'}, report in {result.folder}/report.html"
     )

@@ -6,7 +6,9 @@ Knows nothing of figures: it promises that pixels come back sorted, in bounded m
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,7 @@ class Shard:
 
     def __init__(self, parent: Path | None = None) -> None:
         self._parent = parent
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self.segments: list[Segment] = []
 
     def append(self, normal: Keys, defective: Marks, *, regions: int) -> None:
@@ -66,12 +68,13 @@ class Shard:
         """
         try:
             if self._folder is None:
-                self._folder = tempfile.TemporaryDirectory(prefix="pixels-", dir=self._parent)
+                self._folder = Path(tempfile.mkdtemp(prefix="pixels-", dir=self._parent))
+                weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             for path, pixels in zip(self.paths, (normal.data, defective.data), strict=True):
                 with path.open("ab") as file:
                     file.write(pixels)
         except OSError as error:
-            folder = self._folder.name if self._folder else str(self._parent)
+            folder = self._folder or self._parent
             raise DataError(f"{folder}: cannot keep pixel scores: {error}", path=folder) from error
         last = self.segments[-1] if self.segments else Segment(0, 0, 0, 0, 0, normal[:0])
         self.segments.append(
@@ -89,7 +92,7 @@ class Shard:
     def paths(self) -> tuple[Path, Path]:
         """Files of normal and of defective pixels; there once an image was appended."""
         assert self._folder is not None
-        return Path(self._folder.name) / "normal", Path(self._folder.name) / "defective"
+        return self._folder / "normal", self._folder / "defective"
 
     def read(self) -> Iterator[tuple[Keys, Marks]]:
         """Each image's sorted pixels, in the order of `segments`."""

@@ -1,0 +1,10 @@
+"""The report of an evaluation: one HTML file that needs nothing else, made from its folder.
+
+- `charts`: curves and histograms as inline SVG
+- `content`: everything that the page says, gathered from the folders
+- `page.html.j2`: the page; no script, no address, readable on a phone and on paper
+"""
+
+from onenip.report.content import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,300 @@
+"""Everything that the report says, gathered from the evaluation's folder and its neighbours.
+
+What is missing is left out of the page; nothing is computed here that `metrics.json` does not say.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from onenip.detector import Detector
+from onenip.evaluation import curves
+from onenip.evaluation.gallery import Picture, load_index
+from onenip.evaluation.results import ImageResult, load_metrics, load_scores
+from onenip.report import charts
+from onenip.version import __version__
+
+COLUMNS = {
+    "image_auroc": "Image AUROC",
+    "image_ap": "Image AP",
+    "image_f1_max": "Image F1-max",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_ap": "Pixel AP",
+    "pixel_f1_max": "Pixel F1-max",
+    "aupro": "AUPRO 30 %",
+    "aupro_05": "AUPRO 5 %",
+    "accuracy": "Accuracy",
+    "recall": "Recall",
+    "false_alarm_rate": "False alarms",
+}
+TITLES = {
+    "miss": "Defective images with the lowest scores",
+    "false_alarm": "Good images with the highest scores",
+    "sample": "A sample",
+}
+_LOWER_IS_BETTER = frozenset({"false_alarm_rate"})
+_QUALITY = 82
+_SHEET_SIDE_PX = 1400
+_PROMPT_SIDE_PX = 160
+_CURVE_POINTS = 300
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of the table, ready to be read."""
+
+    text: str
+    interval: str
+    reason: str
+    change: str
+    direction: str  # better | worse | same, empty without a champion
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture of the page."""
+
+    source: str
+    title: str
+    note: str
+    verdict: str
+    is_wrong: bool
+
+
+def write_report(
+    folder: Path,
+    out: Path,
+    *,
+    model_dir: Path | None = None,
+    synthesis_dir: Path | None = None,
+    training_dir: Path | None = None,
+    champion: Path | None = None,
+) -> None:
+    """Write the report of an evaluation: one HTML file that holds its pictures.
+
+    Args:
+        folder: what `onenip evaluate` wrote.
+        out: the file.
+        model_dir: the model, for its prompts and where it came from.
+        synthesis_dir: what `onenip synthesize` wrote, for samples of synthetic anomalies.
+        training_dir: the folder of `curves.csv` of the training.
+        champion: an earlier evaluation's folder or `metrics.json`, to stand beside this one.
+
+    Raises:
+        DataError: if the evaluation or the champion's is not what `onenip evaluate` writes.
+        CheckpointError: if the model cannot be read.
+    """
+    metrics = load_metrics(folder)
+    before = load_metrics(champion) if champion is not None else None
+    results = load_scores(folder / "scores.csv")
+    detector = Detector.load(model_dir) if model_dir is not None else None
+    pictures = load_index(folder)
+    categories = sorted(metrics["categories"])
+    of = {name: [item for item in results if item.category == name] for name in categories}
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("onenip.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = environment.get_template("page.html.j2").render(
+        version=__version__,
+        metrics=metrics,
+        columns=COLUMNS,
+        table=_table(metrics, before, categories),
+        has_champion=before is not None,
+        tests=len(results),
+        misses=sum(item.is_defective and not item.is_anomalous for item in results),
+        alarms=sum(item.is_anomalous and not item.is_defective for item in results),
+        roc=_curve(of, curves.roc_points, "false-alarm rate", "recall"),
+        pr=_curve(of, curves.pr_points, "recall", "precision"),
+        sections=[_section(name, of[name], metrics, folder, pictures) for name in categories],
+        prompts=_prompts(detector),
+        sheet=_embed(_sheet_path(synthesis_dir), side=_SHEET_SIDE_PX),
+        training=_training_charts(training_dir),
+        facts=_facts(metrics, detector),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.partial")
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(out)
+
+
+def _table(
+    metrics: Mapping[str, Any], before: Mapping[str, Any] | None, categories: Sequence[str]
+) -> list[tuple[str, dict[str, Cell]]]:
+    rows = []
+    for name in ("mean", *categories):
+        values, ends, reasons = (
+            _part(metrics, section, name) for section in ("", "intervals", "reasons")
+        )
+        old = _part(before, "", name) if before is not None else {}
+        cells = {
+            key: _cell(key, values.get(key), ends.get(key), reasons.get(key), old.get(key))
+            for key in COLUMNS
+        }
+        rows.append((name, cells))
+    return rows
+
+
+def _part(metrics: Mapping[str, Any], section: str, name: str) -> dict[str, Any]:
+    inside = metrics.get(section, {}) if section else metrics
+    part = inside.get("mean") if name == "mean" else inside.get("categories", {}).get(name)
+    return dict(part or {})
+
+
+def _cell(
+    key: str,
+    value: float | None,
+    ends: Sequence[float] | None,
+    reason: str | None,
+    old: float | None,
+) -> Cell:
+    change, direction = "", ""
+    if value is not None and old is not None:
+        moved = round(100 * (value - old), 1)
+        better = moved < 0 if key in _LOWER_IS_BETTER else moved > 0
+        direction = "same" if not moved else ("better" if better else "worse")
+        change = f"{moved:+.1f} from {100 * old:.1f}"
+    return Cell(
+        text="n/a" if value is None else f"{100 * value:.1f}",
+        interval=f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "",
+        reason=reason or "",
+        change=change,
+        direction=direction,
+    )
+
+
+def _curve(of: Mapping[str, Sequence[ImageResult]], points: Any, x: str, y: str) -> str:
+    lines = [(name, points(items)) for name, items in of.items()]
+    if not any(line for _, line in lines):
+        return ""
+    return charts.draw_curves(lines, x=charts.Axis(x, 0, 1), y=charts.Axis(y, 0, 1))
+
+
+def _section(
+    name: str,
+    results: Sequence[ImageResult],
+    metrics: Mapping[str, Any],
+    folder: Path,
+    pictures: Sequence[Picture],
+) -> dict[str, Any]:
+    bins = curves.histogram(results)
+    threshold = metrics.get("thresholds", {}).get(name, {}).get("image")
+    chart = charts.draw_histogram(bins, threshold=threshold, label="score") if bins else ""
+    shown = {
+        title: [
+            _show(picture, folder)
+            for picture in pictures
+            if picture.kind == kind and picture.result.category == name
+        ]
+        for kind, title in TITLES.items()
+    }
+    return {
+        "name": name,
+        "images": metrics.get("images", {}).get(name, {}),
+        "histogram": chart,
+        "threshold": threshold,
+        "misses": sum(item.is_defective and not item.is_anomalous for item in results),
+        "alarms": sum(item.is_anomalous and not item.is_defective for item in results),
+        "defects": metrics.get("defects", {}).get(name, []),
+        "pictures": {title: items for title, items in shown.items() if items},
+    }
+
+
+def _show(picture: Picture, folder: Path) -> Shown:
+    of = picture.result
+    words = {
+        (True, True): "found",
+        (True, False): "missed",
+        (False, True): "false alarm",
+        (False, False): "passed",
+    }
+    return Shown(
+        source=_embed(folder / picture.file),
+        title=of.name,
+        note=f"{of.label}, score {of.score:.3g}, threshold {of.threshold:.3g}",
+        verdict=words[of.is_defective, of.is_anomalous],
+        is_wrong=of.is_defective != of.is_anomalous,
+    )
+
+
+def _prompts(detector: Detector | None) -> list[tuple[str, list[str]]]:
+    if detector is None:
+        return []
+    return [
+        (name, [_encode(Image.fromarray(image), _PROMPT_SIDE_PX) for image in prompts])
+        for name in detector.categories
+        for prompts in (detector.prompt_images(name),)
+    ]
+
+
+def _sheet_path(folder: Path | None) -> Path | None:
+    path = folder / "contact_sheet.png" if folder is not None else None
+    return path if path is not None and path.is_file() else None
+
+
+def _training_charts(folder: Path | None) -> list[tuple[str, str]]:
+    """A chart per column of `curves.csv`, over its first column."""
+    path = folder / "curves.csv" if folder is not None else None
+    if path is None or not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) < 2:
+        return []
+    rows = rows[:: max(1, len(rows) // _CURVE_POINTS)]
+    first, *others = rows[0]
+    drawn = []
+    for name in others:
+        points = [(float(row[first]), float(row[name])) for row in rows if row[name]]
+        if len(points) < 2:
+            continue
+        x = charts.Axis(first, points[0][0], points[-1][0])
+        y = charts.Axis(name, min(0.0, *(v for _, v in points)), max(v for _, v in points))
+        drawn.append((name, charts.draw_curves([(name, points)], x=x, y=y)))
+    return drawn
+
+
+def _facts(metrics: Mapping[str, Any], detector: Detector | None) -> list[tuple[str, str]]:
+    facts = [
+        ("Data version (sha256 of the manifest)", str(metrics.get("data_version", ""))),
+        ("Pixels compared at", f"{metrics.get('resolution', '')} size"),
+    ]
+    if detector is None:
+        return facts
+    facts.append(("Model (sha256 of its files)", detector.digest))
+    provenance = detector.spec.provenance
+    facts += [
+        (key.replace("_", " "), str(value))
+        for key, value in sorted(provenance.items())
+        if isinstance(value, str | int | float)
+    ]
+    return facts
+
+
+def _embed(path: Path | None, *, side: int | None = None) -> str:
+    """A picture as a data address, as JPEG; empty if there is none."""
+    if path is None:
+        return ""
+    with Image.open(path) as image:
+        return _encode(image.convert("RGB"), side)
+
+
+def _encode(image: Image.Image, side: int | None) -> str:
+    if side is not None:
+        image = image.copy()
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
