@@ -19,7 +19,14 @@ from scipy import stats
 
 from onenip.comparison import difference_of, paired_difference
 from onenip.errors import DataError
-from onenip.metrics import IMAGE_NAMES, PIXEL_NAMES, Figure, Undefined, image_figures
+from onenip.metrics import (
+    IMAGE_NAMES,
+    PIXEL_NAMES,
+    Figure,
+    Undefined,
+    image_figures,
+    verdict_figures,
+)
 from onenip.params import CategoryGateParams, GateParams
 from onenip.registry.versions import GateResult, GateVerdict
 
@@ -133,8 +140,12 @@ def _require_same_images(evidence: Evidence) -> None:
 
 def _figures(evidence: Evidence, answers: Answers) -> dict[str, Figure]:
     chosen = evidence.is_compared
-    figures = image_figures(answers.scores[chosen], evidence.is_defective[chosen])
-    return {**figures, **answers.pixel_figures}
+    labels = evidence.is_defective[chosen]
+    return {
+        **image_figures(answers.scores[chosen], labels),
+        **verdict_figures(answers.is_anomalous[chosen], labels),
+        **answers.pixel_figures,
+    }
 
 
 def _check_floors(evidence: Evidence, limits: CategoryGateParams) -> list[Finding]:
@@ -161,8 +172,6 @@ def _check_margins(
         return [Finding("promote", "there is no champion yet")]
     findings = []
     for name, margin in (limits.margins or {}).items():
-        if name in PIXEL_NAMES and not evidence.challenger.pixel_figures:
-            continue  # synthetic anomalies are compared by image
         difference = _compare(evidence, name, params=params, seed=seed)
         change, low, high = difference
         if (
