@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from onenip.errors import DataError
+from onenip.images import IMAGE_SUFFIXES, hash_file
 
 Subset = Literal["fit", "calibration", "holdout", "test"]
 GOOD = "good"
@@ -102,6 +103,38 @@ def assign_subset(sha256: str, *, calibration_fraction: float, holdout_fraction:
     if position < calibration_fraction + holdout_fraction:
         return "holdout"
     return "fit"
+
+
+def scan_layout(
+    data_dir: Path, *, calibration_fraction: float, holdout_fraction: float
+) -> list[Sample]:
+    """Samples of a folder in MVTec layout that is known to be sound, sorted by name.
+
+    The pipeline reads the manifest instead, which says what is sound.
+
+    Raises:
+        DataError: if the folder holds no `<category>/train/good` or `<category>/test/<label>`.
+    """
+    samples = []
+    for path in sorted(data_dir.glob("*/t*/*/*")):
+        category, split, label, _ = path.relative_to(data_dir).parts
+        if path.suffix.lower() not in IMAGE_SUFFIXES or split not in ("train", "test"):
+            continue
+        digest = hash_file(path)
+        subset: Subset = "test"
+        if split == "train":
+            subset = assign_subset(
+                digest,
+                calibration_fraction=calibration_fraction,
+                holdout_fraction=holdout_fraction,
+            )
+        mask = data_dir / category / "ground_truth" / label / f"{path.stem}_mask.png"
+        name = path.relative_to(data_dir).as_posix()
+        known = mask if label != GOOD and mask.is_file() else None
+        samples.append(Sample(path, name, category, label, subset, known, digest))
+    if not samples:
+        raise DataError(f"{data_dir}: no <category>/train/{GOOD} images", path=data_dir)
+    return samples
 
 
 def list_categories(samples: Iterable[Sample]) -> list[str]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from onenip import synthetic_bank
 from onenip.calibration import (
     MAX_CALIBRATION_IMAGES,
     MIN_CALIBRATION_IMAGES,
@@ -32,9 +32,7 @@ from onenip.loading import load_resized
 from onenip.model_file import CategorySpec, DetectorSpec, read_model
 from onenip.network import Features, Network
 from onenip.params import Params, TrainParams
-from onenip.synthesis import Synthesizer
 from onenip.synthetic_bank import StoredAnomaly
-from onenip.textures import load_textures
 from onenip.training import OnLog, fit
 from onenip.training_set import BatchPlan, TrainingSet, build_training_set
 from onenip.weights import load_backbone_weights
@@ -100,14 +98,11 @@ def fit_detector(
         progress=progress,
     )
     _warm_start(network, params.train.warm_start)
-    textures = load_textures(
-        Path(params.synthesize.textures) if params.synthesize.textures else None,
-        size=params.model.input_size,
-        rng=np.random.default_rng([params.seed, 3]),
-    )
     plan = BatchPlan(
         data,
-        Synthesizer(params.synthesize, textures=textures),
+        synthetic_bank.build_synthesizer(
+            params.synthesize, size=params.model.input_size, seed=params.seed
+        ),
         batch_size=params.train.batch_size,
         seed=params.seed,
         prompt_choice=params.train.prompt_choice,

@@ -189,7 +189,7 @@ class ModelParams(Section):
     )
     refiner_width: int = Field(96, ge=2, description="channels inside the refiner, even")
     refiner_dropout: Fraction = Field(
-        0.2, ge=0, lt=1, description="share of evidence channels hidden in a training step"
+        0.3, ge=0, lt=1, description="share of evidence channels hidden in a training step"
     )
     evidence: tuple[Literal["restoration", "distance", "residual", "features"], ...] = Field(
         ("restoration", "distance", "residual", "features"),
@@ -222,7 +222,7 @@ class ModelParams(Section):
 class TrainParams(Section):
     """The optimisation."""
 
-    epochs: int = Field(40, ge=1, description="passes over the normal training images")
+    epochs: int = Field(30, ge=1, description="passes over the normal training images")
     max_steps: int | None = Field(
         None, ge=1, description="optimiser steps at most; null: epochs decide"
     )

@@ -12,24 +12,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
 from torch import Tensor
 
 from onenip import synthetic_bank
-from onenip.dataset import GOOD, Sample, assign_subset, select
+from onenip.dataset import Sample, scan_layout, select
 from onenip.detector import Detector
-from onenip.errors import CheckpointError, DataError
+from onenip.errors import CheckpointError
 from onenip.fitting import calibrate_detector
-from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.loading import load_resized
 from onenip.model_file import DetectorSpec
 from onenip.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset
-from onenip.synthesis import Synthesizer
-from onenip.textures import load_textures
 from onenip.training_set import build_training_set
 from onenip.weights import assign_backbone, read_state, rename_efficientnet
 
@@ -94,7 +90,13 @@ def import_reference(path: Path, *, data_dir: Path | None = None, seed: int = 0)
             model=params.model, calibrate=params.calibrate, categories={}, provenance={}
         )
         return Detector(network, spec=spec, prompts={}, references={})
-    return _calibrate(network, params, list_normals(data_dir, params), seed)
+    samples = scan_layout(
+        data_dir,
+        calibration_fraction=params.data.calibration_fraction,
+        holdout_fraction=params.data.holdout_fraction,
+    )
+    normals = [sample for sample in samples if sample.subset != "test"]
+    return _calibrate(network, params, normals, seed)
 
 
 def load_trained(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
@@ -150,30 +152,6 @@ def rename_trained(key: str) -> str:
     return key
 
 
-def list_normals(data_dir: Path, params: Params) -> list[Sample]:
-    """Normal training images of a folder in MVTec layout, with subsets by content.
-
-    Raises:
-        DataError: if there are none.
-    """
-    samples = []
-    for folder in sorted(data_dir.glob(f"*/train/{GOOD}")):
-        for file in sorted(folder.iterdir()):
-            if file.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            digest = hash_file(file)
-            subset = assign_subset(
-                digest,
-                calibration_fraction=params.data.calibration_fraction,
-                holdout_fraction=params.data.holdout_fraction,
-            )
-            name, category = file.relative_to(data_dir).as_posix(), folder.parent.parent.name
-            samples.append(Sample(file, name, category, GOOD, subset, None, digest))
-    if not select(samples, subset="fit"):
-        raise DataError(f"{data_dir}: no <category>/train/{GOOD} images", path=data_dir)
-    return samples
-
-
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Remove and give the keys behind a prefix, without it."""
     keys = [key for key in state if key.startswith(prefix)]
@@ -205,14 +183,11 @@ def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed
         cache_dir=None,
         progress=False,
     )
-    textures = load_textures(None, size=size, rng=np.random.default_rng([seed, 3]))
-    synthesizer = Synthesizer(params.synthesize, textures=textures)
     held_out = select(samples, subset="calibration") or fitted
     images = load_resized(held_out, size, cache_dir=None, workers=workers, progress=False)
-    entries = [
-        synthetic_bank.Entry(s, 0, image, synthesizer.draw(image, np.random.default_rng([seed, i])))
-        for i, (s, image) in enumerate(zip(held_out, images, strict=True))
-    ]
+    entries = synthetic_bank.draw_entries(
+        params.synthesize, held_out, images, seed=seed, progress=False
+    )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bank"
         synthetic_bank.write(folder, entries)

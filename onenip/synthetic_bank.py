@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from onenip.dataset import Sample
 from onenip.errors import DataError
 from onenip.images import load_image
-from onenip.synthesis import SyntheticAnomaly
+from onenip.params import SynthesizeParams
+from onenip.synthesis import Synthesizer, SyntheticAnomaly
+from onenip.textures import load_textures
 
 INDEX_FILE = "index.csv"
 _COLUMNS = ("image", "mask", "category", "kind", "made_from")
@@ -49,6 +52,38 @@ class StoredAnomaly:
     category: str
     kind: str
     made_from: str
+
+
+def draw_entries(
+    params: SynthesizeParams,
+    samples: Sequence[Sample],
+    images: NDArray[np.uint8],
+    *,
+    seed: int,
+    progress: bool,
+) -> list[Entry]:
+    """Synthetic anomalies of normal images [n, H, W, 3] uint8, `per_image` of each.
+
+    An anomaly is a function of the seed, its image and the other images of its category.
+    """
+    synthesizer = build_synthesizer(params, size=(images.shape[1], images.shape[2]), seed=seed)
+    by_category = group_by_category(samples)
+    entries = []
+    for index in tqdm(range(len(samples)), desc="synthesize", disable=not progress, unit="image"):
+        rng = np.random.default_rng([seed, 4, int(samples[index].sha256[:12], 16)])
+        mates = by_category[samples[index].category]
+        for variant in range(params.per_image):
+            donors = [images[i] for i in rng.choice(mates, min(2, len(mates)))]
+            drawn = synthesizer.draw(images[index], rng, donors=donors)
+            entries.append(Entry(samples[index], variant, images[index], drawn))
+    return entries
+
+
+def build_synthesizer(params: SynthesizeParams, *, size: tuple[int, int], seed: int) -> Synthesizer:
+    """A synthesizer with its textures, at an image size (H, W) in px."""
+    folder = Path(params.textures) if params.textures else None
+    textures = load_textures(folder, size=size, rng=np.random.default_rng([seed, 3]))
+    return Synthesizer(params, textures=textures)
 
 
 def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:

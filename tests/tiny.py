@@ -8,12 +8,10 @@ import numpy as np
 from PIL import Image
 
 from onenip import synthetic_bank
-from onenip.dataset import GOOD, Sample, assign_subset
+from onenip.dataset import GOOD, Sample, scan_layout
 from onenip.fitting import FitResult, fit_detector
-from onenip.images import hash_file, load_image, resize_image
+from onenip.images import load_image, resize_image
 from onenip.params import Params
-from onenip.synthesis import Synthesizer
-from onenip.textures import load_textures
 
 CATEGORIES = ("disc", "stripes")
 SIZE = 64
@@ -94,23 +92,11 @@ def make_tiny_params(**sections: dict) -> Params:
 
 def list_samples(root: Path, params: Params) -> list[Sample]:
     """Samples of a folder in MVTec layout, as its manifest would list them."""
-    samples = []
-    for file in sorted(root.glob("*/t*/*/*")):
-        category, split, label, _ = file.relative_to(root).parts
-        digest = hash_file(file)
-        subset = "test"
-        if split == "train":
-            subset = assign_subset(
-                digest,
-                calibration_fraction=params.data.calibration_fraction,
-                holdout_fraction=params.data.holdout_fraction,
-            )
-        mask = root / category / "ground_truth" / label / f"{file.stem}_mask.png"
-        name = file.relative_to(root).as_posix()
-        samples.append(
-            Sample(file, name, category, label, subset, mask if label != GOOD else None, digest)
-        )
-    return samples
+    return scan_layout(
+        root,
+        calibration_fraction=params.data.calibration_fraction,
+        holdout_fraction=params.data.holdout_fraction,
+    )
 
 
 def fit_tiny(
@@ -120,14 +106,8 @@ def fit_tiny(
     samples = list_samples(root, params)
     normal = [s for s in samples if s.subset != "test"]
     size = params.model.input_size
-    synthesizer = Synthesizer(
-        params.synthesize, textures=load_textures(None, size=size, rng=np.random.default_rng(0))
-    )
-    entries = []
-    for i, sample in enumerate(normal):
-        image = resize_image(load_image(sample.path), size)
-        drawn = synthesizer.draw(image, np.random.default_rng(i))
-        entries.append(synthetic_bank.Entry(sample, 0, image, drawn))
+    images = np.stack([resize_image(load_image(s.path), size) for s in normal])
+    entries = synthetic_bank.draw_entries(params.synthesize, normal, images, seed=0, progress=False)
     bank = folder / "bank"
     if not bank.exists():
         synthetic_bank.write(bank, entries)

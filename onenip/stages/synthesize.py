@@ -9,17 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from onenip import synthetic_bank
 from onenip.dataset import load_manifest
 from onenip.errors import DataError
 from onenip.loading import load_resized
 from onenip.params import Params
-from onenip.synthesis import Synthesizer
-from onenip.textures import load_textures
 
 log = logging.getLogger(__name__)
 
@@ -42,18 +38,9 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
         raise DataError(f"{manifest}: no normal training images", path=manifest)
     size, show = params.model.input_size, sys.stderr.isatty()
     images = load_resized(samples, size, cache_dir=None, workers=os.cpu_count() or 1, progress=show)
-    folder = Path(params.synthesize.textures) if params.synthesize.textures else None
-    textures = load_textures(folder, size=size, rng=np.random.default_rng([params.seed, 3]))
-    synthesizer = Synthesizer(params.synthesize, textures=textures)
-    entries = []
-    by_category = synthetic_bank.group_by_category(samples)
-    for index in tqdm(range(len(samples)), desc="synthesize", disable=not show, unit="image"):
-        rng = np.random.default_rng([params.seed, 4, int(samples[index].sha256[:12], 16)])
-        mates = by_category[samples[index].category]
-        for variant in range(params.synthesize.per_image):
-            donors = [images[i] for i in rng.choice(mates, min(2, len(mates)))]
-            drawn = synthesizer.draw(images[index], rng, donors=donors)
-            entries.append(synthetic_bank.Entry(samples[index], variant, images[index], drawn))
+    entries = synthetic_bank.draw_entries(
+        params.synthesize, samples, images, seed=params.seed, progress=show
+    )
     partial = out_dir.with_name(f".{out_dir.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     synthetic_bank.write(partial, entries)

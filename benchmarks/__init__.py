@@ -1,0 +1,1 @@
+"""Each claim of speed or quality as a command; `python -m benchmarks` lists them."""
