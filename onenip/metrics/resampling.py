@@ -161,7 +161,7 @@ def _curve_figures(
     found, alarms = np.cumsum(tied_defects, axis=1), np.cumsum(tied_normals, axis=1)
     defects, normals = found[:, -1:], alarms[:, -1:]
     ordered = np.sum(tied_defects * (2 * (normals - alarms) + tied_normals), axis=1)
-    precision = _divide(found, found + alarms)
+    precision = _divide(found, found + alarms, empty=0.0)
     return np.stack(
         [
             _divide(ordered, 2 * (defects * normals)[:, 0]),
@@ -215,7 +215,7 @@ def _area_up_to(
     """Areas under curves [draws, k] up to a rate, over that rate."""
     start, width = rate[:, :-1], np.diff(rate, axis=1)
     inside = np.clip(limit - start, 0.0, width)
-    slope = _divide(np.diff(overlap, axis=1), width)
+    slope = _divide(np.diff(overlap, axis=1), width, empty=0.0)
     area: NDArray[np.float64] = np.sum(inside * (overlap[:, :-1] + slope * inside / 2), axis=1)
     return area / limit
 
