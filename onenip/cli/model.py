@@ -1,9 +1,154 @@
-"""Commands about model."""
+"""Commands about models: how two differ, and the report of one."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from onenip.cli.stages import CURVES, EVALUATION, MODEL, SYNTHESIS, ModelOption
 
-def register(_app: typer.Typer) -> None:
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from onenip.comparison import Difference
+    from onenip.evaluation.differences import Comparison
+
+_SHOWN_CHANGES = 40
+
+
+def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
+    app.command()(compare)
+    app.command()(report)
+
+
+def compare(
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="Folder of an evaluation, MLflow run id, or models:/NAME@ALIAS."
+        ),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The same of the other one.")],
+    *,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Of the intervals, such as 0.95.")
+    ] = 0.95,
+    draws: Annotated[int, typer.Option(min=100, help="Resamples of the test images.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every figure, and every changed verdict.")
+    ] = False,
+) -> None:
+    """Compare two evaluations: B minus A per category, with intervals, and the verdicts that changed.
+
+    Both models are compared on the images that both have scored, resampled in pairs. A difference
+    whose interval leaves out 0 is marked: it is more than other test images of the kind would give.
+
+    Example: `onenip compare artifacts/evaluation models:/onenip-bottle@champion`
+    """
+    import tempfile
+
+    from rich.console import Console
+
+    from onenip.evaluation.differences import compare as compare_evaluations
+    from onenip.evaluation.results import Evaluation
+
+    with tempfile.TemporaryDirectory() as scratch:
+        loaded = [
+            Evaluation.load(_resolve(reference, Path(scratch) / str(at)))
+            for at, reference in enumerate((first, second))
+        ]
+        found = compare_evaluations(
+            loaded[0], loaded[1], confidence=confidence, draws=draws, seed=seed
+        )
+    console = Console()
+    console.print(_tabulate(found, everything=everything), soft_wrap=True)
+    typer.echo(
+        f"Percent, B minus A, {100 * confidence:g} % intervals, on {found.common} images that both "
+        f"have scored; * leaves out 0."
+    )
+    if found.only_first or found.only_second:
+        typer.echo(f"Left out: {found.only_first} images only in A, {found.only_second} only in B.")
+    _tell_changes(found, everything=everything)
+
+
+def report(
+    *,
+    evaluation: Annotated[
+        Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
+    ] = EVALUATION,
+    champion: Annotated[
+        Path | None, typer.Option(help="Folder or metrics.json of the evaluation to stand beside.")
+    ] = None,
+    model: ModelOption = MODEL,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("artifacts/report.html"),
+) -> None:
+    """Write the report of an evaluation again, such as with the champion's figures beside it."""
+    from onenip.report import write_report
+
+    write_report(
+        evaluation,
+        out,
+        model_dir=model if model.is_dir() else None,
+        synthesis_dir=SYNTHESIS,
+        training_dir=CURVES,
+        champion=champion,
+    )
+    typer.echo(str(out))
+
+
+def _resolve(reference: str, scratch: Path) -> Path:
+    """Folder of an evaluation that is named by its path, its run, or a registered model."""
+    if Path(reference).is_dir():
+        return Path(reference)
+    if "/" in reference and not reference.startswith("models:/"):
+        from onenip.errors import DataError
+
+        raise DataError(f"{reference}: no such folder", path=reference)
+    from onenip.registry.evaluations import fetch_evaluation
+
+    return fetch_evaluation(reference, scratch)
+
+
+def _tabulate(found: Comparison, *, everything: bool) -> Table:
+    from rich.table import Table
+
+    from onenip.metrics import NAMES
+
+    few = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "recall")
+    shown = NAMES if everything else (*few, "false_alarm_rate")
+    table = Table("category", *shown)
+    for category, differences in found.differences.items():
+        table.add_row(category, *(_format(differences[name]) for name in shown))
+    return table
+
+
+def _format(difference: Difference) -> str:
+    from onenip.metrics import Undefined
+
+    value, low, high = difference.difference, difference.low, difference.high
+    if isinstance(value, Undefined):
+        return "n/a"
+    text = f"{100 * value:+.1f}{'*' if difference.is_certain else ''}"
+    if isinstance(low, Undefined) or isinstance(high, Undefined):
+        return text
+    return f"{text}\n{100 * low:+.1f}..{100 * high:+.1f}"
+
+
+def _tell_changes(found: Comparison, *, everything: bool) -> None:
+    better = sum(item.is_better for item in found.changed)
+    worse = len(found.changed) - better
+    typer.echo(f"Verdicts changed: {len(found.changed)}, {better} for the better, {worse} not.")
+    shown = found.changed if everything else found.changed[:_SHOWN_CHANGES]
+    for item in shown:
+        word = "better" if item.is_better else "worse"
+        before, after = (
+            f"{side.score:.3g}{'>' if side.is_anomalous else '<='}{side.threshold:.3g}"
+            for side in (item.before, item.after)
+        )
+        typer.echo(f"  {word:6} {item.after.name} ({item.after.label}): {before} -> {after}")
+    if len(shown) < len(found.changed):
+        typer.echo(f"  and {len(found.changed) - len(shown)} more; --all shows them")
