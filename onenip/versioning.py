@@ -83,9 +83,40 @@ def current_branch(root: Path = HERE) -> str | None:
     return _try_git(["symbolic-ref", "--short", "-q", "HEAD"], root)
 
 
+def find_commit(revision: str, *, root: Path = HERE) -> str | None:
+    """Commit that a revision (commit, tag, branch) names, 40 hex digits; None if there is none."""
+    return _try_git(["rev-parse", "--verify", "-q", f"{revision}^{{commit}}"], root)
+
+
+def is_ancestor(commit: str, *, root: Path = HERE) -> bool:
+    """Whether HEAD is a commit or has it in its history."""
+    return _try_git(["merge-base", commit, "HEAD"], root) == commit
+
+
+def has_remote(*, root: Path = HERE) -> bool:
+    """Whether DVC has a default remote to push to."""
+    try:
+        return bool(_dvc(["remote", "default"], root).strip())
+    except VersioningError:
+        return False
+
+
 def is_dirty(root: Path = HERE) -> bool:
     """Whether files known to Git were changed since HEAD."""
     return bool(_try_git(["status", "--porcelain", "--untracked-files=no"], root))
+
+
+def describe_checkout(root: Path = HERE) -> dict[str, str]:
+    """Which data and which code this checkout holds, as tags of a model.
+
+    Returns:
+        `data_version` and `git_commit` ("unknown" where there is none), and `git_dirty` (true, false).
+    """
+    return {
+        "data_version": read_data_version(root) or "unknown",
+        "git_commit": current_commit(root) or "unknown",
+        "git_dirty": str(is_dirty(root)).lower(),
+    }
 
 
 def add(paths: Sequence[Path | str], *, root: Path = HERE) -> None:

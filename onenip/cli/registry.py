@@ -1,9 +1,197 @@
-"""Commands about registry."""
+"""Commands about the registry: register, status, approve, reject, rollback, audit."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from onenip.cli.stages import MODEL, PARAMS, ModelOption, ParamsOption
 
-def register(_app: typer.Typer) -> None:
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from onenip.registry.audit import Entry
+    from onenip.registry.versions import Version
+
+EVALUATION = Path("artifacts/evaluation")
+SHOWN_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
+
+CategoryArgument = Annotated[str, typer.Argument(help="Product category, such as bottle.")]
+ByOption = Annotated[str, typer.Option("--by", help="Who decides; kept in the audit trail.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
+VersionOption = Annotated[
+    int | None,
+    typer.Option("--version", help="The version that you looked at. [default: the challenger]"),
+]
+
+
+def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
+    app.command("register")(register_model)
+    app.command()(status)
+    app.command()(approve)
+    app.command()(reject)
+    app.command()(rollback)
+    app.command()(audit)
+
+
+def register_model(
+    *,
+    params: ParamsOption = PARAMS,
+    model: ModelOption = MODEL,
+    evaluation: Annotated[
+        Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
+    ] = EVALUATION,
+) -> None:
+    """Register the model: one version per category, each a challenger that waits for approval.
+
+    The weights are stored once in MLflow; a version `onenip-<category>` only points at them.
+    Registering the same model again changes nothing. Without MLFLOW_TRACKING_URI everything is kept
+    in `mlflow.db` and `mlartifacts/` here.
+    """
+    from onenip.params import Params
+    from onenip.stages import register as stage
+
+    versions = stage.run(Params.load(params), model_dir=model, evaluation_dir=evaluation)
+    for version in versions:
+        state = ", ".join(version.aliases) or version.approval
+        typer.echo(f"{version.category}: version {version.number} ({state})")
+
+
+def status() -> None:
+    """Show champion and challenger of every category side by side, and since when one waits."""
+    from onenip.registry import approval
+    from onenip.registry.status import read_standings
+
+    console = _console()
+    for entry in approval.reconcile_all():
+        _tell(console, entry)
+    standings = read_standings()
+    if not standings:
+        console.print("Nothing is registered yet: run `onenip register`.")
+        return
+    table = _table("category", "", "version", *SHOWN_METRICS, "gate", "since (UTC)")
+    for standing in standings:
+        name = standing.category
+        for role, version in (("champion", standing.champion), ("challenger", standing.challenger)):
+            table.add_row(name, role, *_describe(version))
+            name = ""
+        table.add_section()
+    console.print(table)
+    waiting = [standing for standing in standings if standing.challenger]
+    for standing in waiting:
+        console.print(
+            f"{standing.category} waits: onenip approve {standing.category} --by NAME --reason TEXT",
+            highlight=False,
+        )
+
+
+def approve(
+    category: CategoryArgument,
+    *,
+    by: ByOption,
+    reason: ReasonOption,
+    version: VersionOption = None,
+    override: Annotated[
+        bool, typer.Option("--override", help="Approve although the gate rejected it.")
+    ] = False,
+) -> None:
+    """Make the challenger of a category its champion; what served so far can be rolled back to."""
+    from onenip.registry import approval
+
+    now = approval.approve(category, by=by, reason=reason, version=version, override=override)
+    typer.echo(f"{category}: version {now.number} is champion, approved by {by}")
+
+
+def reject(
+    category: CategoryArgument,
+    *,
+    by: ByOption,
+    reason: ReasonOption,
+    version: VersionOption = None,
+) -> None:
+    """Refuse the challenger of a category; the champion stays."""
+    from onenip.registry import approval
+
+    now = approval.reject(category, by=by, reason=reason, version=version)
+    typer.echo(f"{category}: version {now.number} was rejected by {by}")
+
+
+def rollback(category: CategoryArgument, *, by: ByOption, reason: ReasonOption) -> None:
+    """Bring back the champion before this one; the one that is taken down counts as rejected."""
+    from onenip.registry import approval
+
+    now = approval.rollback(category, by=by, reason=reason)
+    typer.echo(f"{category}: version {now.number} is champion again")
+
+
+def audit(
+    category: Annotated[
+        str | None, typer.Argument(help="Only this category. [default: all]")
+    ] = None,
+) -> None:
+    """Print who did what, when and why; changes made by hand in MLflow are noticed and recorded.
+
+    Exits with status 2 if an entry is missing or was altered.
+    """
+    from onenip.errors import RegistryError
+    from onenip.registry import approval
+    from onenip.registry import audit as trail
+
+    approval.reconcile_all()
+    entries = trail.read_trail(category)
+    table = _table("when (UTC)", "category", "what", "version", "by", "reason", "champion")
+    for entry in entries:
+        table.add_row(
+            f"{entry.at:%Y-%m-%d %H:%M:%S}",
+            entry.category,
+            entry.action,
+            str(entry.version),
+            entry.by,
+            entry.reason,
+            str(entry.champion or "-"),
+        )
+    _console().print(table)
+    breaks = trail.find_breaks(entries)
+    if breaks:
+        raise RegistryError("the audit trail is not whole: " + "; ".join(breaks))
+
+
+def _console() -> Console:
+    import shutil
+    import sys
+
+    from rich.console import Console
+
+    # a pipe or a log has no width of its own: do not fold tables there
+    return Console(width=None if sys.stdout.isatty() else max(160, shutil.get_terminal_size()[0]))
+
+
+def _table(*columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _describe(version: Version | None) -> list[str]:
+    if version is None:
+        return ["-"] * (3 + len(SHOWN_METRICS))
+    metrics = [
+        f"{version.metrics[name]:.3f}" if name in version.metrics else "-" for name in SHOWN_METRICS
+    ]
+    gate = "-" if version.gate is None else version.gate.verdict
+    since = version.decided_at if "champion" in version.aliases else version.created_at
+    return [str(version.number), *metrics, gate, f"{since:%Y-%m-%d %H:%M}" if since else "-"]
+
+
+def _tell(console: Console, entry: Entry) -> None:
+    console.print(
+        f"Recorded: {entry.category} version {entry.version}: {entry.reason}", style="bold"
+    )

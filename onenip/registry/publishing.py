@@ -121,11 +121,14 @@ def hash_weights(folder: Path) -> str:
     """Digest of a stored model, equal to `Detector.digest` of it.
 
     Raises:
-        CheckpointError: if the folder holds no usable model.
+        RegistryError: if the folder holds no model.
     """
-    from onenip.detector import Detector
+    from onenip.model_file import hash_model
 
-    return Detector.load(folder).digest
+    try:
+        return hash_model(folder)
+    except OSError as error:
+        raise RegistryError(f"{folder}: no model: {error.strerror}") from error
 
 
 def load_pinned(weights_uri: str, digest: str) -> Detector:

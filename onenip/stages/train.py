@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip import synthetic_bank
+from onenip import synthetic_bank, versioning
 from onenip.dataset import load_manifest, select
 from onenip.fitting import fit_detector
 from onenip.images import hash_file
@@ -47,6 +47,7 @@ def run(
     bank = synthetic_bank.read(synthesis_dir)
     provenance = {
         "onenip_version": __version__,
+        "data_version": versioning.read_data_version(),
         "manifest_sha256": hash_file(manifest),
         "params": params.dump(),
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},

@@ -1,0 +1,257 @@
+"""The whole chain as one flow: download, the DVC stages, registration.
+
+    python -m flows.pipeline --source demo
+    python -m flows.pipeline --source ../images --preset cpu
+    python -m flows.pipeline --source s3://bucket/prefix --endpoint-url http://127.0.0.1:8333
+
+Needs no server; with PREFECT_API_URL and MLFLOW_TRACKING_URI it works with those. A stage that DVC
+finds up to date is skipped, and a killed run goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.settings import STATE_DIR, apply_settings
+
+apply_settings()
+
+from filelock import FileLock, Timeout  # noqa: E402  # settings come first
+from prefect import flow, get_run_logger, task  # noqa: E402
+from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.client.schemas import State  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from onenip import versioning  # noqa: E402
+from onenip.errors import BusyError, OneNIPError  # noqa: E402
+from onenip.params import DEFAULT_PATH, Params  # noqa: E402
+
+STAGES = ("validate", "synthesize", "train", "evaluate")
+EVALUATION = Path("artifacts/evaluation")
+MODEL = Path("artifacts/model")
+
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+_PICTURES = 12  # heat maps shown in the flow run, at most
+_PICTURE_PX = 420
+
+
+@dataclass(frozen=True)
+class Download:
+    """What to download; fields as the options of `onenip download`."""
+
+    sources: tuple[str, ...]
+    accept_license: bool = False
+    endpoint_url: str | None = None
+    sign_request: bool = True
+
+
+@task(name="download", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+def download(request: dict[str, Any]) -> State[Any]:
+    """Bring the sources' images into `data/`, and name their version in `data.dvc`."""
+    from onenip.stages import download as stage
+
+    def work() -> None:
+        params = Params.load()
+        stage.run(
+            params,
+            sources=tuple(request["sources"]),
+            data_dir=Path(params.data.root),
+            accept_license=request["accept_license"],
+            endpoint_url=request["endpoint_url"],
+            sign_request=request["sign_request"],
+        )
+
+    return _settle("download", work)
+
+
+@task(name="reproduce", task_run_name="{stage}", persist_result=False)
+def reproduce(stage: str) -> State[Any]:
+    """Ask DVC to bring one stage up to date; its lines join the run's log."""
+    logger = get_run_logger()
+    return _settle(stage, lambda: versioning.repro(stage, on_line=logger.info))
+
+
+@task(name="register", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+def register() -> State[Any]:
+    """Make the model the challenger of its categories in MLflow."""
+    from onenip.stages import register as stage
+
+    return _settle(
+        "register", lambda: stage.run(Params.load(), model_dir=MODEL, evaluation_dir=EVALUATION)
+    )
+
+
+@task(name="show", persist_result=False)
+def show() -> None:
+    """Put the table of metrics and the heat maps beside the run."""
+    metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    rows = {**metrics["categories"], "mean": metrics["mean"]}
+    create_table_artifact(
+        key="metrics",
+        table=[{"category": name, **{k: row.get(k) for k in _SHOWN}} for name, row in rows.items()],
+        description="Metrics per category on the test images, fractions in 0..1.",
+    )
+    pictures = "\n\n".join(
+        f"**{path.parent.name}/{path.stem}**\n\n![]({_to_data_uri(path)})"
+        for path in _pick_pictures()
+    )
+    report = (EVALUATION / "report.html").resolve()
+    create_markdown_artifact(
+        key="heatmaps",
+        markdown=f"Report: `{report}`\n\n{pictures}",
+        description="Images, heat maps and masks; the report holds more.",
+    )
+
+
+@flow(name="pipeline", persist_result=False)
+def pipeline(request: dict[str, Any]) -> State[Any]:
+    """Chain download, the DVC stages and registration."""
+    steps = [partial(reproduce, stage, return_state=True) for stage in STAGES]
+    if request["sources"]:
+        steps.insert(0, partial(download, request, return_state=True))
+    for step in [*steps, partial(register, return_state=True)]:
+        state = step()
+        if not state.is_completed():
+            return Failed(message=state.message)
+    show()
+    return Completed(message="every category has a challenger")
+
+
+@contextmanager
+def hold_checkout(root: Path = Path()) -> Iterator[None]:
+    """Keep other pipelines out of this checkout.
+
+    Raises:
+        BusyError: if one is at work.
+    """
+    path = root / STATE_DIR / "pipeline.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout as error:
+        raise BusyError(f"another pipeline is at work in this checkout ({path})") from error
+
+
+def run_pipeline(request: Download) -> None:
+    """Run the flow in this process.
+
+    Raises:
+        BusyError: if another pipeline is at work in this checkout.
+        OneNIPError: if a step failed; the message says which and why.
+    """
+    with hold_checkout():
+        state = pipeline(asdict(request), return_state=True)
+    if not state.is_completed():
+        raise OneNIPError(state.message or "the pipeline failed")
+
+
+def main(
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to download: demo, a folder, an archive, s3://bucket/prefix, or a data set's "
+            "name (see `onenip download --help`); repeatable. Without it, data/ is used as it is."
+        ),
+    ] = None,
+    *,
+    preset: Annotated[
+        str | None, typer.Option(help="Write params.yaml from this preset first.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="You accept the data set's licence.")
+    ] = False,
+    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if it is not AWS.")] = None,
+    no_sign_request: Annotated[
+        bool, typer.Option("--no-sign-request", help="Read a public bucket without credentials.")
+    ] = False,
+) -> None:
+    """Run everything: download, validate, synthesize, train, evaluate, register.
+
+    Stages that are up to date are skipped. Ends with the metrics per category and where to look.
+    """
+    if preset is not None:
+        from onenip.preset import load_preset, render
+
+        DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
+    Params.load()
+    request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
+    run_pipeline(request)
+    _print_summary()
+
+
+def run_cli(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line; an error that the user can act on is one line and exit status 2."""
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    try:
+        app(arguments)
+    except OneNIPError as error:
+        typer.echo(f"onenip: {error}", err=True)
+        sys.exit(2)
+
+
+def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
+    """State of a step: an error that a user can act on is one line, not a traceback."""
+    try:
+        work()
+    except OneNIPError as error:
+        logging.getLogger("onenip").error("%s: %s", name, error)
+        return Failed(message=f"{name}: {error}")
+    return Completed(message=name)
+
+
+def _pick_pictures() -> list[Path]:
+    """Heat maps of all categories in turn, so that none is left out."""
+    folders = sorted(p for p in (EVALUATION / "heatmaps").iterdir() if p.is_dir())
+    files = [sorted(folder.glob("*.png")) for folder in folders]
+    longest = max(map(len, files), default=0)
+    turns = [files[c][i] for i in range(longest) for c in range(len(files)) if i < len(files[c])]
+    return turns[:_PICTURES]
+
+
+def _to_data_uri(path: Path) -> str:
+    from PIL import Image
+
+    image = Image.open(path).convert("RGB")
+    image.thumbnail((_PICTURE_PX, _PICTURE_PX))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=75)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _print_summary() -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
+    for name, row in {**metrics["categories"], "mean": metrics["mean"]}.items():
+        cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
+        table.add_row(name, *cells)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(f"report      {EVALUATION / 'report.html'}", highlight=False)
+    console.print("data docs   artifacts/validation/data_docs/index.html", highlight=False)
+    console.print("synthetic   artifacts/synthesis/contact_sheet.png", highlight=False)
+    console.print(
+        "mlflow      .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db", highlight=False
+    )
+    console.print("next        onenip status; onenip approve CATEGORY --by NAME --reason TEXT")
+
+
+if __name__ == "__main__":
+    run_cli()

@@ -1,0 +1,31 @@
+"""Settings of Prefect that must stand in the environment before Prefect is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+STATE_DIR = Path(".onenip")
+
+
+def apply_settings(*, root: Path = Path()) -> None:
+    """Set what this product needs where the user has not set it.
+
+    Prefect's own state is kept in the checkout, a server started on the fly gets time to start, and the
+    library's log lines join the flow run.
+    """
+    (root / STATE_DIR).mkdir(parents=True, exist_ok=True)
+    defaults = {
+        "PREFECT_HOME": str((root / STATE_DIR / "prefect").resolve()),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "onenip",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DVC_NO_ANALYTICS": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+    }
+    for key, value in defaults.items():
+        os.environ.setdefault(key, value)

@@ -1,0 +1,205 @@
+"""Unpacking archives from strangers: zip and tar, with every unsafe entry refused by name.
+
+No link is ever made on disk: links inside of the archive become copies of what they point to.
+"""
+
+from __future__ import annotations
+
+import lzma
+import posixpath
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+from onenip.errors import SourceError
+from onenip.sources.items import Limits, check_relative
+from onenip.sources.layout import fold
+
+ARCHIVE_SUFFIXES = (
+    ".zip",
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.xz",
+    ".txz",
+    ".tar.bz2",
+    ".tbz2",
+)
+
+_CHUNK = 1 << 20
+_RATIO_FROM_BYTES = 64 << 20  # a small archive may well shrink a hundredfold
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    UnicodeDecodeError,
+)
+
+
+def is_archive_name(name: str) -> bool:
+    """Whether a file or address is named like an archive that can be unpacked."""
+    return name.lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def extract(archive: Path, folder: Path, *, limits: Limits, name: str = "") -> Path:
+    """Unpack an archive; the folder appears when all of it was unpacked, or not at all.
+
+    Args:
+        archive: zip or tar, told by its content.
+        folder: to be made; if it exists, it is taken as unpacked before.
+        limits: on what it may hold.
+        name: what to call the archive in errors; by default its path.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        SourceError: if it is no archive, damaged, or holds something unsafe; the entry is named.
+    """
+    if folder.is_dir():
+        return folder
+    origin = name or str(archive)
+    partial = folder.with_name(folder.name + ".unpacking")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    guard = _Guard(origin, archive.stat().st_size, limits)
+    try:
+        if tarfile.is_tarfile(archive):
+            _extract_tar(archive, partial, guard)
+        elif zipfile.is_zipfile(archive):
+            _extract_zip(archive, partial, guard)
+        else:
+            raise SourceError(f"{origin}: neither a zip nor a tar archive, or cut off")
+        partial.rename(folder)
+    except _DAMAGE as error:
+        raise SourceError(f"{origin}: damaged archive ({error}); fetch it again") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+class _Guard:
+    """Refuses entries, by name, that break a rule of safe unpacking."""
+
+    def __init__(self, origin: str, packed_bytes: int, limits: Limits) -> None:
+        self.origin = origin
+        self._packed_bytes = max(packed_bytes, 1)
+        self._limits = limits
+        self._names: dict[str, str] = {}  # as a forgetful file system sees them
+        self._files: set[str] = set()
+        self._folders: set[str] = set()
+        self._total = 0
+
+    def admit(self, name: str, size: int) -> str:
+        """Path of an entry that may be unpacked, normalised."""
+        path = check_relative(name, self.origin).as_posix()
+        parts = path.split("/")
+        for length in range(1, len(parts) + 1):
+            prefix = "/".join(parts[:length])
+            first = self._names.setdefault(fold(prefix), prefix)
+            if first != prefix or prefix in self._files:
+                raise SourceError(f"{self.origin}: refused, {first} and {path} are one name")
+        if path in self._folders:
+            raise SourceError(f"{self.origin}: refused, {path} is a file and a folder")
+        self._files.add(path)
+        self._folders.update("/".join(parts[:length]) for length in range(1, len(parts)))
+        if len(self._files) > self._limits.files:
+            raise SourceError(f"{self.origin}: refused, more than {self._limits.files} files")
+        self.check_total(path, size)
+        return path
+
+    def count(self, path: str, size: int) -> None:
+        """Count bytes that were unpacked."""
+        self._total += size
+        self.check_total(path, 0)
+
+    def check_total(self, path: str, size: int) -> None:
+        """Refuse a file that would make too much."""
+        total = self._total + size
+        if total > self._limits.total_bytes:
+            gib = self._limits.total_bytes / 2**30
+            raise SourceError(f"{self.origin}: refused at {path}: unpacks to over {gib:.3g} GiB")
+        if total > _RATIO_FROM_BYTES and total > self._limits.ratio * self._packed_bytes:
+            ratio = self._limits.ratio
+            raise SourceError(
+                f"{self.origin}: refused at {path}: unpacks to {ratio:g} times its size"
+            )
+
+    def copy(self, reader: IO[bytes], folder: Path, path: str) -> None:
+        """Write one file, counting."""
+        destination = folder / path
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with destination.open("xb") as writer:
+            while chunk := reader.read(_CHUNK):
+                self.count(path, len(chunk))
+                writer.write(chunk)
+
+
+def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
+    with zipfile.ZipFile(archive) as packed:
+        links = {}
+        for info in packed.infolist():
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir():
+                check_relative(info.filename, guard.origin)
+                continue
+            if kind not in (0, stat.S_IFREG, stat.S_IFLNK):
+                raise SourceError(f"{guard.origin}: refused, {info.filename} is a device")
+            if info.flag_bits & 1:
+                raise SourceError(
+                    f"{guard.origin}: {info.filename} is encrypted; unpack it yourself"
+                )
+            path = guard.admit(info.filename, info.file_size)
+            if kind == stat.S_IFLNK:
+                links[path] = _resolve(path, packed.read(info)[:4096].decode(), guard.origin)
+                continue
+            with packed.open(info) as reader:
+                guard.copy(reader, folder, path)
+    _copy_links(links, folder, guard)
+
+
+def _extract_tar(archive: Path, folder: Path, guard: _Guard) -> None:
+    with tarfile.open(archive, "r:*") as packed:
+        links = {}
+        for info in packed:
+            if info.isdir():
+                check_relative(info.name, guard.origin)
+                continue
+            if not (info.isreg() or info.issym() or info.islnk()):
+                raise SourceError(f"{guard.origin}: refused, {info.name} is a device")
+            path = guard.admit(info.name, info.size if info.isreg() else 0)
+            if info.isreg():
+                reader = packed.extractfile(info)
+                assert reader is not None
+                guard.copy(reader, folder, path)
+            elif info.issym():
+                links[path] = _resolve(path, info.linkname, guard.origin)
+            else:
+                links[path] = _resolve("", info.linkname, guard.origin)  # named from the root
+    _copy_links(links, folder, guard)
+
+
+def _resolve(path: str, link: str, origin: str) -> str:
+    """What a link at `path` points to, from the archive's root."""
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+    if link.startswith("/") or "\\" in link or target == ".." or target.startswith("../"):
+        raise SourceError(f"{origin}: refused, the link {path or link} leads out of the archive")
+    return target
+
+
+def _copy_links(links: dict[str, str], folder: Path, guard: _Guard) -> None:
+    for path, target in links.items():
+        final, steps = target, 0
+        while final in links and steps < len(links):
+            final, steps = links[final], steps + 1
+        if not (folder / final).is_file():
+            raise SourceError(f"{guard.origin}: refused, the link {path} points to no file in it")
+        with (folder / final).open("rb") as reader:
+            guard.copy(reader, folder, path)

@@ -1,0 +1,135 @@
+"""The architecture as tests: one word per stage everywhere, and a stage reruns for what it imports."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import onenip
+from onenip.cli import app
+from onenip.params import Params
+from onenip.preset import list_presets, load_preset, render
+from onenip.version import __version__
+
+ROOT = Path(__file__).parents[1]
+DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
+STAGES = ("download", *DVC_STAGES, "register")
+# what these say about a run changes nothing in what the stage writes
+ASIDE = ("onenip.registry", "onenip.versioning", "onenip.cli", "onenip.stages")
+
+
+def read_graph():
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
+
+
+def imported_names(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("onenip"):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("onenip"))
+
+
+def file_of(name):
+    path = ROOT.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def import_closure(stage):
+    """Modules, or whole packages, that a stage's code consists of, relative to the root."""
+    waiting, seen = [ROOT / f"onenip/stages/{stage}.py"], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path == ROOT / "onenip/__init__.py":
+            continue
+        seen.add(path)
+        names = [
+            n
+            for n in imported_names(path)
+            if not any(n == a or n.startswith(a + ".") for a in ASIDE)
+        ]
+        waiting += [found for found in map(file_of, names) if found is not None]
+    relative = (path.relative_to(ROOT) for path in seen)
+    return {
+        (path.parent if len(path.parts) > 2 and path.parts[1] != "stages" else path).as_posix()
+        for path in relative
+    }
+
+
+@pytest.mark.parametrize("stage", DVC_STAGES)
+def test_a_stage_reruns_for_every_module_that_it_imports(stage):
+    """The stage's dependencies in dvc.yaml are exactly its import closure, beside data."""
+    listed = {d for d in read_graph()["stages"][stage]["deps"] if d.startswith("onenip/")}
+
+    assert listed == import_closure(stage)
+
+
+def test_a_stage_has_one_name_everywhere():
+    """dvc.yaml, the modules in onenip/stages and the commands say the same words."""
+    commands = set(get_command(app).commands)
+    modules = {path.stem for path in (ROOT / "onenip/stages").glob("[a-z]*.py")}
+
+    assert tuple(read_graph()["stages"]) == DVC_STAGES
+    assert set(STAGES) <= commands
+    assert set(STAGES) <= modules
+
+
+def test_params_yaml_is_the_default_preset():
+    """params.yaml lists every param with its explanation, as `onenip preset cpu` writes it."""
+    assert (ROOT / "params.yaml").read_text(encoding="utf-8") == render(load_preset("cpu"))
+    assert Params.load(ROOT / "params.yaml") == Params()
+
+
+def test_every_params_section_that_a_stage_lists_exists():
+    """dvc.yaml names sections of params.yaml, and the sections of the graph are all used."""
+    known = set(Params().dump())
+    used = {p for s in read_graph()["stages"].values() for p in s.get("params", [])}
+
+    assert {p.split(".")[0] for p in used} <= known
+    assert {"validate", "synthesize", "model", "train", "calibrate", "evaluate", "seed"} <= {
+        p.split(".")[0] for p in used
+    }
+
+
+@pytest.mark.parametrize("name", list_presets())
+def test_every_preset_loads(name):
+    """A preset is legal params."""
+    assert isinstance(load_preset(name), Params)
+
+
+def test_every_param_is_explained():
+    """Each field of each section has a description."""
+    for section in Params.model_fields.values():
+        fields = getattr(section.annotation, "model_fields", {})
+        missing = [name for name, field in fields.items() if not field.description]
+        assert not missing
+
+
+def test_public_names():
+    """`from onenip import` offers these, and no more."""
+    assert sorted(onenip.__all__) == ["Detector", "Prediction", "Region", "__version__"]
+    assert all(hasattr(onenip, name) for name in onenip.__all__)
+
+
+def test_version_is_the_changelogs_newest():
+    """The version in code is the topmost of the changelog."""
+    newest = re.search(r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+
+    assert newest is not None
+    assert newest[1] == __version__
+
+
+def test_the_makefile_has_its_fixed_targets():
+    """Nobody has to look up how things are called."""
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+
+    assert {"help", "install", "demo", "test", "check", "fix", "up", "down"} <= targets
+    assert {"bench", "acceptance"} <= targets
