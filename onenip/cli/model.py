@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onenip.evaluation.differences import Comparison
 
 _SHOWN_CHANGES = 40
+_SHOWN_FIGURES = ("image_auroc", "image_ap", "pixel_ap", "aupro", "recall", "false_alarm_rate")
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +66,7 @@ def compare(
             loaded[0], loaded[1], confidence=confidence, draws=draws, seed=seed
         )
     console = Console()
-    console.print(_tabulate(found, everything=everything), soft_wrap=True)
+    console.print(_tabulate(found, everything=everything))
     typer.echo(
         f"Percent, B minus A, {100 * confidence:g} % intervals, on {found.common} images that both "
         f"have scored; * leaves out 0."
@@ -118,24 +119,32 @@ def _tabulate(found: Comparison, *, everything: bool) -> Table:
 
     from onenip.metrics import NAMES
 
-    few = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "recall")
-    shown = NAMES if everything else (*few, "false_alarm_rate")
-    table = Table("category", *shown)
+    table = Table("category", "figure", box=None, pad_edge=False)
+    for title in ("A", "B", "B - A", "interval"):
+        table.add_column(title, justify="right", no_wrap=True)
     for category, differences in found.differences.items():
-        table.add_row(category, *(_format(differences[name]) for name in shown))
+        names = NAMES if everything else _SHOWN_FIGURES
+        for at, name in enumerate(names):
+            title = "" if at else category
+            last = at == len(names) - 1
+            table.add_row(title, name, *_format(differences[name]), end_section=last)
     return table
 
 
-def _format(difference: Difference) -> str:
+def _format(difference: Difference) -> tuple[str, str, str, str]:
     from onenip.metrics import Undefined
 
+    before, after = (
+        "n/a" if isinstance(value, Undefined) else f"{100 * value:.1f}"
+        for value in (difference.champion, difference.challenger)
+    )
     value, low, high = difference.difference, difference.low, difference.high
     if isinstance(value, Undefined):
-        return "n/a"
-    text = f"{100 * value:+.1f}{'*' if difference.is_certain else ''}"
-    if isinstance(low, Undefined) or isinstance(high, Undefined):
-        return text
-    return f"{text}\n{100 * low:+.1f}..{100 * high:+.1f}"
+        return before, after, "n/a", value.reason
+    ends = ""
+    if not isinstance(low, Undefined) and not isinstance(high, Undefined):
+        ends = f"{100 * low:+.1f} to {100 * high:+.1f} {'*' if difference.is_certain else ' '}"
+    return before, after, f"{100 * value:+.1f}", ends
 
 
 def _tell_changes(found: Comparison, *, everything: bool) -> None:

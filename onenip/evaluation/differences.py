@@ -23,7 +23,7 @@ from onenip.metrics import (
     resampling,
     verdict_figures,
 )
-from onenip.metrics.resampling import Draws, PixelGrid, Replicates
+from onenip.metrics.resampling import Draws, Replicates
 
 MEAN = "mean"
 
@@ -77,8 +77,8 @@ def compare(
 ) -> Comparison:
     """Differences between two evaluations on the images that both have scored.
 
-    Image figures are exact. Pixel figures are those of `metrics.json` where both scored the same
-    images of a category, and else come from `pixel_counts.npz`, on its grid of scores.
+    Pixel figures are compared where both have scored the same images of a category, and not defined
+    elsewhere: their counts are kept at scores of their own test set.
 
     Args:
         first: the champion's, or the older one.
@@ -112,6 +112,9 @@ def compare(
             _resample(evaluation, category, items, taken)
             for evaluation, items in zip((first, second), results, strict=True)
         ]
+        if _pixel_images(first, category) != _pixel_images(second, category):
+            for figures, _ in sides:
+                figures.update(dict.fromkeys(PIXEL_NAMES, Undefined("pixels of other images")))
         pairs[category] = sides[0][0], sides[1][0]
         replicates[category] = {
             name: sides[1][1][name] - values
@@ -161,23 +164,19 @@ def _resample_pixels(
         reason = Undefined("no pixel counts of this category")
         return dict.fromkeys(PIXEL_NAMES, reason), {}
     column = {item.name: at for at, item in enumerate(results)}
-    rows = [at for at, name in enumerate(names) if name in column]
-    part = PixelGrid(
-        grid.keys, grid.alarms[rows], grid.found[rows], grid.overlap[rows], grid.totals[rows]
-    )
-    whole = resampling.pixel_replicates(part, np.ones((1, len(rows)), dtype=np.int64))
+    if not column.keys() >= set(names):
+        return dict.fromkeys(PIXEL_NAMES, Undefined("pixels of other images")), {}
+    stated = evaluation.metrics["categories"][category]
     figures: dict[str, Figure] = {
-        name: float(values[0])
-        if np.isfinite(values[0])
-        else Undefined("no defective or no normal pixels")
-        for name, values in whole.items()
+        name: Undefined("not defined") if stated[name] is None else float(stated[name])
+        for name in PIXEL_NAMES
     }
-    if len(rows) == len(names):
-        stated = evaluation.metrics["categories"].get(category, {})
-        figures.update({name: stated[name] for name in PIXEL_NAMES if stated.get(name) is not None})
-    columns = [column[names[at]] for at in rows]
-    raw = resampling.pixel_replicates(part, taken[:, columns])
-    return figures, resampling.shift(raw, figures, part)
+    raw = resampling.pixel_replicates(grid, taken[:, [column[name] for name in names]])
+    return figures, resampling.shift(raw, figures, grid)
+
+
+def _pixel_images(evaluation: Evaluation, category: str) -> set[str]:
+    return set(evaluation.grids[category][1]) if category in evaluation.grids else set()
 
 
 def _differ(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 320, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 40
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 40
 _TICKS = 5
 
 Point = tuple[float, float]
@@ -66,7 +66,8 @@ def draw_histogram(
     if threshold is not None:
         low, high = min(low, threshold), max(high, threshold)
     x = Axis(label, low, high)
-    y = Axis("images", 0, max(1, *(max(good, bad) for _, _, good, bad in bins)))
+    most = max(1, *(max(good, bad) for _, _, good, bad in bins))
+    y = Axis("images", 0, -(-most // (_TICKS - 1)) * (_TICKS - 1))
     parts = []
     for start, stop, good, bad in bins:
         left, right = _to_x(x.place(start)), _to_x(x.place(stop))

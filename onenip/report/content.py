@@ -168,7 +168,7 @@ def _cell(
         change = f"{moved:+.1f} from {100 * old:.1f}"
     return Cell(
         text="n/a" if value is None else f"{100 * value:.1f}",
-        interval=f"{100 * ends[0]:.1f} - {100 * ends[1]:.1f}" if ends else "",
+        interval=f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}" if ends else "",
         reason=reason or "",
         change=change,
         direction=direction,
@@ -254,7 +254,7 @@ def _training_charts(folder: Path | None) -> list[tuple[str, str]]:
     if len(rows) < 2:
         return []
     rows = rows[:: max(1, len(rows) // _CURVE_POINTS)]
-    first, *others = rows[0]
+    first, *others = (name for name in rows[0] if name != "epoch")
     drawn = []
     for name in others:
         points = [(float(row[first]), float(row[name])) for row in rows if row[name]]
