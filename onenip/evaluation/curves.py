@@ -62,11 +62,15 @@ def write_plots(folder: Path, results: Mapping[str, Sequence[ImageResult]]) -> N
     """
     folder.mkdir(parents=True, exist_ok=True)
     curves = (
-        ("roc.csv", ("category", "false_alarm_rate", "recall"), roc_points),
-        ("pr.csv", ("category", "recall", "precision"), pr_points),
+        ("roc.csv", ("category", "point", "false_alarm_rate", "recall"), roc_points),
+        ("pr.csv", ("category", "point", "recall", "precision"), pr_points),
     )
     for name, header, points in curves:
-        rows = ((key, *point) for key, items in results.items() for point in points(items))
+        rows = (
+            (category, at, *point)
+            for category, items in results.items()
+            for at, point in enumerate(points(items))
+        )
         _write(folder / name, header, rows)
     _write(
         folder / "histogram.csv",
