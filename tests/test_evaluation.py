@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 from onenip.cli import app
 from onenip.dataset import MANIFEST_COLUMNS
 from onenip.detector import Detector
-from onenip.errors import DataError
+from onenip.errors import DataError, RegistryError
 from onenip.evaluation.differences import compare
 from onenip.evaluation.gallery import load_index
 from onenip.evaluation.results import Evaluation, load_metrics, load_scores
 from onenip.metrics import NAMES, Undefined
 from onenip.params import Params
+from onenip.registry import store
+from onenip.registry.evaluations import fetch_evaluation
 from onenip.stages import evaluate
 from tests.tiny import draw_tiny_data, fit_tiny, list_samples, make_tiny_params
 
@@ -283,6 +285,28 @@ def test_the_commands_run(evaluated, tiny_model, tmp_path, monkeypatch):
     assert reported.exit_code == 0, reported.output
     assert "+0.0 from" in Path("r.html").read_text()
     assert "no/such: no such folder" in str(missing.exception)
+
+
+def test_evaluations_of_runs_and_registered_models_are_fetched(evaluated, tmp_path, monkeypatch):
+    """A run id, a version and an alias all lead to the evaluation that the run holds."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    client = store.connect()
+    experiment = client.create_experiment("onenip", artifact_location=(tmp_path / "a").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    empty = client.create_run(experiment).info.run_id
+    client.log_artifacts(run_id, str(evaluated / "evaluation"), "evaluation")
+    client.create_registered_model("onenip-disc")
+    client.create_model_version("onenip-disc", "file:///none", run_id=run_id)
+    client.set_registered_model_alias("onenip-disc", "champion", "1")
+    stated = (evaluated / "evaluation/metrics.json").read_bytes()
+
+    for at, name in enumerate((run_id, "models:/onenip-disc/1", "models:/onenip-disc@champion")):
+        folder = fetch_evaluation(name, tmp_path / str(at))
+        assert (folder / "metrics.json").read_bytes() == stated
+    for wrong in ("no-such-run", "models:/onenip-disc", "models:/onenip-disc@nobody", empty):
+        with pytest.raises(RegistryError, match=wrong):
+            fetch_evaluation(wrong, tmp_path / "wrong")
 
 
 def test_metrics_are_json_that_other_programs_read(evaluated):
