@@ -5,7 +5,7 @@
      "reasons": {"mean": {<figure>: why null, or of which categories}, "categories": {...}},
      "defects": {<category>: [{"defect": ..., "images": ..., <figure>: ...}, ...]},
      "thresholds": {<category>: {"image": ..., "pixel": ...}}, "images": {<category>: {...}},
-     "confidence": ..., "resolution": ..., "data_version": ...}
+     "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
 Lists are left out by `dvc metrics show` and `diff`, which keeps their tables readable. The same
 inputs give the same bytes.

@@ -268,7 +268,8 @@ def _training_charts(folder: Path | None) -> list[tuple[str, str]]:
 
 def _facts(metrics: Mapping[str, Any], detector: Detector | None) -> list[tuple[str, str]]:
     facts = [
-        ("Data version (sha256 of the manifest)", str(metrics.get("data_version", ""))),
+        ("Data version (data.dvc)", metrics.get("data_version") or "not versioned by DVC"),
+        ("Manifest (sha256)", str(metrics.get("manifest_sha256", ""))),
         ("Pixels compared at", f"{metrics.get('resolution', '')} size"),
     ]
     if detector is None:

@@ -29,6 +29,7 @@ from onenip.evaluation.results import ImageResult, write_grids, write_scores
 from onenip.images import hash_file, load_image, load_mask
 from onenip.params import EvaluateParams, Params
 from onenip.report import write_report
+from onenip.versioning import read_data_version
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ def run(
         confidence=params.evaluate.confidence,
         extra={
             "resolution": params.evaluate.resolution,
-            "data_version": hash_file(manifest),
+            "data_version": read_data_version(pointer=Path(f"{data_dir}.dvc")),
+            "manifest_sha256": hash_file(manifest),
             "model_digest": detector.digest,
         },
     )
