@@ -56,6 +56,7 @@ class Cell:
     interval: str
     reason: str
     change: str
+    before: str
     direction: str  # better | worse | same, empty without a champion
 
 
@@ -160,17 +161,18 @@ def _cell(
     reason: str | None,
     old: float | None,
 ) -> Cell:
-    change, direction = "", ""
+    change, before, direction = "", "", ""
     if value is not None and old is not None:
-        moved = round(100 * (value - old), 1)
+        moved = round(100 * (value - old), 1) + 0.0  # never -0.0
         better = moved < 0 if key in _LOWER_IS_BETTER else moved > 0
         direction = "same" if not moved else ("better" if better else "worse")
-        change = f"{moved:+.1f} from {100 * old:.1f}"
+        change, before = f"{moved:+.1f}", f"was {100 * old:.1f}"
     return Cell(
         text="n/a" if value is None else f"{100 * value:.1f}",
         interval=f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}" if ends else "",
         reason=reason or "",
         change=change,
+        before=before,
         direction=direction,
     )
 
