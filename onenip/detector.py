@@ -25,41 +25,13 @@ from onenip.images import load_image, resize_image, to_rgb
 from onenip.model_file import CategorySpec, DetectorSpec, hash_model, read_model, write_model
 from onenip.network import Features, Network, Reference
 from onenip.params import CalibrateParams
-from onenip.regions import Region, find_regions
+from onenip.prediction import Prediction as Prediction
+from onenip.regions import find_regions
 from onenip.scoring import fuse_maps, score_maps
 
 ImageLike = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 
 _GREY_AXES = 2
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the detector says of one image.
-
-    Attributes:
-        category: the product category that it was judged as.
-        category_was_told: whether the category was told from the prompts, not given.
-        score: image score; higher is more anomalous.
-        threshold: an image scoring above it is anomalous.
-        is_anomalous: the verdict.
-        map: [H, W] float32 at the image's own size; higher is more anomalous.
-        input_map: [h, w] float32, the same map at the model's input size.
-        pixel_threshold: a pixel of the map above it is defective.
-        regions: connected defective regions, at the image's own size, highest score first.
-        seconds: wall-clock time that this image took.
-    """
-
-    category: str
-    category_was_told: bool
-    score: float
-    threshold: float
-    is_anomalous: bool
-    map: NDArray[np.float32]
-    input_map: NDArray[np.float32]
-    pixel_threshold: float
-    regions: tuple[Region, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -234,6 +206,11 @@ class Detector:
         with torch.inference_mode():
             return self._tell_category(self._embed(image))
 
+    def measure_distances(self, image: NDArray[np.uint8]) -> dict[str, float]:
+        """How far an image [H, W, 3] uint8 looks from each category's nearest prompt."""
+        with torch.inference_mode():
+            return self._measure_distances(self._embed(image))
+
     def score_image(self, image: NDArray[np.uint8], category: str) -> NDArray[np.float32]:
         """Map [h, w] float32 at input size of an image [H, W, 3] uint8 of any size."""
         with torch.inference_mode():
@@ -319,12 +296,15 @@ class Detector:
         return torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
 
     def _tell_category(self, features: Features) -> str:
+        distances = self._measure_distances(features)
+        return min(distances, key=lambda name: distances[name])
+
+    def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)
-        distances = {
+        return {
             name: float(torch.cdist(query, state.embeddings).min())
             for name, state in self._states.items()
         }
-        return min(distances, key=lambda name: distances[name])
 
 
 def draw_maps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GROUPS = ("stages", "data", "model", "provenance", "registry")
+GROUPS = ("stages", "data", "model", "predict", "export", "provenance", "registry")
 
 
 @app.callback()
@@ -56,7 +57,8 @@ def configure(
 
 
 for _group in GROUPS:
-    importlib.import_module(f"onenip.cli.{_group}").register(app)
+    if importlib.util.find_spec(f"onenip.cli.{_group}") is not None:  # an edge has few
+        importlib.import_module(f"onenip.cli.{_group}").register(app)
 
 
 def main() -> None:

@@ -1,0 +1,80 @@
+"""The command that turns a model into a file for other runtimes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from onenip.detector import Detector
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the application."""
+    app.command()(export)
+
+
+def export(
+    model: Annotated[
+        str, typer.Argument(help="Folder of a model, or models:/onenip-C@champion.")
+    ] = "artifacts/model",
+    *,
+    out: Annotated[Path, typer.Option(help="The file; its suffix follows the format.")] = Path(
+        "artifacts/export/onenip.onnx"
+    ),
+    format_: Annotated[
+        Literal["onnx", "openvino", "torchscript"], typer.Option("--format", help="Of the file.")
+    ] = "onnx",
+    category: Annotated[
+        list[str] | None, typer.Option("--category", "-c", help="Export these only. [default: all]")
+    ] = None,
+    int8: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATA",
+            help="Write INT8 instead (OpenVINO), calibrated on train/good and measured on test/ of "
+            "this folder in MVTec layout.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as one file that runs without torch, with its thresholds beside it.
+
+    `onenip predict --model FILE` runs it; `pip install onenip-edge` is enough for that.
+    """
+    from onenip.detector import Detector
+    from onenip.errors import DataError
+    from onenip.export import export_detector
+    from onenip.predicting import load_model
+
+    loaded = load_model(model, None)
+    if not isinstance(loaded, Detector):
+        raise DataError(f"{model}: is exported already")
+    names = tuple(category or loaded.categories)
+    if int8 is None:
+        typer.echo(str(export_detector(loaded, out, format=format_, categories=names)))
+        return
+    if format_ != "openvino":
+        raise DataError("--int8 writes OpenVINO files: add --format openvino")
+    _export_int8(loaded, out, names, int8)
+
+
+def _export_int8(detector: Detector, out: Path, names: tuple[str, ...], data_dir: Path) -> None:
+    from onenip.dataset import scan_layout, select
+    from onenip.quantization import export_int8
+
+    samples = scan_layout(data_dir, calibration_fraction=0.0, holdout_fraction=0.0)
+    path, loss = export_int8(
+        detector,
+        out,
+        normals={n: [s.path for s in select(samples, category=n, subset="fit")] for n in names},
+        tests={
+            n: [(s.path, s.is_defective) for s in select(samples, category=n, subset="test")]
+            for n in names
+        },
+    )
+    typer.echo(str(path))
+    typer.echo(json.dumps(asdict(loss)))

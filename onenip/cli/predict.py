@@ -1,0 +1,105 @@
+"""The command that answers: images in, a line of JSON for each out. Needs no torch for exported files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from onenip.predicting import Predictor
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the application."""
+    app.command()(predict)
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Images, folders, globs or s3://bucket/prefix."),
+    ],
+    *,
+    category: Annotated[
+        str | None,
+        typer.Option("--category", "-c", help="Of all images. [default: told from the prompts]"),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Folder, models:/onenip-C@champion, or exported file (.onnx, .xml, .pt). "
+            "[default: the category's champion]"
+        ),
+    ] = "",
+    heatmaps: Annotated[
+        Path | None, typer.Option(help="Write a picture of each image and its heat map there.")
+    ] = None,
+    maps: Annotated[
+        Path | None, typer.Option(help="Write each map there, float32 TIFF at the image's size.")
+    ] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="Look at tiles of this side in px, not at the whole.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
+    ] = 0.25,
+    tile_normals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of normal images that prompts and thresholds of tiles come from."
+        ),
+    ] = None,
+) -> None:
+    """Say of each image whether it is anomalous, where, and how surely: JSON lines.
+
+    A file that is no image gets a line with `error`, the others go on, and the exit status is 1.
+
+    Example: `onenip predict part.png --category bottle --model artifacts/model --heatmaps out`
+    """
+    from tqdm import tqdm
+
+    from onenip.predicting import list_images, load_model, predict_files, save_heatmap, save_map
+
+    loaded = load_model(model, category)
+    if tile is not None:
+        loaded = _tile(loaded, tile, overlap, category, tile_normals)
+    failed = False
+    with tempfile.TemporaryDirectory() as scratch:
+        files = list_images(images, scratch=Path(scratch) / "objects")
+        answers = predict_files(loaded, files, category=category)
+        shows_bar = sys.stderr.isatty()
+        for answer in tqdm(answers, total=len(files), unit="image", disable=not shows_bar):
+            typer.echo(json.dumps(answer.to_json()))
+            if answer.prediction is None:
+                failed = True
+                continue
+            if heatmaps is not None:
+                save_heatmap(answer, heatmaps)
+            if maps is not None:
+                save_map(answer, maps)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _tile(
+    loaded: Predictor, side: int, overlap: float, category: str | None, normals: Path | None
+) -> Predictor:
+    from onenip.detector import Detector
+    from onenip.errors import DataError
+    from onenip.predicting import list_images
+    from onenip.tiling import TiledDetector
+
+    if not isinstance(loaded, Detector):
+        raise DataError("--tile needs a model folder or a registered model, not an exported file")
+    if normals is None or category is None:
+        raise DataError(
+            "--tile needs --tile-normals FOLDER and --category: what is usual for whole images says "
+            "nothing about tiles"
+        )
+    files = [path for _, path in list_images([str(normals)], scratch=normals)]
+    return TiledDetector.from_normals(loaded, category, files, tile_px=side, overlap=overlap)

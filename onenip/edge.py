@@ -1,0 +1,233 @@
+"""Exported files, run with numpy, pillow and scipy and the file's own runtime. Imports no torch.
+
+Promises the verdicts of the detector that was exported, up to rounding of the runtime. (TorchScript files
+are the exception: their runtime is torch, which is then imported.)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from onenip.errors import CheckpointError, DataError
+from onenip.images import hash_file, load_image, resize_image, to_rgb
+from onenip.prediction import Prediction
+from onenip.regions import find_regions
+
+FORMAT_VERSION = 1
+
+# [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
+Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
+
+
+class EdgeDetector:
+    """An exported detector; answers as `Detector.predict` does.
+
+    Args:
+        run: the graph.
+        description: what `onenip export` wrote beside it.
+
+    Example:
+        >>> EdgeDetector.load("bottle.onnx").predict(["part.png"])[0].score  # doctest: +SKIP
+        1.93
+    """
+
+    def __init__(self, run: Run, description: dict[str, Any]) -> None:
+        self._run = run
+        self._known: dict[str, Any] = description["categories"]
+        self.input_size = (int(description["input_size"][0]), int(description["input_size"][1]))
+        self.digest = str(description["model_digest"])
+
+    @classmethod
+    def load(cls, path: Path | str, *, threads: int | None = None) -> Self:
+        """An exported file with the description beside it.
+
+        Args:
+            path: .onnx, .xml (with its .bin) or .pt.
+            threads: that the runtime may use; None leaves it to OMP_NUM_THREADS, or all cores.
+
+        Raises:
+            CheckpointError: if one is missing, damaged, of another format, or its runtime is not
+                installed.
+        """
+        file = Path(path)
+        description = read_description(file)
+        if threads is None:
+            threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+        openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt": _open_torchscript}
+        try:
+            return cls(openers[file.suffix](file, threads), description)
+        except KeyError as error:
+            raise CheckpointError(f"{file}: not an exported file (.onnx, .xml, .pt)") from error
+        except ModuleNotFoundError as error:
+            raise CheckpointError(f"{file}: needs {error.name}, which is not installed") from error
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, sorted."""
+        return tuple(sorted(self._known))
+
+    def predict(
+        self,
+        images: Sequence[Path | str | Image.Image | NDArray[np.uint8]],
+        *,
+        category: str | None = None,
+    ) -> list[Prediction]:
+        """Scores, maps, regions and verdicts, one image at a time.
+
+        Args:
+            images: paths, PIL images or uint8 arrays [H, W, 3]; RGB, any size.
+            category: of all the images; None to tell each one's from the prompts.
+
+        Raises:
+            DataError: if the category is unknown, or an array is no image.
+            ImageError: if a file cannot be read.
+        """
+        if category is not None and category not in self._known:
+            raise DataError(
+                f"unknown category {category!r}; this model knows {', '.join(self.categories)}"
+            )
+        return [self._predict(image, category) for image in images]
+
+    def _predict(
+        self, image: Path | str | Image.Image | NDArray[np.uint8], category: str | None
+    ) -> Prediction:
+        started_at = time.perf_counter()
+        pixels = _to_array(image)
+        resized = resize_image(pixels, self.input_size)[None]  # [1, H, W, 3]
+        name = category
+        outputs = self._run(resized, self._number(name or self.categories[0]))
+        if name is None:
+            numbers = {self._known[one]["number"]: one for one in self._known}
+            name = numbers[int(outputs[2].argmin())]
+            outputs = self._run(resized, self._number(name))
+        known = self._known[name]
+        score = float(outputs[1][0])
+        native = resize_bilinear(outputs[0][0], (pixels.shape[0], pixels.shape[1]))
+        return Prediction(
+            category=name,
+            category_was_told=category is None,
+            score=score,
+            threshold=known["image_threshold"],
+            is_anomalous=score > known["image_threshold"],
+            map=native,
+            input_map=outputs[0][0],
+            pixel_threshold=known["pixel_threshold"],
+            regions=find_regions(native, threshold=known["pixel_threshold"]),
+            seconds=time.perf_counter() - started_at,
+        )
+
+    def _number(self, category: str) -> NDArray[np.int64]:
+        return np.array([self._known[category]["number"]], np.int64)
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """What `onenip export` wrote beside a file, after the file's checksums were found right.
+
+    Raises:
+        CheckpointError: if something is missing, damaged or of another format.
+    """
+    beside = file.with_name(f"{file.name}.json")
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file")
+    try:
+        content: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{beside}: missing; it belongs to {file.name}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{beside}: cannot be read: {error}") from error
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{beside}: format version {content.get('format_version')}, this onenip reads "
+            f"{FORMAT_VERSION}"
+        )
+    for name, digest in content["files"].items():
+        part = file.parent / name
+        if not part.is_file() or hash_file(part) != digest:
+            raise CheckpointError(f"{part}: missing, or not what was exported")
+    return content
+
+
+def resize_bilinear(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map [h, w] at another size (H, W): bilinear between pixel centres, no antialiasing."""
+    if values.shape == size:
+        return values
+    rows, below, down = _weigh(values.shape[0], size[0])
+    columns, right, across = _weigh(values.shape[1], size[1])
+    wide = values[:, columns] * (1 - across) + values[:, right] * across  # [h, W]
+    tall = wide[rows] * (1 - down[:, None]) + wide[below] * down[:, None]  # [H, W]
+    return tall.astype(np.float32)
+
+
+def _weigh(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each new position: the old one before it, the one after, and the weight of that."""
+    scale = np.float32(old) / np.float32(new)
+    place = np.maximum((np.arange(new, dtype=np.float32) + 0.5) * scale - 0.5, 0)
+    before = np.minimum(place.astype(np.int64), old - 1)
+    return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)
+
+
+def _to_array(image: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if isinstance(image, (str, Path)):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise DataError(
+            f"an image array must be [H, W, 3] uint8, not {list(image.shape)} {image.dtype}"
+        )
+    return image
+
+
+def _open_onnx(file: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        return list(session.run(None, {"image": image, "category": category}))
+
+    return run
+
+
+def _open_openvino(file: Path, threads: int) -> Run:
+    import openvino
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    compiled = openvino.Core().compile_model(str(file), "CPU", config)
+    request = compiled.create_infer_request()
+
+    def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        found = request.infer({"image": image, "category": category})
+        return [np.array(found[output]) for output in compiled.outputs]
+
+    return run
+
+
+def _open_torchscript(file: Path, threads: int) -> Run:
+    import importlib
+
+    torch = importlib.import_module("torch")  # the runtime of this one format
+    if threads:
+        torch.set_num_threads(threads)
+    script = torch.jit.load(str(file), map_location="cpu").eval()
+
+    def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+        with torch.inference_mode():
+            found = script(torch.tensor(image), torch.tensor(category))
+        return [one.numpy() for one in found]
+
+    return run

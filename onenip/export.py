@@ -1,0 +1,251 @@
+"""A detector as one file for other runtimes: ONNX, OpenVINO or TorchScript, and a description beside it.
+
+The graph holds the backbone and, for each category, its prompts' encoded tokens, references, memory and
+scales. It takes an image at input size and the category's number, and gives the map, the image score and
+the distances from each category's prompts. What is beside the graph is what `onenip.edge` needs to know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onenip.detector import CategoryState, Detector, draw_maps, embed_globally
+from onenip.errors import DataError, OneNIPError
+from onenip.images import hash_file
+from onenip.network import Reference
+from onenip.scoring import score_maps
+
+Format = Literal["onnx", "openvino", "torchscript"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
+FORMAT_VERSION = 1
+
+_OPSET = 18
+_OUTPUTS = ("map", "score", "distances")
+
+
+class ExportedNetwork(nn.Module):
+    """A detector for some of its categories as one function of tensors.
+
+    Args:
+        detector: on the CPU.
+        categories: names, in the order of their numbers.
+
+    Raises:
+        DataError: if the detector does not know one.
+    """
+
+    encoded: Tensor
+    embeddings: Tensor
+    mean: Tensor
+    std: Tensor
+    memory: Tensor
+    factors: Tensor
+    offsets: Tensor
+
+    def __init__(self, detector: Detector, categories: Sequence[str]) -> None:
+        super().__init__()
+        states = [detector.state(name) for name in categories]
+        self.network = detector.network
+        self.pooling_px = detector.spec.calibrate.pooling_px
+        self.register_buffer("encoded", _stack([s.encoded for s in states]))  # [S, K, N, D]
+        self.register_buffer("embeddings", _stack([s.embeddings for s in states]))  # [S, K, C]
+        self.register_buffer("mean", torch.stack([s.reference.mean for s in states]))  # [S, C]
+        self.register_buffer("std", torch.stack([s.reference.std for s in states]))  # [S, C]
+        self.register_buffer("memory", _stack([s.reference.memory for s in states]))  # [S, M, C]
+        self.kinds = _list_kinds(states[0], detector)
+        self.is_paper = detector.spec.calibrate.fusion == "paper"
+        scales = [_plan_fusion(detector, name, self.kinds) for name in categories]
+        self.register_buffer("factors", torch.tensor([f for f, _ in scales]))  # [S, kinds]
+        self.register_buffer("offsets", torch.tensor([o for _, o in scales]))  # [S, kinds]
+
+    def forward(self, image: Tensor, category: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map [1, H, W], score [1] and distances [S] of an image.
+
+        Args:
+            image: [1, H, W, 3] uint8, RGB, at input size.
+            category: [1] int64, its number.
+        """
+        features = self.network.embed(image)
+        query = embed_globally(features.coarse)  # [1, C]
+        distances = (self.embeddings - query).square().sum(2).sqrt()  # [S, K]
+        encoded = self.encoded.index_select(0, category)[0]  # [K, N, D]
+        nearest = distances.index_select(0, category).argmin(1)  # [1]
+        restored = self.network.decode(
+            self.network.encode(features.coarse), encoded.index_select(0, nearest)
+        )
+        reference = Reference(
+            self.mean.index_select(0, category)[0],
+            self.std.index_select(0, category)[0],
+            self.memory.index_select(0, category)[0],
+        )
+        maps = draw_maps(self.network, features, restored, reference)
+        fused = self._fuse(maps, category)  # [1, H, W]
+        return fused, score_maps(fused, pooling_px=self.pooling_px), distances.amin(1)
+
+    def _fuse(self, maps: dict[str, Tensor], category: Tensor) -> Tensor:
+        """The same as `fuse_maps`, whose scales are baked in as factors and offsets."""
+        factors = self.factors.index_select(0, category)[0]  # [kinds]
+        offsets = self.offsets.index_select(0, category)[0]
+        if self.is_paper:
+            return 0.5 * maps["restoration"] + factors[0] * maps["refined"].sigmoid()
+        fused = torch.zeros_like(maps["restoration"])
+        for i, kind in enumerate(self.kinds):
+            fused = fused + (maps[kind] - offsets[i]) * factors[i]
+        return fused
+
+
+def export_detector(
+    detector: Detector,
+    out: Path,
+    *,
+    format: Format,  # noqa: A002  # the word that users say
+    categories: Sequence[str] = (),
+) -> Path:
+    """Write a detector's graph, and its description beside it as `<name>.json`.
+
+    Args:
+        detector: on the CPU.
+        out: the file; its suffix becomes the format's own.
+        format: of the file.
+        categories: which ones; all if empty.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: if the detector does not know a category, or is not on the CPU.
+        OneNIPError: if the format's packages are not installed.
+    """
+    if detector.device.type != "cpu":
+        raise DataError("load the detector on the CPU to export it")
+    names = sorted(categories or detector.categories)
+    network = ExportedNetwork(detector, names).eval()
+    path = out.with_suffix(SUFFIXES[format])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if format == "torchscript":
+            _write_torchscript(network, path, detector.input_size)
+        elif format == "onnx":
+            _write_onnx(network, path, detector.input_size)
+        else:
+            _write_openvino(network, path, detector.input_size)
+    except ModuleNotFoundError as error:
+        raise OneNIPError(
+            f"--format {format} needs {error.name}; install onenip[export]"
+        ) from error
+    write_description(path, describe(detector, names))
+    return path
+
+
+def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
+    """What a runner needs to know beside the graph."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_digest": detector.digest,
+        "input_size": list(detector.input_size),
+        "categories": {
+            name: {
+                "number": number,
+                "image_threshold": detector.spec.categories[name].image_threshold,
+                "pixel_threshold": detector.spec.categories[name].pixel_threshold,
+                "fusion_constant": detector.spec.categories[name].fusion_constant,
+                "scales": {
+                    kind: scale.model_dump()
+                    for kind, scale in detector.spec.categories[name].scales.items()
+                },
+            }
+            for number, name in enumerate(categories)
+        },
+    }
+
+
+def write_description(path: Path, content: dict[str, Any]) -> None:
+    """Write the description of an exported file, with the checksums of all that belongs to it."""
+    parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    sealed = {**content, "files": {part.name: hash_file(part) for part in parts}}
+    text = json.dumps(sealed, indent=2, sort_keys=True) + "\n"
+    path.with_name(f"{path.name}.json").write_text(text, encoding="utf-8")
+
+
+def _write_onnx(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
+    example = _example(size)
+    chatter = io.StringIO()  # the exporter prints its progress
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(chatter), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network,
+            example,
+            str(path),
+            input_names=["image", "category"],
+            output_names=list(_OUTPUTS),
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def _write_openvino(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
+    import openvino
+
+    draft = path.with_suffix(".partial.onnx")
+    _write_onnx(network, draft, size)
+    openvino.save_model(openvino.convert_model(str(draft)), str(path), compress_to_fp16=False)
+    draft.unlink()
+
+
+def _write_torchscript(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the tracer, about branches on shapes, which are fixed
+        torch.jit.trace(network, _example(size), check_trace=False).save(str(path))
+
+
+def _example(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return torch.zeros(1, *size, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64)
+
+
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors of unequal length as one, the shorter ones filled up with copies of their first row.
+
+    A copy is never nearer than what it copies, so nothing that looks for the nearest row changes.
+    """
+    longest = max(len(one) for one in tensors)
+    filled = [
+        torch.cat([one, one[:1].expand(longest - len(one), *one.shape[1:])]) for one in tensors
+    ]
+    return torch.stack(filled).clone()
+
+
+def _list_kinds(state: CategoryState, detector: Detector) -> list[str]:
+    """Kinds of map that this detector draws and weighs."""
+    drawn = {"restoration", "refined"} | ({"distance"} if len(state.reference.memory) else set())
+    weights = detector.spec.calibrate.fusion_weights
+    return [kind for kind, weight in weights.items() if kind in drawn and weight > 0]
+
+
+def _plan_fusion(
+    detector: Detector, category: str, kinds: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Factor and offset per kind of map, of a category."""
+    known, params = detector.spec.categories[category], detector.spec.calibrate
+    if params.fusion == "paper":
+        return [0.5 * known.fusion_constant], [0.0]
+    drawn = [k for k in params.fusion_weights if k != "distance" or detector.network.uses_memory]
+    total = sum(params.fusion_weights[kind] for kind in drawn)
+    weights = {str(kind): weight / total for kind, weight in params.fusion_weights.items()}
+    return (
+        [weights[kind] / known.scales[kind].std for kind in kinds],
+        [known.scales[kind].mean for kind in kinds],
+    )

@@ -1,0 +1,243 @@
+"""Many images to answers: which files are meant, which model answers, and what a line of JSON says.
+
+Yields an answer per image as it comes; a file that is no image is an answer too, with its reason.
+Imports neither torch nor MLflow unless the model needs it, so that an edge runs the same command.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from onenip.errors import DataError, ImageError, OneNIPError
+from onenip.images import IMAGE_SUFFIXES, load_image
+from onenip.prediction import Prediction
+
+EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
+
+_MAGIC = frozenset("*?[")
+_REGISTERED = "models:/onenip-"
+
+
+class Predictor(Protocol):
+    """Whatever answers: a detector, one that tiles, or an exported file."""
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, sorted."""
+        ...
+
+    def predict(self, images: Sequence[Path], *, category: str | None = None) -> list[Prediction]:
+        """Scores, maps, regions and verdicts; None tells each image's category."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one file.
+
+    Attributes:
+        name: the file, as the user named it or found in a folder.
+        path: where it lies on this machine.
+        prediction: of the model; None if the file is no usable image.
+        error: why there is no prediction; empty if there is one.
+    """
+
+    name: str
+    path: Path
+    prediction: Prediction | None
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer as plain values; boxes in px at the image's own size, origin top-left."""
+        if self.prediction is None:
+            return {"image": self.name, "error": self.error}
+        return {"image": self.name, **describe_prediction(self.prediction)}
+
+
+def describe_prediction(found: Prediction) -> dict[str, Any]:
+    """A prediction as plain values, without its maps."""
+    return {
+        "category": found.category,
+        "category_was_told": found.category_was_told,
+        "score": found.score,
+        "threshold": found.threshold,
+        "verdict": "anomalous" if found.is_anomalous else "normal",
+        "regions": [
+            {
+                "x": region.x,
+                "y": region.y,
+                "width": region.width,
+                "height": region.height,
+                "area_px": region.area_px,
+                "score": region.score,
+            }
+            for region in found.regions
+        ],
+        "seconds": round(found.seconds, 4),
+    }
+
+
+def list_images(names: Sequence[str], *, scratch: Path) -> list[tuple[str, Path]]:
+    """Files that paths, folders, globs and `s3://bucket/prefix` mean, each with its name.
+
+    Args:
+        names: as the user gave them.
+        scratch: folder that objects of S3 are fetched into.
+
+    Raises:
+        DataError: if a folder, glob or prefix holds no image.
+        SourceError: if S3 refuses.
+    """
+    files: list[tuple[str, Path]] = []
+    for name in names:
+        if name.startswith("s3://"):
+            found = _fetch_objects(name, scratch / str(len(files)))
+        elif Path(name).is_dir():
+            found = [(str(path), path) for path in _walk(Path(name))]
+        elif _MAGIC & set(name) and not Path(name).exists():
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # absolute ones too
+            found = [(match, Path(match)) for match in matches if Path(match).is_file()]
+        else:
+            found = [(name, Path(name))]
+        if not found:
+            raise DataError(f"{name}: no images there", path=name)
+        files += found
+    return files
+
+
+def predict_files(
+    model: Predictor, files: Sequence[tuple[str, Path]], *, category: str | None
+) -> Iterator[Answer]:
+    """An answer per file, in order, each as soon as it is there.
+
+    Raises:
+        DataError: if the model does not know the category.
+    """
+    if category is not None and category not in model.categories:
+        known = ", ".join(model.categories)
+        raise DataError(f"unknown category {category!r}; this model knows {known}")
+    for name, path in files:
+        try:
+            prediction = model.predict([path], category=category)[0]
+        except ImageError as error:
+            yield Answer(name, path, None, error.reason)
+        else:
+            yield Answer(name, path, prediction)
+
+
+def load_model(model: str, category: str | None) -> Predictor:
+    """The model that an address means.
+
+    Args:
+        model: a model folder, an exported file (.onnx, .xml of OpenVINO, .pt of TorchScript),
+            `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for the champion of `category`.
+        category: needed without a model.
+
+    Raises:
+        DataError: if neither a model nor a category is given, or there is no such version.
+        CheckpointError: if the folder or file holds no usable model.
+        RegistryError: if the registry cannot be reached, or the version was not approved.
+    """
+    if Path(model).suffix in EXPORT_SUFFIXES and not model.startswith("models:/"):
+        from onenip.edge import EdgeDetector
+
+        return EdgeDetector.load(model)
+    try:
+        if model and not model.startswith("models:/"):
+            from onenip.detector import Detector
+
+            return Detector.load(model)
+        return _load_registered(model, category)
+    except ModuleNotFoundError as error:
+        raise OneNIPError(
+            f"{model or 'the registry'}: {error.name} is not installed; an edge runs exported files "
+            f"only: --model FILE.onnx"
+        ) from error
+
+
+def save_heatmap(answer: Answer, folder: Path) -> Path:
+    """Write the image beside its heat map, the defect outlined, as PNG; gives its path.
+
+    Raises:
+        OneNIPError: if matplotlib, which colours it, is not installed.
+    """
+    assert answer.prediction is not None
+    try:
+        from onenip.evaluation.gallery import draw_picture
+    except ModuleNotFoundError as error:
+        raise OneNIPError(f"--heatmaps needs the whole onenip: no {error.name} here") from error
+    picture = draw_picture(
+        load_image(answer.path),
+        answer.prediction.map,
+        None,
+        pixel_threshold=answer.prediction.pixel_threshold,
+    )
+    path = place_output(answer, folder, ".png")
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def save_map(answer: Answer, folder: Path) -> Path:
+    """Write the float32 map at the image's own size as TIFF; gives its path."""
+    assert answer.prediction is not None
+    path = place_output(answer, folder, ".tiff")
+    Image.fromarray(answer.prediction.map).save(path)
+    return path
+
+
+def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
+    """Where an answer's picture goes: below `folder` as the image was named; never outside of it."""
+    named = Path(answer.name.removeprefix("s3://"))
+    parts = [part for part in named.parts if part not in (named.anchor, "..", ".")]
+    path = folder.joinpath(*parts).with_name(f"{named.name}{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _load_registered(model: str, category: str | None) -> Predictor:
+    if not model and category is None:
+        raise DataError("give --category, whose champion answers, or --model")
+    if model and not model.startswith(_REGISTERED):
+        raise DataError(f"{model}: not a model of onenip; say {_REGISTERED}CATEGORY@champion")
+    from onenip.registry.loading import load_champion, load_version
+    from onenip.registry.versions import aliased_version, find_version
+
+    if not model:
+        assert category is not None
+        return load_champion(category)[0]
+    rest = model.removeprefix(_REGISTERED)
+    name, _, alias = rest.partition("@")
+    if alias == "champion":
+        return load_champion(name)[0]
+    if alias:
+        version = aliased_version(name, alias)
+    else:
+        name, _, number = rest.partition("/")
+        version = find_version(name, int(number)) if number.isdigit() else None
+    if version is None:
+        raise DataError(f"{model}: no such version; say {_REGISTERED}CATEGORY@champion")
+    return load_version(version)
+
+
+def _walk(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _fetch_objects(address: str, folder: Path) -> list[tuple[str, Path]]:
+    """Images at an S3 address, fetched into `folder`, each named by its own address."""
+    try:
+        from onenip.sources.s3 import Bucket
+    except ModuleNotFoundError as error:
+        raise OneNIPError(f"{address}: needs the whole onenip: no {error.name} here") from error
+    bucket = Bucket(address)
+    chosen = [o for o in bucket.list_objects() if Path(o.key).suffix.lower() in IMAGE_SUFFIXES]
+    folder.mkdir(parents=True)
+    wanted = {folder / f"{i}{Path(o.key).suffix}": o for i, o in enumerate(chosen)}
+    bucket.fetch(wanted)
+    return [(f"s3://{bucket.name}/{item.key}", path) for path, item in wanted.items()]

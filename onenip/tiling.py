@@ -1,0 +1,216 @@
+"""Big images in overlapping tiles, for defects that are too small once the whole image is shrunk.
+
+Each tile is judged as an image of its own; the maps are blended, so that a seam shows nowhere and a defect
+across one is one region. The image's score is that of its worst tile.
+
+A category's prompts, memory and thresholds are of one scale. Those of a model that saw whole images do
+not fit tiles; `TiledDetector.from_normals` takes new ones from the tiles of normal images. Only a model
+that was itself trained on tiles of this size needs none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from onenip.detector import Detector, ImageLike, fuse_for, resize_map, to_array
+from onenip.errors import DataError
+from onenip.images import resize_image
+from onenip.network import Features
+from onenip.prediction import Prediction
+from onenip.regions import find_regions
+from onenip.scoring import score_maps
+from onenip.thresholds import false_alarm_threshold
+
+_BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
+_FLOOR = 1e-3  # weight of a tile's very edge, above 0 so that the image's border has an owner
+_TILED = "{} in tiles"
+
+
+class TiledDetector:
+    """A detector that looks at tiles.
+
+    Args:
+        detector: of which the tiles are asked.
+        tile_px: side of a tile in px of the image, cut off at the image's own sides.
+        overlap: share of a tile that it shares with the next one at least, 0..0.75. A defect up to
+            `overlap * tile_px` px wide is whole in some tile.
+        thresholds: image thresholds by category, where they differ from the detector's.
+        names: the detector's own name by category, where it differs.
+
+    Example:
+        >>> tiled = TiledDetector.from_normals(
+        ...     detector, "bottle", normals, tile_px=256
+        ... )  # doctest: +SKIP
+        >>> tiled.predict(["big.png"], category="bottle")[0].regions  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        tile_px: int,
+        overlap: float = 0.25,
+        thresholds: dict[str, float] | None = None,
+        names: dict[str, str] | None = None,
+    ) -> None:
+        if tile_px < 1 or not 0 <= overlap <= 0.75:
+            raise DataError(f"tiles of {tile_px} px with overlap {overlap}: not 1 px up, 0..0.75")
+        self.detector = detector
+        self.tile_px = tile_px
+        self.overlap = overlap
+        self._thresholds = dict(thresholds or {})
+        self._names = names or {name: name for name in detector.categories}
+
+    @classmethod
+    def from_normals(
+        cls,
+        detector: Detector,
+        category: str,
+        normals: Sequence[ImageLike],
+        *,
+        tile_px: int,
+        overlap: float = 0.25,
+    ) -> Self:
+        """A tiled detector for one category, whose prompts, memory and thresholds are those of tiles.
+
+        Args:
+            detector: its network is used as it is.
+            category: name to answer with; the detector need not know it.
+            normals: normal images at the size that images will have.
+            tile_px: side of a tile.
+            overlap: of tiles when images are judged; normals are cut without, so that no tile finds
+                itself in the memory.
+
+        Raises:
+            DataError: if there are no normal images.
+        """
+        if not normals:
+            raise DataError(f"{category}: tiles need normal images to be calibrated on")
+        images = [to_array(image) for image in normals]
+        boxes = [list_tiles((i.shape[0], i.shape[1]), tile_px, 0.0) for i in images]
+        tiles = [_cut(image, box) for image, own in zip(images, boxes, strict=True) for box in own]
+        name = _TILED.format(category)
+        extended = detector.add_category(name, tiles)
+        known = extended.spec.categories[name]
+        owners = np.repeat(np.arange(len(images)), [len(own) for own in boxes])
+        scores = np.array(known.normal_scores)
+        worst = [known.image_threshold]
+        if len(images) > 1:
+            owners = owners[: len(scores)]  # calibration looks at so many tiles
+            worst = [float(scores[owners == owner].max()) for owner in np.unique(owners)]
+        rate = detector.spec.calibrate.false_alarm_rate
+        threshold = max(false_alarm_threshold(worst, rate), known.image_threshold)
+        return cls(
+            extended,
+            tile_px=tile_px,
+            overlap=overlap,
+            thresholds={category: threshold},
+            names={category: name},
+        )
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, sorted."""
+        return tuple(sorted(self._names))
+
+    def predict(
+        self, images: Sequence[ImageLike], *, category: str | None = None
+    ) -> list[Prediction]:
+        """As `Detector.predict`, from tiles; `input_map` is the map shrunk to the model's input size.
+
+        A category that is not given is told from the whole image, if there are several.
+
+        Raises:
+            DataError: if the category is unknown.
+            ImageError: if an image cannot be read.
+        """
+        if category is not None and category not in self._names:
+            raise DataError(
+                f"unknown category {category!r}; this model knows {', '.join(self.categories)}"
+            )
+        return [self._predict(to_array(image), category) for image in images]
+
+    def _predict(self, image: NDArray[np.uint8], category: str | None) -> Prediction:
+        started_at = time.perf_counter()
+        name = category
+        if name is None:
+            several = len(self._names) > 1
+            name = self.detector.tell_category(image) if several else self.categories[0]
+        known = self.detector.spec.categories[self._names[name]]
+        size = (image.shape[0], image.shape[1])
+        boxes = list_tiles(size, self.tile_px, self.overlap)
+        total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        score = -np.inf
+        for box, (drawn, own) in zip(boxes, self._score_tiles(image, boxes, name), strict=True):
+            y, x, height, width = box
+            window = np.outer(_window(height), _window(width))
+            total[y : y + height, x : x + width] += window * resize_map(drawn, (height, width))
+            weights[y : y + height, x : x + width] += window
+            score = max(score, own)
+        blended = total / weights
+        threshold = self._thresholds.get(name, known.image_threshold)
+        return Prediction(
+            category=name,
+            category_was_told=category is None,
+            score=score,
+            threshold=threshold,
+            is_anomalous=score > threshold,
+            map=blended,
+            input_map=resize_map(blended, self.detector.input_size),
+            pixel_threshold=known.pixel_threshold,
+            regions=find_regions(blended, threshold=known.pixel_threshold),
+            seconds=time.perf_counter() - started_at,
+        )
+
+    def _score_tiles(
+        self, image: NDArray[np.uint8], boxes: Sequence[tuple[int, int, int, int]], category: str
+    ) -> Iterator[tuple[NDArray[np.float32], float]]:
+        """Map [h, w] at input size and score of each tile, in batches."""
+        detector, name = self.detector, self._names[category]
+        params, known = detector.spec.calibrate, detector.spec.categories[name]
+        for start in range(0, len(boxes), _BATCH):
+            cut = [
+                resize_image(_cut(image, box), detector.input_size)
+                for box in boxes[start : start + _BATCH]
+            ]
+            with torch.inference_mode():
+                batch = torch.tensor(np.stack(cut)).to(detector.device)  # [B, H, W, 3]
+                features: Features = detector.network.embed(batch)
+                fused = fuse_for(detector.draw_maps(features, name), params, known)  # [B, H, W]
+                scores = score_maps(fused, pooling_px=params.pooling_px)
+            yield from zip(fused.float().cpu().numpy(), scores.tolist(), strict=True)
+
+
+def list_tiles(
+    size: tuple[int, int], tile_px: int, overlap: float
+) -> list[tuple[int, int, int, int]]:
+    """Boxes (y, x, height, width) that cover an image of (height, width) px, row by row.
+
+    All have the same size and are spread evenly, so that none sticks out and none is a sliver.
+    """
+    rows, columns = (_place(side, min(tile_px, side), overlap) for side in size)
+    height, width = min(tile_px, size[0]), min(tile_px, size[1])
+    return [(y, x, height, width) for y in rows for x in columns]
+
+
+def _place(side: int, tile: int, overlap: float) -> list[int]:
+    stride = max(int(tile * (1 - overlap)), 1)
+    count = -(-(side - tile) // stride) + 1
+    return [round(at) for at in np.linspace(0, side - tile, count)]
+
+
+def _cut(image: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    y, x, height, width = box
+    return np.ascontiguousarray(image[y : y + height, x : x + width])
+
+
+def _window(length: int) -> NDArray[np.float32]:
+    """Raised-cosine weights of a tile's pixels: 1 in the middle, next to nothing at its edges."""
+    place = (np.arange(length) + 0.5) / length
+    return np.maximum(np.sin(np.pi * place) ** 2, _FLOOR).astype(np.float32)
