@@ -5,6 +5,7 @@ Whatever is decided here is decided without test data, and stored in the model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -155,6 +156,8 @@ def calibrate_category(
 
 def add_category(detector: Detector, name: str, images: Sequence[NDArray[np.uint8]]) -> Detector:
     """A detector that also knows `name`, from normal images [H, W, 3] uint8; see `Detector`."""
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        raise DataError(f"category {name!r}: a name is letters, digits, and any of `_ .-`")
     if name in detector.spec.categories:
         raise DataError(f"category {name!r} is there already")
     if not images:

@@ -32,6 +32,7 @@ from onenip.scoring import fuse_maps, score_maps
 ImageLike = Path | str | Image.Image | NDArray[np.uint8] | Tensor
 
 _GREY_AXES = 2
+_RANGE_SLACK = 1e-2  # what resizing may overshoot 0..1 by
 
 
 @dataclass(frozen=True)
@@ -375,12 +376,7 @@ def to_array(image: ImageLike) -> NDArray[np.uint8]:
     if isinstance(image, Image.Image):
         return to_rgb(image)
     if isinstance(image, Tensor):
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise DataError(f"an image tensor must be [3, H, W], not {list(image.shape)}")
-        values = image.detach().cpu()
-        if values.is_floating_point():
-            values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
-        return values.permute(1, 2, 0).contiguous().numpy()
+        return _tensor_to_array(image.detach().cpu())
     array = np.asarray(image)
     if array.ndim == _GREY_AXES:
         array = np.repeat(array[:, :, None], 3, axis=2)
@@ -389,6 +385,19 @@ def to_array(image: ImageLike) -> NDArray[np.uint8]:
             f"an image array must be [H, W, 3] uint8, not {list(array.shape)} {array.dtype}"
         )
     return array
+
+
+def _tensor_to_array(values: Tensor) -> NDArray[np.uint8]:
+    if values.ndim != 3 or values.shape[0] != 3 or not values.numel():
+        raise DataError(f"an image tensor must be [3, H, W], not {list(values.shape)}")
+    if values.is_floating_point():
+        low, high = float(values.min()), float(values.max())
+        if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # NaN is neither
+            raise DataError(f"a float image tensor must be in 0..1, not {low:g}..{high:g}")
+        values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+    if values.dtype != torch.uint8:
+        raise DataError(f"an image tensor must be uint8 or float, not {values.dtype}")
+    return values.permute(1, 2, 0).contiguous().numpy()
 
 
 def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> None:

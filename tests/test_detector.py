@@ -1,0 +1,173 @@
+"""Detector.predict and Detector.add_category: what they take, and that nothing else changes an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onenip import Detector
+from onenip.errors import DataError, ImageError
+from onenip.images import load_image
+
+
+@pytest.fixture(scope="module")
+def image_path(tiny_data):
+    return sorted((tiny_data / "disc" / "test" / "spot").glob("*.png"))[0]
+
+
+@pytest.fixture(scope="module")
+def answer(tiny_detector, image_path):
+    return tiny_detector.predict([image_path], category="disc")[0]
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(str, id="str"),
+        pytest.param(load_image, id="array"),
+        pytest.param(Image.open, id="pil"),
+        pytest.param(lambda p: torch.tensor(load_image(p)).permute(2, 0, 1), id="uint8 tensor"),
+        pytest.param(
+            lambda p: torch.tensor(load_image(p)).permute(2, 0, 1) / 255, id="float tensor"
+        ),
+        pytest.param(lambda p: load_image(p)[::-1][::-1], id="strided array"),
+    ],
+)
+def test_predict_gives_every_kind_of_input_the_same_score(
+    tiny_detector, image_path, answer, convert
+):
+    """An image scores the same, to the last bit, whatever it comes as."""
+    found = tiny_detector.predict([convert(image_path)], category="disc")[0]
+
+    assert found.score == answer.score
+    assert np.array_equal(found.map, answer.map)
+
+
+def test_predict_leaves_the_input_as_it_was(tiny_detector, image_path):
+    """A read-only array is judged, and no array is written to."""
+    image = load_image(image_path).copy()
+    before = image.copy()
+    image.flags.writeable = False
+
+    tiny_detector.predict([image], category="disc")
+
+    assert np.array_equal(image, before)
+
+
+def test_predict_takes_grey_arrays(tiny_detector, image_path):
+    """A grey array [H, W] is the RGB image whose channels are equal."""
+    grey = np.ascontiguousarray(load_image(image_path)[:, :, 0])
+
+    flat, repeated = tiny_detector.predict(
+        [grey, np.repeat(grey[:, :, None], 3, axis=2)], category="disc"
+    )
+
+    assert flat.score == repeated.score
+
+
+def test_predict_judges_each_image_alone(tiny_detector, tiny_data, image_path, answer):
+    """What is said of an image does not depend on the images beside it."""
+    others = sorted((tiny_data / "disc" / "test" / "good").glob("*.png"))
+
+    found = tiny_detector.predict([*others, image_path, *others], category="disc")[len(others)]
+
+    assert found.score == answer.score
+    assert np.array_equal(found.map, answer.map)
+
+
+def test_predict_answers_at_the_images_own_size(tiny_detector, image_path):
+    """The map and the regions of an image of another shape are at that shape."""
+    wide = np.asarray(Image.open(image_path).convert("RGB").resize((150, 90)))
+
+    found = tiny_detector.predict([wide], category="disc")[0]
+
+    assert found.map.shape == (90, 150)
+    assert found.map.dtype == np.float32
+    assert found.input_map.shape == tiny_detector.input_size
+    for region in found.regions:
+        assert 0 <= region.x < region.x + region.width <= 150
+        assert 0 <= region.y < region.y + region.height <= 90
+        assert region.score > found.pixel_threshold
+
+
+def test_predict_tells_the_category(tiny_detector, tiny_data):
+    """Without a category each image gets that of the prompt that it looks like, and it is said."""
+    for category in tiny_detector.categories:
+        path = sorted((tiny_data / category / "test" / "good").glob("*.png"))[0]
+        told = tiny_detector.predict([path])[0]
+        given = tiny_detector.predict([path], category=category)[0]
+
+        assert (told.category, told.category_was_told) == (category, True)
+        assert not given.category_was_told
+        assert told.score == given.score
+
+
+@pytest.mark.parametrize(
+    ("image", "words"),
+    [
+        pytest.param(np.zeros((8, 8, 3), np.float32), "uint8", id="float array"),
+        pytest.param(np.zeros((0, 8, 3), np.uint8), r"\[0, 8, 3\]", id="empty array"),
+        pytest.param(np.zeros((8, 8, 4), np.uint8), r"\[8, 8, 4\]", id="four channels"),
+        pytest.param(torch.zeros(8, 8, 3), r"\[3, H, W\]", id="channels last tensor"),
+        pytest.param(torch.zeros(3, 0, 8), r"\[3, 0, 8\]", id="empty tensor"),
+        pytest.param(torch.zeros(3, 8, 8, dtype=torch.int64), "int64", id="integer tensor"),
+        pytest.param(torch.full((3, 8, 8), float("nan")), "0..1", id="tensor of NaN"),
+        pytest.param(torch.full((3, 8, 8), 200.0), "0..1", id="float tensor 0..255"),
+    ],
+)
+def test_predict_refuses_what_is_no_image(tiny_detector, image, words):
+    """A wrong shape, type or range is a DataError that says what was expected."""
+    with pytest.raises(DataError, match=words):
+        tiny_detector.predict([image], category="disc")
+
+
+def test_predict_names_bad_files_and_unknown_categories(tiny_detector, image_path, tmp_path):
+    """A file that is no image and a category that the model lacks are typed errors."""
+    text = tmp_path / "note.png"
+    text.write_text("not an image")
+
+    with pytest.raises(ImageError, match=r"note\.png"):
+        tiny_detector.predict([text], category="disc")
+    with pytest.raises(DataError, match="unknown category 'nut'.*disc, stripes"):
+        tiny_detector.predict([image_path], category="nut")
+
+
+def test_add_category_from_one_image_finds_a_defect(tiny_detector, tiny_data, tmp_path):
+    """One normal image founds a provisional category, which survives saving and loading."""
+    normal = sorted((tiny_data / "stripes" / "train" / "good").glob("*.png"))[0]
+    defective = load_image(normal).copy()
+    defective[20:36, 20:36] = (200, 20, 20)
+
+    extended = tiny_detector.add_category("new", [normal])
+    same, changed = extended.predict([load_image(normal), defective], category="new")
+
+    assert "new" not in tiny_detector.categories
+    assert extended.spec.categories["new"].is_provisional
+    assert not same.is_anomalous
+    assert changed.is_anomalous
+    extended.save(tmp_path / "model")
+    loaded = Detector.load(tmp_path / "model")
+    assert loaded.predict([defective], category="new")[0].score == pytest.approx(
+        changed.score, abs=1e-4
+    )
+
+
+def test_add_category_leaves_the_others_alone(tiny_detector, tiny_data, image_path, answer):
+    """The categories that were there score as before, to the last bit."""
+    normals = sorted((tiny_data / "stripes" / "train" / "good").glob("*.png"))[:3]
+
+    extended = tiny_detector.add_category("new", normals)
+
+    assert extended.predict([image_path], category="disc")[0].score == answer.score
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "words"),
+    [("disc", 1, "there already"), ("new", 0, "at least one"), ("", 1, "name"), ("a/b", 1, "name")],
+)
+def test_add_category_refuses(tiny_detector, image_path, name, count, words):
+    """A taken or unusable name and no image at all are DataErrors."""
+    with pytest.raises(DataError, match=words):
+        tiny_detector.add_category(name, [image_path] * count)
