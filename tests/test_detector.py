@@ -130,7 +130,7 @@ def test_predict_names_bad_files_and_unknown_categories(tiny_detector, image_pat
 
     with pytest.raises(ImageError, match=r"note\.png"):
         tiny_detector.predict([text], category="disc")
-    with pytest.raises(DataError, match="unknown category 'nut'.*disc, stripes"):
+    with pytest.raises(DataError, match=r"unknown category 'nut'.*disc, stripes"):
         tiny_detector.predict([image_path], category="nut")
 
 
