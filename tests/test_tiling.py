@@ -1,0 +1,141 @@
+"""Tiles: they cover the image, their seams do not show, and a defect across one is found once."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from onenip.errors import DataError
+from onenip.tiling import TiledDetector, list_tiles
+from tests.tiny import SIZE, draw_normal
+
+TILE = SIZE
+
+
+def draw_big(seed: int) -> np.ndarray:
+    """Stripes of 3 x 3 tiles, [192, 192, 3] uint8."""
+    rng = np.random.default_rng(seed)
+    x = np.arange(3 * SIZE, dtype=np.float32)
+    value = np.tile(128 + 70 * np.sin((x + rng.uniform(0, 6)) * 0.8), (3 * SIZE, 1))
+    tinted = value[:, :, None] * np.array([0.6, 0.9, 1.0])
+    return np.clip(tinted + rng.normal(0, 6, tinted.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tiled(tiny_detector):
+    normals = [draw_big(seed) for seed in range(4)]
+    return TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE, overlap=0.5)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 200), (500, 333), (20, 300)])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.75])
+def test_tiles_cover_the_image_and_overlap(size, overlap):
+    """Every pixel lies in a tile, none sticks out, and neighbours share what was asked for."""
+    seen = np.zeros(size, int)
+    boxes = list_tiles(size, TILE, overlap)
+    for y, x, height, width in boxes:
+        assert 0 <= y <= y + height <= size[0]
+        assert 0 <= x <= x + width <= size[1]
+        seen[y : y + height, x : x + width] += 1
+
+    assert seen.min() >= 1
+    columns = sorted({x for _, x, _, _ in boxes})
+    assert all(
+        after - before <= TILE * (1 - overlap) + 1 for before, after in itertools.pairwise(columns)
+    )
+
+
+@pytest.mark.parametrize("center", [(96, 96), (128, 64), (64, 128), (30, 100)])
+def test_a_defect_across_a_seam_is_found_once(tiled, center):
+    """A spot on the corner of four tiles is one region, where it is."""
+    image = draw_big(9)
+    y, x = np.mgrid[: 3 * SIZE, : 3 * SIZE]
+    image[np.hypot(y - center[0], x - center[1]) < 9] = (200, 20, 20)
+
+    found = tiled.predict([image], category="stripes")[0]
+
+    assert found.is_anomalous
+    assert found.map.shape == (192, 192)
+    near = [
+        r
+        for r in found.regions
+        if r.x <= center[1] <= r.x + r.width and r.y <= center[0] <= r.y + r.height
+    ]
+    assert len(near) == 1
+    assert near[0] == found.regions[0]
+
+
+def test_normal_images_stay_normal(tiled):
+    """A further normal image scores about as those that the threshold comes from."""
+    found = tiled.predict([draw_big(seed) for seed in range(20, 26)])
+
+    assert sum(one.is_anomalous for one in found) <= 1
+    assert all(one.category == "stripes" and one.category_was_told for one in found)
+
+
+def test_a_tile_of_the_whole_image_is_the_image(tiny_detector):
+    """An image no larger than a tile is judged as without tiles."""
+    image = draw_normal("disc", np.random.default_rng(3))
+
+    whole = tiny_detector.predict([image], category="disc")[0]
+    found = TiledDetector(tiny_detector, tile_px=TILE).predict([image], category="disc")[0]
+
+    assert found.score == pytest.approx(whole.score, abs=1e-4)
+    assert np.abs(found.map - whole.map).max() < 1e-4
+    assert found.threshold == whole.threshold
+
+
+def test_the_batch_does_not_matter(tiled):
+    """Maps of an image are equal, to the last bit, alone and among others."""
+    images = [draw_big(30), draw_big(31)]
+
+    together = tiled.predict(images)
+    alone = [tiled.predict([image])[0] for image in images]
+
+    for one, two in zip(together, alone, strict=True):
+        assert one.score == two.score
+        assert np.array_equal(one.map, two.map)
+
+
+def test_what_makes_no_tiles_is_refused(tiny_detector):
+    """Impossible tiles, no normals and an unknown category are DataErrors."""
+    with pytest.raises(DataError, match=r"0\.\.0\.75"):
+        TiledDetector(tiny_detector, tile_px=64, overlap=0.9)
+    with pytest.raises(DataError, match="normal images"):
+        TiledDetector.from_normals(tiny_detector, "disc", [], tile_px=64)
+    with pytest.raises(DataError, match="unknown category"):
+        TiledDetector(tiny_detector, tile_px=64).predict([draw_big(0)], category="nut")
+
+
+def test_tiles_from_the_command_line(tiny_model, tmp_path):
+    """`--tile` takes its prompts and thresholds from `--tile-normals`, and insists on them."""
+    import json
+
+    from PIL import Image
+    from typer.testing import CliRunner
+
+    from onenip.cli import app
+
+    (tmp_path / "normals").mkdir()
+    for seed in range(3):
+        Image.fromarray(draw_big(seed)).save(tmp_path / "normals" / f"{seed}.png")
+    Image.fromarray(draw_big(9)).save(tmp_path / "big.png")
+    command = [
+        "predict",
+        str(tmp_path / "big.png"),
+        "--model",
+        str(tiny_model),
+        "--tile",
+        str(TILE),
+    ]
+
+    refused = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(
+        app, [*command, "-c", "stripes", "--tile-normals", str(tmp_path / "normals")]
+    )
+
+    assert isinstance(refused.exception, DataError)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["category"] == "stripes"
