@@ -1,0 +1,178 @@
+"""One image, from array to verdict: ours beside the reference's own forward, ONNX Runtime and OpenVINO.
+
+    python -m benchmarks.inference [--rounds 40] [--model FOLDER]
+
+The reference's forward is built from the same modules with the paper's sizes (preset `paper-lite2`): for each
+image it runs all stages of the backbone on image and prompt, as one batch of two, and the encoder on both.
+It stops at the same verdict. All ways take turns in one run, so that a busy machine slows each alike; a
+ratio is the median over rounds of the ratio within a round. 2 threads, batch 1, input 224 x 224.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "2"
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from onenip.detector import Detector, draw_maps
+from onenip.edge import EdgeDetector
+from onenip.export import export_detector
+from onenip.network import Features, Network, Reference
+from onenip.params import CalibrateParams, Params
+from onenip.preset import load_preset
+from onenip.regions import find_regions
+from onenip.scoring import score_maps
+
+THREADS = 2
+SIDE_PX = 224
+CATEGORY = "part"
+_LEVELS = (0, 1, 2, 4)  # stages of EfficientNet-lite2 that give strides 2, 4, 8 and 16
+
+Image = NDArray[np.uint8]
+Judge = Callable[[Image], bool]
+
+
+def build_ours(params: Params) -> Detector:
+    """A detector of the preset's size; weights are random, which changes no time."""
+    from onenip.model_file import DetectorSpec
+
+    torch.manual_seed(0)
+    network = Network(params.model).eval()
+    spec = DetectorSpec(
+        model=params.model, calibrate=CalibrateParams(), categories={}, provenance={}
+    )
+    empty = Detector(network, spec=spec, prompts={}, references={})
+    rng = np.random.default_rng(0)
+    normals = [rng.integers(0, 255, (SIDE_PX, SIDE_PX, 3), np.uint8) for _ in range(12)]
+    return empty.add_category(CATEGORY, normals)
+
+
+def judge_as_reference(params: Params) -> Judge:
+    """The reference's way: query and prompt through all stages and the encoder, for each image."""
+    torch.manual_seed(0)
+    network = Network(params.model).eval()
+    whole: Any = timm.create_model(params.model.backbone, pretrained=False).eval()
+    rng = np.random.default_rng(1)
+    prompt = torch.tensor(rng.integers(0, 255, (1, SIDE_PX, SIDE_PX, 3), np.uint8))
+    empty = Reference.measure(torch.zeros(1, 0, 1, 1))
+    mean, std = network.backbone.mean, network.backbone.std
+
+    def judge(image: Image) -> bool:
+        with torch.inference_mode():
+            both = torch.cat([torch.tensor(image)[None], prompt])  # [2, H, W, 3]
+            x = whole.bn1(whole.conv_stem(((both - mean) / std).permute(0, 3, 1, 2).contiguous()))
+            levels = []
+            for number, stage in enumerate(whole.blocks):
+                x = stage(x)
+                if number in _LEVELS:
+                    levels.append(x)
+            coarse = network.fuse(levels).coarse  # [2, C, h, w]
+            encoded = network.encode(coarse)
+            restored = network.decode(encoded[:1], encoded[1:])
+            features = Features(coarse[:1], coarse[:1, :0])
+            maps = draw_maps(network, features, restored, empty)
+            fused = 0.5 * maps["restoration"] + 0.5 * maps["refined"].sigmoid()
+            find_regions(fused[0].numpy(), threshold=float(fused.max()))
+            return float(score_maps(fused, pooling_px=16)[0]) > 0
+
+    return judge
+
+
+def measure(ways: dict[str, Judge], image: Image, *, rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of each way, taking turns, after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for judge in ways.values():
+        for _ in range(5):
+            judge(image)
+    for _ in range(rounds):
+        for name, judge in ways.items():
+            started_at = time.perf_counter()
+            judge(image)
+            seconds[name].append(time.perf_counter() - started_at)
+    return seconds
+
+
+def measure_peak() -> float:
+    """Best rate of a 1024 x 1024 matrix product in float32, in GFLOP/s."""
+    a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
+    best = np.inf
+    for _ in range(30):
+        started_at = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - started_at)
+    return 2 * 1024**3 / best / 1e9
+
+
+def count_flops(judge: Judge, image: Image) -> float:
+    """GFLOP of a call's convolutions and matrix products, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        judge(image)
+    return counter.get_total_flops() / 1e9
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--model", type=Path, help="a trained model instead of random weights")
+    options = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    ours = Detector.load(options.model) if options.model else build_ours(load_preset("cpu"))
+    category = ours.categories[0]
+    image = np.random.default_rng(2).integers(0, 255, (SIDE_PX, SIDE_PX, 3), np.uint8)
+
+    def judge_with(model: Detector | EdgeDetector) -> Judge:
+        return lambda pixels: model.predict([pixels], category=category)[0].is_anomalous
+
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {
+            name: export_detector(ours, Path(scratch) / "model", format=name, categories=[category])
+            for name in ("onnx", "openvino")
+        }
+        ways = {
+            "the reference's forward": judge_as_reference(load_preset("paper-lite2")),
+            "ours, PyTorch": judge_with(ours),
+            "ours, ONNX Runtime": judge_with(EdgeDetector.load(files["onnx"], threads=THREADS)),
+            "ours, OpenVINO": judge_with(EdgeDetector.load(files["openvino"], threads=THREADS)),
+        }
+        seconds = measure(ways, image, rounds=options.rounds)
+    peak = measure_peak()
+    base = next(iter(ways))
+    own = count_flops(ways["ours, PyTorch"], image)
+    flops = {name: count_flops(ways[base], image) if name == base else own for name in ways}
+    print(
+        f"{platform.processor() or platform.machine()}, {THREADS} threads, torch {torch.__version__}"
+    )
+    print(f"float32 matrix product at its best: {peak:.0f} GFLOP/s\n")
+    print("| way | ms, median | 10-90 % | faster, median (10-90 %) | GFLOP | of the peak |")
+    print("|---|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        ratios = [b / t for b, t in zip(seconds[base], taken, strict=True)]
+        median = statistics.median(taken)
+        low, high = np.quantile(taken, [0.1, 0.9])
+        least, most = np.quantile(ratios, [0.1, 0.9])
+        print(
+            f"| {name} | {1e3 * median:.1f} | {1e3 * low:.1f}-{1e3 * high:.1f} "
+            f"| {statistics.median(ratios):.2f} x ({least:.2f}-{most:.2f}) "
+            f"| {flops[name]:.2f} | {100 * flops[name] / median / peak:.0f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()
