@@ -81,7 +81,6 @@ def export_int8(
         graph,
         nncf.Dataset(inputs),
         subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
-        model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(names=_list_matching(graph, detector, names)),
         preset=nncf.QuantizationPreset.MIXED,
     )
