@@ -207,7 +207,11 @@ def _open_openvino(file: Path, threads: int) -> Run:
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
-    compiled = openvino.Core().compile_model(str(file), "CPU", config)
+    try:
+        compiled = openvino.Core().compile_model(str(file), "CPU", config)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise CheckpointError(f"{file}: OpenVINO cannot run it: {reason}") from error
     request = compiled.create_infer_request()
 
     def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:

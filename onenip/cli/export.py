@@ -78,3 +78,8 @@ def _export_int8(detector: Detector, out: Path, names: tuple[str, ...], data_dir
     )
     typer.echo(str(path))
     typer.echo(json.dumps(asdict(loss)))
+    if loss.verdicts_changed:
+        typer.echo(
+            f"INT8 changed {loss.verdicts_changed} of {loss.images} verdicts: fp32 is the safe choice",
+            err=True,
+        )
