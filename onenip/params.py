@@ -69,10 +69,48 @@ class DownloadParams(Section):
     """Limits of what `onenip download` accepts."""
 
     workers: int = Field(8, ge=1, description="parallel transfers")
+    max_unpacked_gib: float = Field(
+        100.0, gt=0, description="GiB that an archive may unpack to, at most"
+    )
+    max_unpacked_ratio: float = Field(
+        200.0, gt=1, description="times its size that an archive may unpack to, from 64 MiB on"
+    )
+    textures: str = Field("textures", description="folder that texture sources (dtd) go to")
+    urls: dict[str, str] = Field(
+        {}, description="other addresses of mvtec, visa, btad, dtd, magnetic-tile, such as mirrors"
+    )
 
 
 class ValidateParams(Section):
     """What a usable image is."""
+
+    min_side_px: int = Field(16, ge=1, description="shortest side of a usable image in px")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="height times width of the largest image that is decoded"
+    )
+    min_contrast: float = Field(
+        0.004, ge=0, le=1, description="least standard deviation of grey values, 0..1"
+    )
+    brightness_range: tuple[float, float] = Field(
+        (0.004, 0.996), description="mean grey value of an image that is not black or white, 0..1"
+    )
+    max_deviation: float = Field(
+        8.0,
+        gt=0,
+        description="usual range of size, aspect, brightness and sharpness, in robust deviations",
+    )
+    near_duplicate_bits: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="bits of 64 in which perceptual hashes of near-duplicates differ",
+    )
+    min_train_images: int = Field(
+        8, ge=1, description="normal training images that a category should have"
+    )
+    severities: dict[str, Literal["error", "quarantine", "warning", "off"]] = Field(
+        {}, description="rules whose severity differs from the built-in one, by name of the rule"
+    )
 
 
 class SynthesizeParams(Section):

@@ -30,6 +30,7 @@ EVALUATION = Path("artifacts/evaluation")
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
     app.command()(preset)
+    app.command()(validate)
     app.command()(synthesize)
     app.command()(train)
     app.command()(evaluate)
@@ -54,6 +55,48 @@ def preset(
     else:
         params.write_text(text, encoding="utf-8")
         typer.echo(f"{params} is now the preset {name}")
+
+
+def validate(
+    *,
+    params: ParamsOption = PARAMS,
+    data: DataOption = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the manifest, quarantine, summary and Data Docs.")
+    ] = MANIFEST.parent,
+) -> None:
+    """Measure and judge every image: what is wrong is known before a GPU sees it.
+
+    Expects `CATEGORY/train/good`, `CATEGORY/test/good`, `CATEGORY/test/DEFECT` and masks
+    `CATEGORY/ground_truth/DEFECT/STEM_mask.png`. A rule of severity *error* stops, *quarantine* leaves
+    the image out of every later stage, *warning* only reports; `validate.severities` in the params
+    changes that by name of the rule. The data folder itself is never touched: quarantined images are
+    listed in `quarantine.csv` and copied to `quarantine/`. Open `data_docs/index.html` to see all rules.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from onenip.params import Params
+    from onenip.stages import validate as stage
+
+    loaded = Params.load(params)
+    result = stage.run(loaded, data_dir=data or Path(loaded.data.root), out_dir=out)
+    kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
+    table = Table(
+        "category", "fit", "calibration", "holdout", "test good", "defective", "quarantined"
+    )
+    for name, counts in result.summary["categories"].items():
+        table.add_row(name, *(str(counts.get(kind, 0)) for kind in kinds))
+    console = Console()
+    console.print(table)
+    broken = Table("rule", "severity", "breaches", "first")
+    for name, rule in result.summary["rules"].items():
+        first = next((b for b in result.breaches if b.rule == name), None)
+        if first:
+            count = str(rule["breaches"])
+            broken.add_row(name, rule["severity"], count, f"{first.path}: {first.reason}")
+    console.print(broken if broken.row_count else "Every rule holds.")
+    console.print(f"Every rule with its files: {out / 'data_docs' / 'index.html'}", soft_wrap=True)
 
 
 def synthesize(

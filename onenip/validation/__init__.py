@@ -1,0 +1,245 @@
+"""Validation: what is wrong with an image is known before a GPU sees it.
+
+Promises a manifest with a row per image that is the same for the same data and params, a quarantine with
+file, rule and reason, and Data Docs. Never writes to the data folder, which DVC owns: quarantine means
+left out of every later stage, listed, and copied under `quarantine/`. The one package that knows Great
+Expectations.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from onenip.dataset import GOOD, MANIFEST_COLUMNS, assign_subset
+from onenip.errors import DataError
+from onenip.params import DataParams, ValidateParams
+from onenip.validation.frames import make_category_frame, make_file_frame
+from onenip.validation.measuring import list_category_folders, list_files, measure
+from onenip.validation.rules import category_rules, check_names, file_rules
+from onenip.validation.suite import Breach, Judge
+
+_INTEGERS = ("width", "height", "bytes")
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What validation found.
+
+    Attributes:
+        manifest: the CSV that later stages read.
+        summary: contents of `summary.json`.
+        breaches: every breach of a rule, in order of the rules.
+    """
+
+    manifest: Path
+    summary: dict[str, Any]
+    breaches: tuple[Breach, ...]
+
+
+def validate(
+    data_dir: Path,
+    out_dir: Path,
+    *,
+    data: DataParams,
+    params: ValidateParams,
+    workers: int | None = None,
+    progress: bool = False,
+) -> ValidationResult:
+    """Measure every file, judge it, and write what was found.
+
+    Args:
+        data_dir: folder in MVTec layout; only read.
+        out_dir: replaced as a whole once everything is written; untouched on an error.
+        data: how normal training images are divided.
+        params: what a usable image is.
+        workers: processes; None: one per core.
+        progress: whether to show a bar.
+
+    Returns:
+        Where the manifest is, and what was found.
+
+    Raises:
+        DataError: if there are no images, none is usable, or a rule of severity `error` is broken.
+        ParamsError: if a severity is given for a rule that does not exist.
+    """
+    check_names(params)
+    if not data_dir.is_dir():
+        raise DataError(f"{data_dir}: no such folder; run `onenip download` first", path=data_dir)
+    files = list_files(data_dir)
+    if all(file.stray for file in files):
+        raise DataError(
+            f"{data_dir}: no images in <category>/{{train,test}}/<label>/", path=data_dir
+        )
+    rows = measure(
+        files,
+        data_dir,
+        workers=workers or len(os.sched_getaffinity(0)),
+        max_pixels=params.max_pixels,
+        progress=progress,
+    )
+    frame = make_file_frame(rows, near_duplicate_bits=params.near_duplicate_bits)
+    try:
+        return _write_all(frame, data_dir, out_dir, data, params)
+    except OSError as error:
+        raise DataError(f"{out_dir}: cannot be written ({error})", path=out_dir) from error
+
+
+def _write_all(
+    frame: pd.DataFrame, data_dir: Path, out_dir: Path, data: DataParams, params: ValidateParams
+) -> ValidationResult:
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        partial.chmod(0o755)
+        result = _write(frame, data_dir, partial, out_dir, data, params)
+        _stop_on_error(result, data_dir)
+        _replace(out_dir, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return result
+
+
+def _write(
+    frame: pd.DataFrame,
+    data_dir: Path,
+    partial: Path,
+    out_dir: Path,
+    data: DataParams,
+    params: ValidateParams,
+) -> ValidationResult:
+    judge = Judge(partial / "data_docs")
+    breaches = judge.judge("files", frame, file_rules(params))
+    reasons = _collect_reasons(breaches)
+    usable = frame[~frame["path"].isin(list(reasons)) & frame["stray"].isna()]
+    categories = make_category_frame(list_category_folders(data_dir), usable)
+    more = judge.judge("categories", categories, category_rules(params))
+    unusable = _collect_reasons(more)
+    for path, category in zip(usable["path"], usable["category"], strict=True):
+        if category in unusable:
+            rule, reason = unusable[category]
+            reasons[path] = (rule, f"category {category}: {reason}")
+            breaches.append(Breach(path, rule, "quarantine", reasons[path][1]))
+    judge.write_docs()
+    manifest = _make_manifest(frame, reasons, data)
+    _write_csv(partial / "manifest.csv", MANIFEST_COLUMNS, manifest)
+    breaches += more
+    listed = [[b.path, b.rule, b.reason] for b in breaches if b.severity == "quarantine"]
+    _write_csv(partial / "quarantine.csv", ("file", "rule", "reason"), sorted(listed))
+    _copy_quarantined(sorted(reasons), data_dir, partial / "quarantine")
+    summary = _summarise(manifest, breaches, params)
+    text = json.dumps(summary, indent=2, ensure_ascii=False, sort_keys=True)
+    (partial / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return ValidationResult(out_dir / "manifest.csv", summary, tuple(breaches))
+
+
+def _collect_reasons(breaches: list[Breach]) -> dict[str, tuple[str, str]]:
+    """First rule and reason for each path that is quarantined."""
+    reasons: dict[str, tuple[str, str]] = {}
+    for breach in breaches:
+        if breach.severity in ("quarantine", "error"):
+            reasons.setdefault(breach.path, (breach.rule, breach.reason))
+    return reasons
+
+
+def _make_manifest(
+    frame: pd.DataFrame, reasons: dict[str, tuple[str, str]], data: DataParams
+) -> list[list[str]]:
+    rows = []
+    for record in frame[frame["stray"].isna()].to_dict("records"):
+        is_training = record["split"] == "train" and record["sha256"]
+        record["subset"] = (
+            assign_subset(
+                record["sha256"],
+                calibration_fraction=data.calibration_fraction,
+                holdout_fraction=data.holdout_fraction,
+            )
+            if is_training
+            else ("fit" if record["split"] == "train" else "test")
+        )
+        rule, reason = reasons.get(record["path"], ("", ""))
+        record["status"] = "quarantined" if rule else "ok"
+        record["reason"] = f"{rule}: {reason}" if rule else ""
+        rows.append([_format(column, record[column]) for column in MANIFEST_COLUMNS])
+    return rows
+
+
+def _format(column: str, value: str | float | None) -> str:
+    if value is None or (isinstance(value, float) and pd.isna(value)):
+        return ""
+    if column in _INTEGERS:
+        return str(int(value))
+    return f"{value:.8g}" if isinstance(value, float) else str(value)
+
+
+def _summarise(
+    manifest: list[list[str]], breaches: list[Breach], params: ValidateParams
+) -> dict[str, Any]:
+    at = {column: index for index, column in enumerate(MANIFEST_COLUMNS)}
+    counts: dict[str, Counter[str]] = {}
+    for row in manifest:
+        counter = counts.setdefault(row[at["category"]], Counter())
+        if row[at["status"]] != "ok":
+            counter["quarantined"] += 1
+            continue
+        defective = row[at["subset"]] == "test" and row[at["label"]] != GOOD
+        counter["test_defective" if defective else row[at["subset"]]] += 1
+    rules = [*file_rules(params), *category_rules(params)]
+    broken = Counter(breach.rule for breach in breaches)
+    return {
+        "images": len(manifest),
+        "usable": sum(row[at["status"]] == "ok" for row in manifest),
+        "categories": {name: dict(sorted(counter.items())) for name, counter in counts.items()},
+        "rules": {r.name: {"severity": r.severity, "breaches": broken[r.name]} for r in rules},
+        "breaches": [
+            {"file": b.path, "rule": b.rule, "severity": b.severity, "reason": b.reason}
+            for b in breaches
+        ],
+    }
+
+
+def _stop_on_error(result: ValidationResult, data_dir: Path) -> None:
+    errors = [breach for breach in result.breaches if breach.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        first = errors[0]
+        raise DataError(
+            f"{data_dir / first.path}: {first.rule}: {first.reason}{more}",
+            path=data_dir / first.path,
+        )
+    if not result.summary["usable"]:
+        first = next(breach for breach in result.breaches if breach.severity == "quarantine")
+        raise DataError(
+            f"{data_dir}: no usable image is left; the first is {first.path}: {first.reason}",
+            path=data_dir,
+        )
+
+
+def _copy_quarantined(paths: list[str], data_dir: Path, folder: Path) -> None:
+    for path in paths:
+        source = data_dir / path
+        if source.is_file():
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+
+
+def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _replace(out_dir: Path, partial: Path) -> None:
+    shutil.rmtree(out_dir, ignore_errors=True)
+    partial.rename(out_dir)

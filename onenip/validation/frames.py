@@ -1,0 +1,136 @@
+"""The tables that rules judge: measurements, and what follows from comparing files with one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from onenip.dataset import GOOD
+from onenip.validation.measuring import Row
+
+TEXT_COLUMNS = (
+    "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray",
+    "wrong_suffix", "mask_problem", "defect_in_train", "empty_mask", "good_mask", "leak",
+    "duplicate_in_train", "duplicate_in_test", "near_duplicate", "missing_mask",
+)  # fmt: skip
+NUMBER_COLUMNS = (
+    "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",
+    "mask_coverage", "area_deviation", "aspect_deviation", "brightness_deviation", "sharpness_deviation",
+)  # fmt: skip
+MIN_USUAL = 5  # images of a category that a usual range is told from
+NEAR_LEVEL = 0.003  # brightness and contrast of near-duplicates differ by less
+_BLOCK = 1024
+
+
+def make_file_frame(rows: Sequence[Row], *, near_duplicate_bits: int) -> pd.DataFrame:
+    """A row per file, sorted by path, with every column that the rules judge."""
+    frame = pd.DataFrame(list(rows), columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
+    for column in TEXT_COLUMNS:
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
+    for column in NUMBER_COLUMNS:
+        frame[column] = pd.to_numeric(frame[column]).astype(float)
+    frame = frame.sort_values("path", ignore_index=True)
+    _compare_labels(frame)
+    _compare_with_usual(frame)
+    _find_duplicates(frame)
+    _find_near_duplicates(frame, near_duplicate_bits)
+    return frame
+
+
+def make_category_frame(names: Sequence[str], usable: pd.DataFrame) -> pd.DataFrame:
+    """A row per category with how many usable images it has for training and for tests."""
+    return pd.DataFrame(
+        [
+            {
+                "path": name,
+                "train_images": int(
+                    ((usable["category"] == name) & (usable["split"] == "train")).sum()
+                ),
+                "test_images": int(
+                    ((usable["category"] == name) & (usable["split"] == "test")).sum()
+                ),
+            }
+            for name in names
+        ],
+        columns=["path", "train_images", "test_images"],
+    )
+
+
+def _compare_labels(frame: pd.DataFrame) -> None:
+    defective = frame["label"].fillna(GOOD).ne(GOOD)
+    train, test = frame["split"].eq("train"), frame["split"].eq("test")
+    has_mask = frame["mask"].fillna("").ne("")
+    covered = frame["mask_coverage"].fillna(0) > 0
+    frame.loc[train & defective, "defect_in_train"] = "defective image under train/"
+    empty = test & defective & frame["mask_coverage"].eq(0)
+    frame.loc[empty, "empty_mask"] = "label is a defect, but its mask is empty"
+    frame.loc[test & ~defective & has_mask & covered, "good_mask"] = (
+        "label is good, but its mask is not empty"
+    )
+    frame.loc[test & defective & ~has_mask, "missing_mask"] = (
+        "no mask: counts for image metrics only"
+    )
+
+
+def _compare_with_usual(frame: pd.DataFrame) -> None:
+    """How far each image is from its category's training normals, in robust standard deviations."""
+    measures = {  # name: (values, least spread, whether defective images are compared too)
+        "area": (np.log(frame["width"] * frame["height"]), 0.1, True),
+        "aspect": (np.log(frame["width"] / frame["height"]), 0.05, True),
+        "brightness": (frame["brightness"], 0.01, False),
+        "sharpness": (np.log(frame["sharpness"] + 1e-7), 0.1, False),
+    }
+    good = frame["label"].eq(GOOD)
+    for _, part in frame[frame["width"].notna()].groupby("category"):
+        usual = part.index[part["split"].eq("train") & part["label"].eq(GOOD)]
+        if len(usual) < MIN_USUAL:
+            continue
+        for name, (values, least, with_defects) in measures.items():
+            rows = part.index if with_defects else part.index[good[part.index]]
+            median = values[usual].median()
+            spread = max(1.4826 * (values[usual] - median).abs().median(), least)
+            frame.loc[rows, f"{name}_deviation"] = (values[rows] - median) / spread
+
+
+def _find_duplicates(frame: pd.DataFrame) -> None:
+    readable = frame[frame["width"].notna()]
+    for _, same in readable[readable.duplicated("sha256", keep=False)].groupby("sha256"):
+        train, test = same[same["split"].eq("train")], same[same["split"].eq("test")]
+        if len(test):
+            frame.loc[train.index, "leak"] = f"same bytes as the test image {test['path'].iloc[0]}"
+        elif len(train):
+            frame.loc[train.index[1:], "duplicate_in_train"] = (
+                f"same bytes as {train['path'].iloc[0]}"
+            )
+        if len(test):
+            frame.loc[test.index[1:], "duplicate_in_test"] = f"same bytes as {test['path'].iloc[0]}"
+
+
+def _find_near_duplicates(frame: pd.DataFrame, bits: int) -> None:
+    readable = frame[frame["phash"].notna()]
+    for _, part in readable.groupby("category"):
+        hashes = np.array([int(text, 16) for text in part["phash"]], np.uint64)
+        tone = part[["brightness", "contrast"]].to_numpy()
+        names, shas = part["path"].to_numpy(), part["sha256"].to_numpy()
+        for start in range(0, len(part), _BLOCK):
+            near = _is_near(hashes, tone, slice(start, start + _BLOCK), bits)
+            near &= shas[start : start + _BLOCK, None] != shas[None]
+            rows = part.index[start : start + _BLOCK]
+            for path, others in zip(rows, near, strict=True):
+                if others.any():
+                    other = names[int(others.argmax())]
+                    frame.loc[path, "near_duplicate"] = f"nearly the same picture as {other}"
+
+
+def _is_near(
+    hashes: NDArray[np.uint64], tone: NDArray[np.float64], rows: slice, bits: int
+) -> NDArray[np.bool_]:
+    """Which images after each of `rows` look like it: [rows, N] bool."""
+    near = np.bitwise_count(hashes[rows, None] ^ hashes[None]) <= bits
+    for column in range(tone.shape[1]):
+        near &= np.abs(tone[rows, None, column] - tone[None, :, column]) < NEAR_LEVEL
+    after = np.arange(len(hashes))[None] > np.arange(len(hashes))[rows, None]
+    return np.asarray(near & after, np.bool_)

@@ -1,0 +1,194 @@
+"""What every file of a data folder measures: one row per file.
+
+Walks the MVTec layout and decodes images in parallel processes; judges nothing. Each worker holds one
+image at a time and returns a few numbers, so memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from onenip.errors import ImageError
+from onenip.images import IMAGE_SUFFIXES, load_image
+
+MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
+CHUNK = 16  # files handed to a worker at once
+_FORMATS = {
+    ".png": {"PNG"},
+    ".jpg": {"JPEG", "MPO"},
+    ".jpeg": {"JPEG", "MPO"},
+    ".bmp": {"BMP"},
+    ".tif": {"TIFF"},
+    ".tiff": {"TIFF"},
+    ".webp": {"WEBP"},
+}
+
+Row = dict[str, str | int | float | None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of the data folder and the role that its place gives it.
+
+    Attributes:
+        path: relative to the data root, POSIX separators.
+        category: first folder of the path.
+        split: "train" or "test"; empty for a stray file.
+        label: the folder of the split: good, or a kind of defect.
+        mask: relative path of its mask, or empty.
+        stray: why the file has no role, or empty.
+    """
+
+    path: str
+    category: str
+    split: str = ""
+    label: str = ""
+    mask: str = ""
+    stray: str = ""
+
+
+def list_files(data_dir: Path) -> list[Found]:
+    """Every file under the data root with its role, sorted by path."""
+    paths = sorted(
+        path.relative_to(data_dir).as_posix() for path in data_dir.rglob("*") if path.is_file()
+    )
+    masks = {p for p in paths if "/ground_truth/" in p and _suffix(p) in IMAGE_SUFFIXES}
+    found = [_place(path, masks) for path in paths if path not in masks]
+    used = {file.mask for file in found}
+    found += [
+        Found(path, path.split("/")[0], stray="mask without its image") for path in masks - used
+    ]
+    return sorted(found, key=lambda file: file.path)
+
+
+def list_category_folders(data_dir: Path) -> list[str]:
+    """Names of the folders directly under the data root, sorted, even if empty."""
+    return sorted(
+        path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def measure(
+    files: list[Found], data_dir: Path, *, workers: int, max_pixels: int, progress: bool
+) -> list[Row]:
+    """A row of measurements per file, in the files' order.
+
+    Args:
+        files: what `list_files` found.
+        data_dir: the data root.
+        workers: processes.
+        max_pixels: larger images are not decoded.
+        progress: whether to show a bar.
+    """
+    work = partial(measure_file, data_dir=data_dir, max_pixels=max_pixels)
+    return list(
+        tqdm(
+            _map(work, files, workers),
+            total=len(files),
+            desc="validate",
+            disable=not progress,
+            unit="image",
+        )
+    )
+
+
+def measure_file(file: Found, *, data_dir: Path, max_pixels: int) -> Row:
+    """Measurements of one file; an image that cannot be used has its reason as `problem`."""
+    row: Row = {
+        "path": file.path,
+        "category": file.category,
+        "split": file.split,
+        "label": file.label,
+        "mask": file.mask,
+        "stray": file.stray or None,
+    }
+    if file.stray:
+        return row
+    try:
+        content = (data_dir / file.path).read_bytes()
+    except OSError as error:
+        return row | {"problem": f"cannot be read ({error.strerror})", "bytes": 0, "sha256": ""}
+    row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        rgb = load_image(content, max_pixels=max_pixels)
+    except ImageError as error:
+        return row | {"problem": error.reason}
+    with Image.open(io.BytesIO(content)) as image:
+        width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
+    if kind not in _FORMATS.get(_suffix(file.path), {kind}):
+        row["wrong_suffix"] = f"a {kind} file named {_suffix(file.path)}"
+    row |= {"width": width, "height": height, "mode": mode, "short_side": min(width, height)}
+    row |= _describe(rgb)
+    if file.mask:
+        row |= _measure_mask(data_dir / file.mask, rgb.shape[:2], max_pixels)
+    return row
+
+
+def _describe(rgb: NDArray[np.uint8]) -> Row:
+    grey_image = Image.fromarray(rgb).convert("L")
+    factor = max(1, round(max(grey_image.size) / MEASURED_SIDE_PX))
+    grey = np.asarray(grey_image.reduce(factor), np.float32) / 255
+    laplacian = (
+        grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    )
+    return {
+        "brightness": round(float(grey.mean(dtype=np.float64)), 6),
+        "contrast": round(float(grey.std(dtype=np.float64)), 6),
+        "sharpness": round(float(laplacian.var(dtype=np.float64)) if laplacian.size else 0.0, 8),
+        "phash": str(imagehash.phash(grey_image)),
+    }
+
+
+def _measure_mask(path: Path, size: tuple[int, ...], max_pixels: int) -> Row:
+    try:
+        mask = load_image(path, max_pixels=max_pixels)[:, :, 0]
+    except ImageError as error:
+        return {"mask_problem": f"mask {path.name}: {error.reason}"}
+    levels = np.unique(mask)
+    row: Row = {"mask_coverage": round(float((mask > 0).mean()), 8)}
+    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
+        row["mask_problem"] = f"mask {path.name} is not binary: {len(levels)} grey values"
+    elif mask.shape != size:
+        row["mask_problem"] = (
+            f"mask {path.name} is {mask.shape[1]}x{mask.shape[0]} px, the image {size[1]}x{size[0]}"
+        )
+    return row
+
+
+def _place(path: str, masks: set[str]) -> Found:
+    parts = path.split("/")
+    category = parts[0] if len(parts) > 1 else ""
+    if _suffix(path) not in IMAGE_SUFFIXES:
+        return Found(path, category, stray="not an image by its name")
+    if len(parts) != 4 or parts[1] not in ("train", "test"):
+        return Found(path, category, stray="not in <category>/{train,test}/<label>/")
+    split, label = parts[1], parts[2]
+    stem = f"{category}/ground_truth/{label}/{Path(path).stem}"
+    names = (f"{stem}{tail}{suffix}" for tail in ("_mask", "") for suffix in sorted(IMAGE_SUFFIXES))
+    mask = next((name for name in names if name in masks), "") if split == "test" else ""
+    return Found(path, category, split, label, mask)
+
+
+def _map(work: partial[Row], files: list[Found], workers: int) -> Iterator[Row]:
+    if workers <= 1 or len(files) <= CHUNK:
+        yield from map(work, files)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+        yield from pool.map(work, files, chunksize=CHUNK)
+
+
+def _suffix(path: str) -> str:
+    return Path(path).suffix.lower()
