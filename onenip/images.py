@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,20 @@ from onenip.errors import ImageError
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000 px: larger images are refused before they are decoded
 
+_Value = TypeVar("_Value", bound=np.generic)
+# What Pillow's decoders raise on damaged files.
+_DECODING_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    ZeroDivisionError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 _UINT8_MAX = 255
 _UINT16_MAX = 65535
 
@@ -40,22 +57,7 @@ def load_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> N
     Raises:
         ImageError: if the file is missing, no image, truncated, empty or too large.
     """
-    name = "<bytes>" if isinstance(source, bytes) else source
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                if image.width * image.height > max_pixels:
-                    size = f"{image.width}x{image.height}"
-                    raise ImageError(name, f"{size} px is more than {max_pixels} pixels")
-                image.load()
-                return to_rgb(image)
-    except FileNotFoundError as error:
-        raise ImageError(name, "no such file") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(name, _why_unidentified(source)) from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageError(name, f"cannot be decoded ({error})") from error
+    return _decode(source, max_pixels, to_rgb)
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -69,14 +71,27 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGB"))
 
 
-def load_mask(path: Path | str) -> NDArray[np.bool_]:
-    """Defect mask of a file: [H, W] bool, True where defective; any non-zero pixel counts.
+def load_mask(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+    """Defect mask of a file: [H, W] bool, True where defective; any non-zero value counts.
+
+    Values are judged as stored, so that a 16-bit mask of 0 and 1 is not lost; transparency is not looked at,
+    and EXIF orientation is applied as it is to images.
 
     Raises:
         ImageError: as `load_image`.
     """
-    mask: NDArray[np.bool_] = np.any(load_image(path), axis=2)
-    return mask
+    return _decode(source, max_pixels, _to_levels) != 0
+
+
+def load_mask_levels(
+    source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.generic]:
+    """Values of a mask as stored: [H, W], the largest of the channels.
+
+    Raises:
+        ImageError: as `load_image`.
+    """
+    return _decode(source, max_pixels, _to_levels)
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -104,9 +119,40 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _decode(
+    source: Path | str | bytes,
+    max_pixels: int,
+    convert: Callable[[Image.Image], NDArray[_Value]],
+) -> NDArray[_Value]:
+    name = "<bytes>" if isinstance(source, bytes) else source
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                if image.width * image.height > max_pixels:
+                    size = f"{image.width}x{image.height}"
+                    raise ImageError(name, f"{size} px is more than {max_pixels} pixels")
+                image.load()
+                return convert(image)
+    except FileNotFoundError as error:
+        raise ImageError(name, "no such file") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(name, _why_unidentified(source)) from error
+    except _DECODING_ERRORS as error:
+        raise ImageError(name, f"cannot be decoded ({error})") from error
+
+
+def _to_levels(image: Image.Image) -> NDArray[np.generic]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode in {"LA", "PA", "RGBA", "P"}:
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return values.max(axis=2) if values.ndim == 3 else values
+
+
 def _to_uint8(values: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Grey values of any depth as 0..255; integers are taken as 16-bit, floats as 0..1 or 0..255."""
-    numbers = values.astype(np.float64)
+    numbers = np.nan_to_num(values.astype(np.float64), posinf=_UINT8_MAX, neginf=0.0)
     if np.issubdtype(values.dtype, np.floating):
         scale = _UINT8_MAX if numbers.max(initial=0.0) <= 1.0 else 1.0
     else:

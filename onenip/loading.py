@@ -1,17 +1,28 @@
-"""Decoding and resizing many images, in parallel."""
+"""Decoding and resizing many images, in parallel, and keeping them at model size.
+
+Promises the same pixels as `load_image` and `resize_image` one by one. The cache is keyed by content, so
+a changed image is another entry, and is never trusted when damaged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from onenip.dataset import Sample
-from onenip.images import load_image, resize_image
+from onenip.images import load_image, load_mask, resize_image
+
+DECODER_VERSION = (
+    f"1-pillow{PIL.__version__}"  # raise the number when `onenip.images` changes pixels
+)
 
 
 def load_resized(
@@ -33,9 +44,55 @@ def load_resized(
 
     Returns:
         [N, H, W, 3] uint8, RGB, in the samples' order.
+
+    Raises:
+        ImageError: naming the first image that cannot be used.
+        OSError: if the cache cannot be written.
     """
-    del cache_dir
+    folder = None
+    if cache_dir is not None:
+        folder = cache_dir / f"{size[0]}x{size[1]}-{DECODER_VERSION}"
+        folder.mkdir(parents=True, exist_ok=True)
+    images = np.empty((len(samples), *size, 3), np.uint8)
+
+    def load(index: int) -> None:
+        images[index] = _load_one(samples[index], size, folder)
+
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        loaded = pool.map(lambda sample: resize_image(load_image(sample.path), size), samples)
-        bar = tqdm(loaded, total=len(samples), desc="images", disable=not progress, unit="image")
-        return np.stack(list(bar)) if samples else np.zeros((0, *size, 3), np.uint8)
+        done = pool.map(load, range(len(samples)))
+        for _ in tqdm(done, total=len(samples), desc="images", disable=not progress, unit="image"):
+            pass
+    return images
+
+
+def load_masks(samples: Sequence[Sample]) -> Iterator[NDArray[np.bool_] | None]:
+    """Masks at their own size, one by one: [H, W] bool, or None for a sample without a mask file.
+
+    Raises:
+        ImageError: naming the mask that cannot be used.
+    """
+    for sample in samples:
+        yield None if sample.mask is None else load_mask(sample.mask)
+
+
+def _load_one(sample: Sample, size: tuple[int, int], folder: Path | None) -> NDArray[np.uint8]:
+    if folder is None:
+        return resize_image(load_image(sample.path), size)
+    file = folder / f"{sample.sha256}.npy"
+    image = _read(file, size)
+    if image is None:
+        image = resize_image(load_image(sample.path), size)
+        with NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
+            np.save(partial, image)
+        os.replace(partial.name, file)
+    return image
+
+
+def _read(file: Path, size: tuple[int, int]) -> NDArray[np.uint8] | None:
+    """A cached image, or None if there is none, or a damaged one."""
+    try:
+        image = np.load(file, allow_pickle=False)
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    fits = image.shape == (*size, 3) and image.dtype == np.uint8
+    return image if fits else None

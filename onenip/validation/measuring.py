@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from onenip.errors import ImageError
-from onenip.images import IMAGE_SUFFIXES, load_image
+from onenip.images import IMAGE_SUFFIXES, load_image, load_mask_levels
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
 CHUNK = 16  # files handed to a worker at once
@@ -154,11 +154,11 @@ def _describe(rgb: NDArray[np.uint8]) -> Row:
 
 def _measure_mask(path: Path, size: tuple[int, ...], max_pixels: int) -> Row:
     try:
-        mask = load_image(path, max_pixels=max_pixels)[:, :, 0]
+        mask = load_mask_levels(path, max_pixels=max_pixels)
     except ImageError as error:
         return {"mask_problem": f"mask {path.name}: {error.reason}"}
     levels = np.unique(mask)
-    row: Row = {"mask_coverage": round(float((mask > 0).mean()), 8)}
+    row: Row = {"mask_coverage": round(float((mask != 0).mean()), 8)}
     if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
         row["mask_problem"] = f"mask {path.name} is not binary: {len(levels)} grey values"
     elif mask.shape != size:
