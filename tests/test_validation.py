@@ -1,0 +1,229 @@
+"""Validation finds what was planted, says which file and why, and leaves good data alone."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onenip.dataset import MANIFEST_COLUMNS, load_manifest
+from onenip.errors import DataError, ParamsError
+from onenip.params import DataParams, ValidateParams
+from onenip.validation import validate
+
+
+def run(data_dir, out_dir, **params):
+    return validate(
+        data_dir, out_dir, data=DataParams(), params=ValidateParams(**params), workers=1
+    )
+
+
+def read_rows(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_noise_image(path, seed, size=(64, 64)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(60, 190, (*size, 3), np.uint8)).save(path)
+
+
+@pytest.fixture
+def data(tiny_data, tmp_path):
+    return shutil.copytree(tiny_data, tmp_path / "data")
+
+
+def plant_faults(root):
+    """Break files of the tiny set; returns {path: rule} of what must be found."""
+    train, good = root / "disc/train/good", root / "disc/test/good"
+    spot, masks = root / "disc/test/spot", root / "disc/ground_truth/spot"
+    (train / "text.png").write_text("not an image")
+    (train / "empty.jpg").write_bytes(b"")
+    add_noise_image(train / "cut off.png", 1)
+    whole = (train / "cut off.png").read_bytes()
+    (train / "cut off.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (1, 1), "red").save(train / "pixel.png")
+    Image.new("RGB", (64, 64), "black").save(train / "black.png")
+    Image.new("RGB", (64, 64), (90, 120, 100)).save(train / "constant ü.png")
+    Image.new("L", (12000, 9000)).save(train / "huge.png")
+    add_noise_image(root / "disc/train/scratch/000.png", 2)
+    shutil.copy(good / "000.png", train / "leak.png")
+    shutil.copy(train / "000.png", train / "twin.png")
+    Image.new("L", (32, 32), 255).save(masks / "000_mask.png")
+    Image.new("L", (64, 64)).save(masks / "001_mask.png")
+    (masks / "002_mask.png").unlink()
+    grey = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    add_noise_image(spot / "010.png", 3)
+    Image.fromarray(grey).save(masks / "010_mask.png")
+    Image.new("L", (64, 64), 255).save(masks / "099_mask.png")
+    (root / "disc/ground_truth/good").mkdir()
+    Image.new("L", (64, 64), 255).save(root / "disc/ground_truth/good/001_mask.png")
+    Image.open(train / "001.png").save(root / "x.jpg", "JPEG", quality=95)
+    (root / "x.jpg").rename(train / "jpeg.png")
+    (root / "disc/notes.txt").write_text("hello")
+    (root / "hollow/train/good").mkdir(parents=True)
+    add_noise_image(root / "only tests/test/good/000.png", 4)
+    return {
+        "disc/train/good/text.png": "readable",
+        "disc/train/good/empty.jpg": "readable",
+        "disc/train/good/cut off.png": "readable",
+        "disc/train/good/huge.png": "readable",
+        "disc/train/good/pixel.png": "large_enough",
+        "disc/train/good/black.png": "not_black_or_white",
+        "disc/train/good/constant ü.png": "not_constant",
+        "disc/train/scratch/000.png": "no_defect_in_train",
+        "disc/train/good/leak.png": "no_leak",
+        "disc/train/good/twin.png": "no_duplicate_in_train",
+        "disc/test/spot/000.png": "mask_usable",
+        "disc/test/spot/001.png": "mask_not_empty",
+        "disc/test/spot/002.png": "mask_present",
+        "disc/test/spot/010.png": "mask_usable",
+        "disc/ground_truth/spot/099_mask.png": "no_stray_file",
+        "disc/test/good/001.png": "good_without_mask",
+        "disc/train/good/jpeg.png": "suffix_tells_format",
+        "disc/notes.txt": "no_stray_file",
+        "hollow": "has_training_images",
+        "only tests/test/good/000.png": "has_training_images",
+    }
+
+
+WARNINGS = {"mask_present", "no_stray_file", "suffix_tells_format"}
+
+
+def test_every_planted_fault_is_reported(data, tmp_path):
+    """Twenty faults are each found under their rule, with a reason, and nothing else is lost."""
+    planted = plant_faults(data)
+    result = run(data, tmp_path / "out")
+    found = {(b.path, b.rule): b for b in result.breaches}
+    listed = {
+        (r["file"], r["rule"]): r["reason"] for r in read_rows(tmp_path / "out/quarantine.csv")
+    }
+    lost = {r["path"] for r in read_rows(result.manifest) if r["status"] != "ok"}
+
+    for path, rule in planted.items():
+        assert found[path, rule].reason
+        assert (rule in WARNINGS) or listed[path, rule]
+    expected = {p for p, rule in planted.items() if rule not in WARNINGS and (data / p).is_file()}
+    assert lost == expected
+    for path in expected:
+        assert (tmp_path / "out/quarantine" / path).is_file()
+
+
+def test_good_data_passes_whole(tiny_data, tmp_path):
+    """The tiny set has nothing in quarantine; its manifest has every image, sorted, with its subset."""
+    result = run(tiny_data, tmp_path / "out")
+    rows = read_rows(result.manifest)
+
+    assert tuple(rows[0]) == MANIFEST_COLUMNS
+    assert [r["path"] for r in rows] == sorted(r["path"] for r in rows)
+    assert len(rows) == result.summary["usable"] == len(list(tiny_data.glob("*/t*/*/*.png")))
+    assert {r["subset"] for r in rows if r["split"] == "test"} == {"test"}
+    assert {r["subset"] for r in rows if r["split"] == "train"} <= {"fit", "calibration"}
+    assert len(load_manifest(result.manifest, tiny_data)) == len(rows)
+    assert read_rows(tmp_path / "out/quarantine.csv") == []
+    assert (tmp_path / "out/data_docs/index.html").is_file()
+
+
+def test_same_data_same_bytes(data, tmp_path):
+    """Manifest, quarantine and summary are the same bytes each time, with one process or two."""
+    plant_faults(data)
+    run(data, tmp_path / "a")
+    validate(data, tmp_path / "b", data=DataParams(), params=ValidateParams(), workers=2)
+
+    for name in ("manifest.csv", "quarantine.csv", "summary.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_adding_images_moves_none(data, tmp_path):
+    """An image stays in its subset when others arrive."""
+    before = read_rows(run(data, tmp_path / "out").manifest)
+    for index in range(10):
+        add_noise_image(data / f"disc/train/good/9{index}.png", index)
+    after = {r["path"]: r["subset"] for r in read_rows(run(data, tmp_path / "out").manifest)}
+
+    assert all(after[row["path"]] == row["subset"] for row in before)
+
+
+def test_unusual_and_near_duplicate_images_are_warned_of(data, tmp_path):
+    """A much brighter, a much larger and a re-encoded image are reported and still used."""
+    train = data / "disc/train/good"
+    Image.open(train / "000.png").save(train / "again.webp", quality=98)
+    bright = np.asarray(Image.open(train / "001.png")).astype(int) // 2 + 127
+    Image.fromarray(bright.astype(np.uint8)).save(train / "bright.png")
+    Image.open(train / "002.png").resize((400, 200)).save(train / "wide.png")
+    result = run(data, tmp_path / "out")
+    found = {(b.path.split("/")[-1], b.rule) for b in result.breaches}
+
+    assert ("bright.png", "usual_brightness") in found
+    assert {("wide.png", "usual_size"), ("wide.png", "usual_aspect")} <= found
+    assert any(rule == "no_near_duplicate" for _, rule in found)
+    assert result.summary["usable"] == result.summary["images"]
+
+
+def test_error_keeps_the_previous_manifest(data, tmp_path):
+    """A rule made an error stops with file and reason, and what was there stays."""
+    manifest = run(data, tmp_path / "out").manifest
+    before = manifest.read_bytes()
+    shutil.copy(data / "disc/test/good/000.png", data / "disc/train/good/leak.png")
+
+    with pytest.raises(DataError, match=r"leak\.png: no_leak: same bytes as the test image"):
+        run(data, tmp_path / "out", severities={"no_leak": "error"})
+    assert manifest.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_rules_can_be_switched_off(data, tmp_path):
+    """A rule that is off is neither judged nor listed."""
+    shutil.copy(data / "disc/train/good/000.png", data / "disc/train/good/twin.png")
+    result = run(data, tmp_path / "out", severities={"no_duplicate_in_train": "off"})
+
+    assert "no_duplicate_in_train" not in result.summary["rules"]
+    assert result.summary["usable"] == result.summary["images"]
+
+
+def test_unknown_rule_is_refused(data, tmp_path):
+    """A misspelt rule is an error that names the rules there are."""
+    with pytest.raises(
+        ParamsError, match=r"severities\.no_leaks: no such rule; there are .*no_leak"
+    ):
+        run(data, tmp_path / "out", severities={"no_leaks": "error"})
+
+
+def test_summary_counts(tiny_data, tmp_path):
+    """The summary counts images per category and subset, and names every rule."""
+    run(tiny_data, tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text(encoding="utf-8"))
+
+    assert set(summary["categories"]) == {"disc", "stripes"}
+    assert sum(summary["categories"]["disc"].values()) * 2 == summary["images"]
+    assert summary["rules"]["no_leak"] == {"severity": "quarantine", "breaches": 0}
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "all broken"])
+def test_nothing_usable_is_an_error(tmp_path, kind):
+    """No folder, no images or only broken ones: one line that names where and why."""
+    root = tmp_path / "data"
+    if kind != "missing":
+        (root / "disc/train/good").mkdir(parents=True)
+    if kind == "all broken":
+        (root / "disc/train/good/a.png").write_bytes(b"x")
+    reason = {
+        "missing": "no such folder",
+        "empty": "no images",
+        "all broken": r"a\.png: not an image",
+    }
+
+    with pytest.raises(DataError, match=reason[kind]):
+        run(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_permission_to_write(tiny_data, tmp_path):
+    """An output place that cannot be written is one line, not a traceback."""
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(DataError, match="cannot be written"):
+        run(tiny_data, tmp_path / "file/out")
