@@ -96,7 +96,8 @@ def validate(
             count = str(rule["breaches"])
             broken.add_row(name, rule["severity"], count, f"{first.path}: {first.reason}")
     console.print(broken if broken.row_count else "Every rule holds.")
-    console.print(f"Every rule with its files: {out / 'data_docs' / 'index.html'}", soft_wrap=True)
+    console.print(f"Every breach with its file: {out / 'summary.json'}", soft_wrap=True)
+    console.print(f"Every rule: {out / 'data_docs' / 'index.html'}", soft_wrap=True)
 
 
 def synthesize(
