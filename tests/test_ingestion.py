@@ -1,0 +1,380 @@
+"""Ingestion: every arrival ends in the data or on a shelf, once, wherever a kill lands."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from PIL import Image
+
+from onenip import versioning
+from onenip.errors import BusyError, DataError, SourceError
+from onenip.ingestion.ingest import WORK_DIR, _only_one, ingest, open_journal
+from onenip.ingestion.waiting import Waiting, choose_due, count_waiting
+from onenip.params import RetrainParams
+from onenip.sources.inbox import FolderInbox, S3Inbox, open_inbox
+from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
+
+
+def nobody(_category: str) -> None:
+    """No category has a champion."""
+
+
+def make_checkout(folder: Path, *, remote: bool = False) -> Path:
+    """A Git and DVC checkout with the tiny data in its first commit."""
+    folder.mkdir(parents=True)
+    draw_tiny_data(folder / "data", train=4, test_good=2, defective=2)
+    for command in (
+        ["git", "init", "-q", "-b", "main"],
+        ["git", "config", "user.email", "a@example.com"],
+        ["git", "config", "user.name", "A"],
+        [sys.executable, "-m", "dvc", "init", "-q"],
+        [sys.executable, "-m", "dvc", "add", "-q", "data"],
+        *(
+            [
+                [
+                    sys.executable,
+                    "-m",
+                    "dvc",
+                    "remote",
+                    "add",
+                    "-d",
+                    "-q",
+                    "r",
+                    str(folder) + "-remote",
+                ]
+            ]
+            * remote
+        ),
+        ["git", "add", ".gitignore", "data.dvc", ".dvc"],
+        ["git", "commit", "-q", "-m", "Start"],
+    ):
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """A checkout to copy: making one takes seconds."""
+    return make_checkout(tmp_path_factory.mktemp("checkout") / "template")
+
+
+@pytest.fixture
+def checkout(template, tmp_path):
+    """A checkout of this test's own."""
+    return Path(shutil.copytree(template, tmp_path / "checkout", symlinks=True))
+
+
+def drop(inbox: Path, key: str, image: np.ndarray, **options) -> Path:
+    """Put an image into a folder that serves as inbox."""
+    path = inbox / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **options)
+    return path
+
+
+def fill(inbox: Path, data: Path) -> None:
+    """Six good discs and one of each fault."""
+    rng = np.random.default_rng(11)
+    for i in range(6):
+        drop(inbox, f"disc/new {i}.png", draw_normal("disc", rng))
+    drop(inbox, "disc/flat.png", np.full((64, 64, 3), 90, np.uint8))
+    (inbox / "disc/empty.png").write_bytes(b"")
+    (inbox / "disc/cut.png").write_bytes((inbox / "disc/new 0.png").read_bytes()[:200])
+    (inbox / "disc/notes.txt").write_text("not an image")
+    shutil.copy(data / "disc/train/good/000.png", inbox / "disc/again.png")
+    shutil.copy(inbox / "disc/new 1.png", inbox / "disc/twice.png")
+    drop(
+        inbox,
+        "disc/recoded.jpg",
+        np.asarray(Image.open(data / "disc/test/good/001.png")),
+        quality=97,
+    )
+    drop(inbox, "bolt/0.png", draw_normal("stripes", rng))
+    drop(inbox, "loose.png", draw_normal("disc", rng))
+
+
+def look(inbox: Path) -> dict[str, set[str]]:
+    """Names in the inbox and on its shelves, without the hashes before them."""
+    shelves = {"inbox": inbox} | {
+        name: inbox.with_name(f"{inbox.name}-{name}")
+        for name in ("quarantine", "held", "duplicates")
+    }
+    return {
+        shelf: {
+            path.name if shelf == "inbox" else path.name[13:]
+            for path in folder.rglob("*")
+            if path.is_file() and path.suffix != ".json"
+        }
+        for shelf, folder in shelves.items()
+    }
+
+
+EXPECTED = {
+    "inbox": set(),
+    "quarantine": {"flat.png", "empty.png", "cut.png", "notes.txt"},
+    "held": {"0.png", "loose.png"},
+    "duplicates": {"again.png", "twice.png", "recoded.jpg"},
+}
+
+
+def test_every_arrival_ends_where_it_belongs(checkout, tmp_path):
+    """Good images are in the data under names of their content; the others lie on shelves with reasons."""
+    inbox = tmp_path / "inbox"
+    fill(inbox, checkout / "data")
+    before = versioning.read_data_version(checkout)
+
+    result = ingest(
+        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+    )
+
+    assert look(inbox) == EXPECTED
+    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    reasons = {item.key: item.reason for item in result.set_aside}
+    assert "0 bytes" in reasons["disc/empty.png"]
+    assert "disc/test/good/001.png" in reasons["disc/recoded.jpg"]
+    assert "unknown category bolt" in reasons["bolt/0.png"]
+    added = {path.name for path in (checkout / "data/disc/train/good").iterdir()} - {
+        f"{i:03}.png" for i in range(4)
+    }
+    assert len(added) == 6
+    assert result.data_version != before
+    assert versioning.read_version_at("onenip/arrivals", root=checkout) == result.data_version
+    assert versioning.read_version_at("main", root=checkout) == before
+    assert versioning.current_branch(checkout) == "main"
+
+
+def test_a_second_run_changes_nothing_and_a_repeated_arrival_is_a_duplicate(checkout, tmp_path):
+    """Running again is free; the same image sent again is told from a new one."""
+    inbox = tmp_path / "inbox"
+    image = draw_normal("disc", np.random.default_rng(1))
+    drop(inbox, "disc/a.png", image)
+    params = make_tiny_params()
+    first = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+
+    second = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+    drop(inbox, "disc/a.png", image)
+    third = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+
+    assert second.counts == {}
+    assert second.commit is None
+    assert third.counts == {"disc": {"duplicates": 1}}
+    assert third.data_version == first.data_version
+    with open_journal(checkout) as journal:
+        assert len(journal.list_untrained()) == 1
+
+
+def test_a_lost_journal_loses_nothing(checkout, tmp_path):
+    """Images placed before the journal was lost are committed, not taken for duplicates."""
+    inbox = tmp_path / "inbox"
+    drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    copy = (inbox / "disc/a.png").read_bytes()
+    params = make_tiny_params()
+    first = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+    shutil.rmtree(checkout / WORK_DIR)
+    (inbox / "disc/a.png").write_bytes(copy)
+
+    second = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+
+    assert second.data_version == first.data_version
+    assert second.commit == first.commit
+    assert look(inbox)["inbox"] == set()
+
+
+def test_what_the_champion_doubts_is_held_until_a_person_releases_it(
+    checkout, tmp_path, tiny_detector
+):
+    """A defect that slipped in and a wrong category are not trained on; a person may overrule that."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(5)
+    spotted, _ = paint_spot(draw_normal("disc", rng), rng)
+    drop(inbox, "disc/spot.png", spotted)
+    drop(inbox, "stripes/disc.png", draw_normal("disc", rng))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+
+    result = ingest(params, inbox=box, find_champion=lambda _: tiny_detector, root=checkout)
+
+    reasons = {item.key: item for item in result.set_aside}
+    assert "finds a defect" in reasons["disc/spot.png"].reason
+    assert "looks like disc" in reasons["stripes/disc.png"].reason
+    held = reasons["disc/spot.png"]
+    assert held.score > held.threshold
+    box.release(held.name, note={"sha256": held.sha256, "by": "Ada", "reason": "a reflection"})
+    again = ingest(params, inbox=box, find_champion=lambda _: tiny_detector, root=checkout)
+    assert again.counts == {"disc": {"accepted": 1}}
+
+
+def test_a_new_category_starts_with_its_first_images_if_params_allow(checkout, tmp_path):
+    """Its folder appears in the data."""
+    inbox = tmp_path / "inbox"
+    drop(inbox, "bolt/0.png", draw_normal("stripes", np.random.default_rng(0)))
+    params = make_tiny_params(retrain={"new_categories": True})
+
+    result = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+
+    assert result.counts == {"bolt": {"accepted": 1}}
+    assert len(list((checkout / "data/bolt/train/good").iterdir())) == 1
+
+
+def test_nothing_leaves_the_inbox_when_the_remote_is_down(checkout, tmp_path):
+    """The push fails, the images stay; when the remote is back the next run goes on."""
+    inbox, blocked = tmp_path / "inbox", tmp_path / "blocked"
+    drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    blocked.write_text("a file where the remote's folder should be")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "remote", "add", "-d", "-q", "r", str(blocked)], cwd=checkout, check=True)
+    params, box = make_tiny_params(), FolderInbox(inbox)
+
+    with pytest.raises(versioning.VersioningError):
+        ingest(params, inbox=box, find_champion=nobody, root=checkout)
+
+    assert look(inbox)["inbox"] == {"a.png"}
+    assert versioning.find_commit("onenip/arrivals", root=checkout) is None
+    blocked.unlink()
+    result = ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    assert result.commit is not None
+    assert look(inbox)["inbox"] == set()
+
+
+def test_the_inbox_in_s3_does_as_a_folder(checkout, tmp_path, s3_server, monkeypatch):
+    """The same arrivals end in the same places, in a real bucket."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    local = tmp_path / "local"
+    fill(local, checkout / "data")
+    client = boto3.client("s3")
+    for path in local.rglob("*.*"):
+        key = f"line1/inbox/{path.relative_to(local).as_posix()}"
+        client.upload_file(str(path), "images", key)
+
+    result = ingest(
+        make_tiny_params(),
+        inbox=S3Inbox("images", "line1/inbox"),
+        find_champion=nobody,
+        root=checkout,
+    )
+
+    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    keys = {
+        entry["Key"]
+        for entry in client.list_objects_v2(Bucket="images", Prefix="line1/")["Contents"]
+    }
+    assert not any(key.startswith("line1/inbox/") for key in keys)
+    assert sum(key.startswith("line1/inbox-quarantine/disc/") for key in keys) == 8
+    item = next(item for item in result.set_aside if item.outcome == "held")
+    S3Inbox("images", "line1/inbox").release(item.name, note={"sha256": item.sha256, "by": "Ada"})
+    assert any(a.key == item.name for a in S3Inbox("images", "line1/inbox").list_arrivals())
+
+
+def test_an_s3_inbox_that_is_not_there_is_one_clear_error(s3_server, monkeypatch):
+    """A missing bucket and a wrong address name themselves."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(SourceError, match="nowhere"):
+        list(S3Inbox("nowhere", "inbox").list_arrivals())
+    with pytest.raises(SourceError, match="ftp://x"):
+        open_inbox("ftp://x", settle_seconds=0)
+
+
+def test_two_ingestions_at_once_are_refused(checkout, tmp_path):
+    """The second says that the first is at work."""
+    with (
+        _only_one(checkout / WORK_DIR),
+        pytest.raises(BusyError, match="at work"),
+    ):
+        ingest(make_tiny_params(), inbox=FolderInbox(tmp_path), find_champion=nobody, root=checkout)
+
+
+def test_a_checkout_behind_the_branch_is_not_built_upon(checkout, tmp_path):
+    """Going back to older data would drop earlier arrivals: the way out is named."""
+    inbox = tmp_path / "inbox"
+    drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+    ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    subprocess.run(["git", "checkout", "-q", "data.dvc"], cwd=checkout, check=True)
+
+    with pytest.raises(DataError, match="git checkout onenip/arrivals"):
+        ingest(params, inbox=box, find_champion=nobody, root=checkout)
+
+
+def test_files_that_still_grow_are_left_alone(tmp_path):
+    """A camera may be writing: a file counts once it has settled."""
+    path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+
+    assert list(FolderInbox(tmp_path, settle_seconds=60).list_arrivals()) == []
+    os.utime(path, (time.time() - 61,) * 2)
+    assert [a.key for a in FolderInbox(tmp_path, settle_seconds=60).list_arrivals()] == [
+        "disc/a.png"
+    ]
+
+
+def test_training_is_due_by_number_or_by_time(checkout, tmp_path):
+    """Enough images, or one that waited too long; a clock turned back does neither."""
+    params = RetrainParams(min_new_images=3, max_wait_hours=2)
+    now = datetime(2026, 11, 23, 12, tzinfo=UTC)
+    waiting = [
+        Waiting("many", 2, 1, now),
+        Waiting("few", 2, 0, now - timedelta(hours=1)),
+        Waiting("old", 1, 0, now - timedelta(hours=2)),
+        Waiting("future", 1, 0, now + timedelta(days=1)),
+    ]
+
+    assert choose_due(waiting, params, now=now) == ["many", "old"]
+    drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    with open_journal(checkout) as journal:
+        (one,) = count_waiting(FolderInbox(tmp_path / "inbox"), journal)
+    assert (one.category, one.in_inbox, one.in_data) == ("disc", 1, 0)
+
+
+_RUN = """
+import sys
+from pathlib import Path
+from onenip.ingestion.ingest import ingest
+from onenip.sources.inbox import FolderInbox
+from tests.tiny import make_tiny_params
+ingest(make_tiny_params(), inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: None,
+       root=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, kills):
+    """SIGKILL again and again, then one run to the end: as if it had never been killed."""
+    ends = []
+    for name, count in (("calm", 0), ("killed", kills)):
+        checkout = Path(shutil.copytree(template, tmp_path / name, symlinks=True))
+        inbox = tmp_path / f"{name}-inbox"
+        fill(inbox, checkout / "data")
+        chance = random.Random(kills)
+        for attempt in range(count + 1):
+            process = subprocess.Popen(
+                [sys.executable, "-c", _RUN, str(inbox), str(checkout)], start_new_session=True
+            )
+            if attempt < count:
+                _kill_after_start(process, checkout, chance)
+            assert process.wait(timeout=120) in (0, -signal.SIGKILL)
+        ends.append((look(inbox), versioning.read_version_at("onenip/arrivals", root=checkout)))
+
+    assert ends[0] == ends[1]
+    assert ends[0][0] == EXPECTED
+
+
+def _kill_after_start(process: subprocess.Popen, checkout: Path, chance: random.Random) -> None:
+    """Kill a run, with all that it started, at a random moment after it took its lock."""
+    lock = checkout / WORK_DIR / "lock"
+    known = lock.stat().st_mtime_ns if lock.exists() else 0
+    while process.poll() is None and (not lock.exists() or lock.stat().st_mtime_ns == known):
+        time.sleep(0.02)
+    time.sleep(chance.uniform(0, 2.5))
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
