@@ -1,0 +1,293 @@
+"""The steps of retraining that need models and the registry: champions, warm start, judging, deciding.
+
+Flows call these one after the other; each may be repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ruamel.yaml import YAML
+
+from onenip.dataset import load_manifest, select
+from onenip.detector import Detector
+from onenip.drift import DriftResult, Sightings, measure_drift
+from onenip.gate import judge, undecidable
+from onenip.images import load_image
+from onenip.ingestion.journal import Journal
+from onenip.judging import collect_evidence
+from onenip.model_file import hash_model
+from onenip.params import Params
+from onenip.registry import approval, audit, versions
+from onenip.registry.loading import load_version
+from onenip.registry.publishing import fetch_weights
+from onenip.registry.turns import take_turn
+from onenip.registry.versions import GateResult, Version
+
+WARM_START_DIR = Path("artifacts/warm_start")
+GATE = "gate"  # who decides where the policy is `auto`
+
+_BASELINE_IMAGES = 64
+
+log = logging.getLogger(__name__)
+
+
+class Champions:
+    """Detectors that serve, loaded once each however many categories they serve."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, Version | None] = {}
+        self._detectors: dict[str, Detector] = {}
+
+    def version(self, category: str) -> Version | None:
+        """The serving version of a category, None if none was approved yet.
+
+        Raises:
+            RegistryError: if the registry cannot be reached.
+        """
+        if category not in self._versions:
+            self._versions[category] = versions.champion(category)
+        return self._versions[category]
+
+    def find(self, category: str) -> Detector | None:
+        """The serving detector of a category, None if none was approved yet.
+
+        Raises:
+            RegistryError: if it is not what was approved, or the registry cannot be reached.
+        """
+        version = self.version(category)
+        if version is None:
+            return None
+        if version.digest not in self._detectors:
+            self._detectors[version.digest] = load_version(version)
+        return self._detectors[version.digest]
+
+
+def write_warm_start(params_path: Path, *, root: Path) -> str | None:
+    """Set `train.warm_start` in a params file to what `retrain.warm_start` asks for.
+
+    The champion of most categories is laid out under its digest, so that another champion makes DVC
+    train again. A champion of another architecture cannot be started from.
+
+    Args:
+        params_path: changed only where the value differs; comments stay.
+        root: the checkout.
+
+    Returns:
+        The folder that training starts from, None for scratch.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    params = Params.load(params_path)
+    folder = None
+    if params.retrain.warm_start == "champion":
+        folder = _lay_out_champion(params, root)
+    if folder != params.train.warm_start:
+        yaml = YAML()
+        yaml.width = 1000
+        document = yaml.load(params_path.read_text(encoding="utf-8"))
+        document["train"]["warm_start"] = folder
+        partial = params_path.with_name(f".{params_path.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            yaml.dump(document, file)
+        partial.replace(params_path)
+    return folder
+
+
+def judge_categories(
+    params: Params, *, model_dir: Path, manifest: Path, champions: Champions
+) -> dict[str, GateResult]:
+    """What the gate says of a model, category by category.
+
+    Champion and challenger answer for the same images of the current manifest. A category that this
+    very model serves already is left out.
+
+    Args:
+        params: limits.
+        model_dir: the new model.
+        manifest: the current one.
+        champions: who serves.
+
+    Raises:
+        RegistryError: if a champion cannot be had.
+        DataError: if an image or the manifest cannot be read.
+    """
+    challenger = Detector.load(model_dir)
+    samples = load_manifest(manifest, Path(params.data.root))
+    results = {}
+    for category in challenger.categories:
+        serving = champions.version(category)
+        if serving is not None and serving.digest == challenger.digest:
+            continue
+        evidence = collect_evidence(
+            category,
+            challenger=challenger,
+            champion=champions.find(category),
+            samples=samples,
+            params=params,
+        )
+        now = datetime.now(tz=UTC)
+        results[category] = (
+            undecidable("there are no normal images to judge by", judged_at=now)
+            if evidence is None
+            else judge(evidence, params.gate, seed=params.seed, judged_at=now)
+        )
+        log.info("%s: %s: %s", category, results[category].verdict, results[category].reasons[0])
+    return results
+
+
+def record_gate(version: Version, result: GateResult) -> bool:
+    """Store a gate result with its version and in the audit trail; False if it was decided about.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    with take_turn(version.category):
+        current = versions.find_version(version.category, version.number)
+        if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
+            return False
+        versions.set_gate_result(version.category, version.number, result)
+        aliases = versions.read_aliases(version.category)
+        audit.record(
+            audit.Entry(
+                at=audit.now(),
+                category=version.category,
+                action="gate",
+                version=version.number,
+                by=GATE,
+                reason=f"{result.verdict}: {'; '.join(result.reasons)}",
+                digest=version.digest,
+                champion=aliases.get(versions.CHAMPION, 0),
+            )
+        )
+    return True
+
+
+def decide_by_policy(version: Version, result: GateResult, params: Params) -> bool:
+    """Whether a version was promoted without a person, as the category's policy allows.
+
+    Only what the gate promotes on real defects; everything else waits for a person.
+
+    Raises:
+        RegistryError: if somebody decided in the meantime, or the registry cannot be reached.
+    """
+    is_auto = params.retrain.policy_of(version.category) == "auto"
+    if not is_auto or result.verdict != "promote" or result.is_provisional:
+        return False
+    reason = "; ".join(result.reasons)
+    approval.approve(version.category, by=GATE, reason=reason, version=version.number)
+    return True
+
+
+def look_for_drift(
+    params: Params, *, journal: Journal, champions: Champions, manifest: Path
+) -> list[DriftResult]:
+    """Drift of every category whose champion has seen enough arrivals.
+
+    Args:
+        params: limits.
+        journal: of arrivals, with what the champion of that time said.
+        champions: who serves.
+        manifest: the current one, for the images of the time of approval.
+
+    Raises:
+        RegistryError: if a champion cannot be had.
+    """
+    found = []
+    for category in versions.list_categories():
+        detector = champions.find(category)
+        if detector is None:
+            continue
+        arrived = _list_arrived(params, journal, detector, category)
+        if arrived.scores.size < params.drift.min_images:
+            continue
+        approved = _list_approved(params, detector, category, manifest)
+        result = measure_drift(category, arrived=arrived, approved=approved, params=params.drift)
+        if result is not None:
+            found.append(result)
+    return found
+
+
+def to_table(
+    results: dict[str, GateResult], serving: Champions, model_dir: Path
+) -> list[dict[str, Any]]:
+    """Rows that a person reads before deciding: verdict, figures, reasons per category."""
+    return [
+        {
+            "category": category,
+            "verdict": result.verdict,
+            "champion": getattr(serving.version(category), "number", None),
+            "model": hash_model(model_dir)[:12],
+            **{key: round(value, 4) for key, value in sorted(result.numbers.items())},
+            "reasons": "; ".join(result.reasons),
+        }
+        for category, result in sorted(results.items())
+    ]
+
+
+def _lay_out_champion(params: Params, root: Path) -> str | None:
+    serving = [
+        version for name in versions.list_categories() if (version := versions.champion(name))
+    ]
+    if not serving:
+        return None
+    counts = Counter(version.digest for version in serving)
+    newest = {version.digest: version.created_at for version in serving}
+    digest = max(counts, key=lambda one: (counts[one], newest[one]))
+    version = next(version for version in serving if version.digest == digest)
+    load_version(version)  # refuses what is not what was approved
+    source = fetch_weights(version.weights_uri)
+    model = json.loads((source / "detector.json").read_text(encoding="utf-8"))["model"]
+    if model != params.model.model_dump(mode="json"):
+        log.warning("the champion is of another architecture; training starts from scratch")
+        return None
+    folder = WARM_START_DIR / digest[:16]
+    if not (root / folder).is_dir():
+        partial = root / WARM_START_DIR / f".{digest[:16]}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(source, partial)
+        partial.rename(root / folder)
+    return folder.as_posix()
+
+
+def _list_arrived(params: Params, journal: Journal, detector: Detector, category: str) -> Sightings:
+    """What the present champion says of the latest arrivals; asked again if it is a newer one."""
+    rows = []
+    for item in journal.latest(category, limit=params.drift.window):
+        if item.digest == detector.digest and item.score is not None:
+            assert item.threshold is not None
+            rows.append((item.score, item.score > item.threshold, item.distance or 0.0))
+        elif item.outcome == "accepted" and (path := Path(params.data.root) / item.name).is_file():
+            rows.append(_ask(detector, path, category))
+    return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+
+
+def _list_approved(params: Params, detector: Detector, category: str, manifest: Path) -> Sightings:
+    """The champion's own calibration scores, and distances of the images they came from."""
+    spec = detector.spec.categories[category]
+    used = set(detector.spec.provenance.get("calibration_images", {}))
+    samples: Sequence[Any] = []
+    if manifest.is_file():
+        known = load_manifest(manifest, Path(params.data.root))
+        samples = [s for s in select(known, category=category) if s.name in used]
+    distances = [
+        detector.measure_distances(load_image(sample.path))[category]
+        for sample in samples[:_BASELINE_IMAGES]
+    ]
+    scores = np.asarray(spec.normal_scores)
+    return Sightings.of(scores, scores > spec.image_threshold, distances)
+
+
+def _ask(detector: Detector, path: Path, category: str) -> tuple[float, bool, float]:
+    image = load_image(path)
+    prediction = detector.predict([image], category=category)[0]
+    return prediction.score, prediction.is_anomalous, detector.measure_distances(image)[category]
