@@ -10,8 +10,6 @@ finds up to date is skipped, and a killed run goes on where it was when it is st
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import logging
 import sys
@@ -34,6 +32,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact  #
 from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
+from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
 from onenip.errors import BusyError, OneNIPError  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
@@ -44,7 +43,6 @@ MODEL = Path("artifacts/model")
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 _PICTURES = 12  # heat maps shown in the flow run, at most
-_PICTURE_PX = 420
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def show() -> None:
         description="Metrics per category on the test images, fractions in 0..1.",
     )
     pictures = "\n\n".join(
-        f"**{path.parent.name}/{path.stem}**\n\n![]({_to_data_uri(path)})"
+        f"**{path.parent.name}/{path.stem}**\n\n![]({to_data_uri(path)})"
         for path in _pick_pictures()
     )
     report = (EVALUATION / "report.html").resolve()
@@ -220,16 +218,6 @@ def _pick_pictures() -> list[Path]:
     longest = max(map(len, files), default=0)
     turns = [files[c][i] for i in range(longest) for c in range(len(files)) if i < len(files[c])]
     return turns[:_PICTURES]
-
-
-def _to_data_uri(path: Path) -> str:
-    from PIL import Image
-
-    image = Image.open(path).convert("RGB")
-    image.thumbnail((_PICTURE_PX, _PICTURE_PX))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _print_summary() -> None:

@@ -240,9 +240,10 @@ def _check_false_alarms(
     alarms, count = int(evidence.challenger.is_anomalous[normal].sum()), int(normal.sum())
     limit = limits.max_false_alarm_rate
     assert limit is not None
-    if count < params.min_normals:
+    assert limits.min_normals is not None
+    if count < limits.min_normals:
         sentence = f"only {count} normal images ({evidence.normals}) to count false alarms on"
-        return Finding("hold", f"{sentence}, at least {params.min_normals} are needed")
+        return Finding("hold", f"{sentence}, at least {limits.min_normals} are needed")
     interval = stats.binomtest(alarms, count).proportion_ci(confidence_level=params.confidence)
     numbers = {
         "false_alarm_rate": alarms / count,

@@ -366,6 +366,9 @@ class CategoryGateParams(Section):
     max_false_alarm_rate: Fraction | None = Field(
         None, ge=0, le=1, description="share of held-out normal images called anomalous"
     )
+    min_normals: int | None = Field(
+        None, ge=1, description="held-out normal images needed to count alarms on"
+    )
     max_seconds: float | None = Field(None, gt=0, description="median time an image, in seconds")
     max_slowdown: float | None = Field(
         None, gt=0, description="median time an image, as a multiple of the champion's"
@@ -398,13 +401,15 @@ class GateParams(CategoryGateParams):
     max_false_alarm_rate: Fraction | None = Field(
         0.1, ge=0, le=1, description="share of held-out normal images called anomalous"
     )
+    min_normals: int | None = Field(
+        10, ge=1, description="held-out normal images needed to count alarms on"
+    )
     max_seconds: float | None = Field(2.0, gt=0, description="median time an image, in seconds")
     max_slowdown: float | None = Field(
         1.5, gt=0, description="median time an image, as a multiple of the champion's"
     )
     confidence: Fraction = Field(0.95, gt=0, lt=1, description="of every interval")
     draws: int = Field(2000, ge=100, description="resamples of the test images")
-    min_normals: int = Field(10, ge=1, description="held-out normal images to count alarms on")
     synthetic_per_image: int = Field(
         2, ge=1, description="synthetic anomalies per normal image, where there are no defects"
     )
@@ -467,6 +472,17 @@ class RetrainParams(Section):
     def policy_of(self, category: str) -> Literal["manual", "auto"]:
         """Policy of a category."""
         return self.policies.get(category, self.policy)
+
+    def require_inbox(self) -> str:
+        """Address of the inbox.
+
+        Raises:
+            ParamsError: if there is none.
+        """
+        if self.inbox is None:
+            message = "retrain.inbox: name the folder or s3://bucket/prefix where images arrive"
+            raise ParamsError(message, key="retrain.inbox")
+        return self.inbox
 
 
 class DriftParams(Section):

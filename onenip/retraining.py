@@ -31,6 +31,7 @@ from onenip.registry.loading import load_version
 from onenip.registry.publishing import fetch_weights
 from onenip.registry.turns import take_turn
 from onenip.registry.versions import GateResult, Version
+from onenip.versioning import read_data_version
 
 WARM_START_DIR = Path("artifacts/warm_start")
 GATE = "gate"  # who decides where the policy is `auto`
@@ -75,7 +76,8 @@ def write_warm_start(params_path: Path, *, root: Path) -> str | None:
     """Set `train.warm_start` in a params file to what `retrain.warm_start` asks for.
 
     The champion of most categories is laid out under its digest, so that another champion makes DVC
-    train again. A champion of another architecture cannot be started from.
+    train again; not for the same data, though: a run that was killed after it promoted its own model
+    goes on as it began. A champion of another architecture cannot be started from.
 
     Args:
         params_path: changed only where the value differs; comments stay.
@@ -88,9 +90,7 @@ def write_warm_start(params_path: Path, *, root: Path) -> str | None:
         RegistryError: if the registry cannot be reached.
     """
     params = Params.load(params_path)
-    folder = None
-    if params.retrain.warm_start == "champion":
-        folder = _lay_out_champion(params, root)
+    folder = _plan_warm_start(params, root)
     if folder != params.train.warm_start:
         yaml = YAML()
         yaml.width = 1000
@@ -156,6 +156,8 @@ def record_gate(version: Version, result: GateResult) -> bool:
         if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
             return False
         versions.set_gate_result(version.category, version.number, result)
+        if current.gate is not None and current.gate.verdict == result.verdict:
+            return True  # asked again after a kill
         aliases = versions.read_aliases(version.category)
         audit.record(
             audit.Entry(
@@ -232,6 +234,26 @@ def to_table(
         }
         for category, result in sorted(results.items())
     ]
+
+
+def _plan_warm_start(params: Params, root: Path) -> str | None:
+    """Folder to start from, the same one for as long as the data stay the same."""
+    if params.retrain.warm_start == "scratch":
+        return None
+    path = root / WARM_START_DIR / "plan.json"
+    version = read_data_version(root, pointer=Path(f"{params.data.root}.dvc"))
+    if path.is_file():
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if plan["data_version"] == version and (
+            not plan["folder"] or (root / plan["folder"]).is_dir()
+        ):
+            return plan["folder"]
+    folder = _lay_out_champion(params, root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(".plan.json.partial")
+    partial.write_text(json.dumps({"data_version": version, "folder": folder}), encoding="utf-8")
+    partial.replace(path)
+    return folder
 
 
 def _lay_out_champion(params: Params, root: Path) -> str | None:

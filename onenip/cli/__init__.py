@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GROUPS = ("stages", "data", "model", "predict", "export", "provenance", "registry")
+GROUPS = ("stages", "data", "model", "predict", "export", "provenance", "registry", "arrivals")
 
 
 @app.callback()

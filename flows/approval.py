@@ -1,0 +1,148 @@
+"""Approval in the browser: a flow run that shows the comparison and waits for a form.
+
+One run for each version that waits. It is suspended, holds no process and no checkout, and goes on
+when somebody fills in the form in Prefect's page. Whoever decided first, there or on the command
+line, wins; the other is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.settings import apply_settings
+
+apply_settings()
+
+from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
+from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.client.schemas import State  # noqa: E402
+from prefect.deployments import run_deployment  # noqa: E402
+from prefect.exceptions import ObjectNotFound  # noqa: E402
+from prefect.flow_runs import suspend_flow_run  # noqa: E402
+from prefect.input import RunInput  # noqa: E402
+from prefect.states import Completed  # noqa: E402
+from pydantic import Field  # noqa: E402
+
+from flows.pictures import to_data_uri  # noqa: E402
+from onenip.errors import RegistryError  # noqa: E402
+from onenip.params import Params  # noqa: E402
+from onenip.registry import approval as decisions  # noqa: E402
+from onenip.registry import versions  # noqa: E402
+from onenip.registry.evaluations import fetch_evaluation  # noqa: E402
+from onenip.registry.versions import Version  # noqa: E402
+
+DEPLOYMENT = "approve/approve"
+
+_PICTURES = 8
+
+
+class Decision(RunInput):
+    """The form."""
+
+    decision: Literal["approve", "reject"] = Field(description="Shall this version serve?")
+    by: str = Field(description="Who decides; kept in the audit trail.")
+    reason: str = Field(description="Why; kept in the audit trail.")
+    override: bool = Field(default=False, description="Approve although the gate rejected it.")
+
+
+@flow(name="approve", persist_result=True, flow_run_name="approve {category} {number}")
+def approve(category: str, number: int) -> State[Any]:
+    """Show one version beside its champion, wait for a person, and do as they say.
+
+    Args:
+        category: the product category.
+        number: the version that waits.
+    """
+    params = Params.load()
+    version = versions.find_version(category, number)
+    if version.approval != "pending":
+        return Completed(message=f"{category} version {number} is {version.approval} already")
+    show_comparison(version)
+    wait = int(params.retrain.approval_wait_hours * 3600)
+    answer = suspend_flow_run(wait_for_input=Decision, timeout=wait, key="decision")
+    try:
+        message = decide(version, answer)
+    except RegistryError as error:
+        get_run_logger().warning("not done: %s", error)
+        return Completed(message=f"not done: {error}")
+    return Completed(message=message)
+
+
+def decide(version: Version, answer: Decision) -> str:
+    """Do what the form says.
+
+    Raises:
+        RegistryError: if somebody decided before, or a newer version replaced this one.
+    """
+    category, number = version.category, version.number
+    if answer.decision == "reject":
+        decisions.reject(category, by=answer.by, reason=answer.reason, version=number)
+        return f"{category} version {number} was rejected by {answer.by}"
+    decisions.approve(
+        category, by=answer.by, reason=answer.reason, version=number, override=answer.override
+    )
+    return f"{category} version {number} is champion, approved by {answer.by}"
+
+
+def show_comparison(version: Version) -> None:
+    """Put champion and challenger side by side, the gate's reasons and heat maps beside the run."""
+    champion = versions.champion(version.category)
+    rows = [("challenger", version)] + ([("champion", champion)] if champion else [])
+    slug = "".join(c if c.isalnum() else "-" for c in version.category.lower())
+    create_table_artifact(
+        key=f"comparison-{slug}",
+        table=[
+            {
+                "role": role,
+                "version": one.number,
+                **{k: round(v, 4) for k, v in one.metrics.items()},
+            }
+            for role, one in rows
+        ],
+        description=f"{version.category}: metrics at registration, fractions in 0..1.",
+    )
+    reasons = version.gate.reasons if version.gate else ("the gate was not asked",)
+    verdict = version.gate.verdict if version.gate else "none"
+    lines = [f"# {version.category} version {version.number}", f"Gate: **{verdict}**"]
+    lines += [f"- {reason}" for reason in reasons]
+    lines += [f"![{path.stem}]({to_data_uri(path)})" for path in _list_heat_maps(version)]
+    create_markdown_artifact(
+        key=f"challenger-{slug}",
+        markdown="\n\n".join(lines),
+        description="What the gate says, and heat maps of the challenger.",
+    )
+
+
+def ask_people(waiting: Sequence[Version]) -> None:
+    """Start a run with a form for each version, where a server has the deployment."""
+    for version in waiting:
+        with get_client(sync_client=True) as client:
+            try:
+                client.read_deployment_by_name(DEPLOYMENT)
+            except ObjectNotFound:
+                get_run_logger().info(
+                    "%s waits: onenip approve %s --by NAME --reason TEXT",
+                    version.category,
+                    version.category,
+                )
+                continue
+        run_deployment(
+            DEPLOYMENT,
+            parameters={"category": version.category, "number": version.number},
+            timeout=0,
+            as_subflow=False,
+            idempotency_key=f"approve {version.category} {version.number} {version.digest}",
+        )
+
+
+def _list_heat_maps(version: Version) -> list[Path]:
+    import tempfile
+
+    scratch = Path(tempfile.mkdtemp())
+    try:
+        folder = fetch_evaluation(version.run_id, scratch)
+    except RegistryError:  # the comparison alone is still worth showing
+        return []
+    return sorted((folder / "heatmaps" / version.category).glob("*.png"))[:_PICTURES]

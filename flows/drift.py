@@ -1,0 +1,74 @@
+"""Drift as a flow: do arriving images still look like those that the champions were approved on?
+
+python -m flows.drift
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flows.settings import apply_settings
+
+apply_settings()
+
+from prefect import flow, get_run_logger  # noqa: E402  # settings come first
+from prefect.artifacts import create_table_artifact  # noqa: E402
+from prefect.client.schemas import State  # noqa: E402
+from prefect.events import emit_event  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from flows.failures import tell_failure  # noqa: E402
+from flows.retrain import MANIFEST  # noqa: E402
+from flows.watch import start_retraining  # noqa: E402
+from onenip import retraining  # noqa: E402
+from onenip.errors import OneNIPError  # noqa: E402
+from onenip.ingestion.ingest import open_journal  # noqa: E402
+from onenip.notices import DRIFT_EVENT, tell  # noqa: E402
+from onenip.params import Params  # noqa: E402
+
+
+@flow(name="drift", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+def drift() -> State[Any]:
+    """Measure drift of every category; past a limit raise an event, tell, and retrain if asked to."""
+    params = Params.load()
+    try:
+        with open_journal() as journal:
+            found = retraining.look_for_drift(
+                params, journal=journal, champions=retraining.Champions(), manifest=Path(MANIFEST)
+            )
+    except OneNIPError as error:
+        return Failed(message=str(error))
+    if found:
+        create_table_artifact(
+            key="drift",
+            table=[{**r.dump(), "reasons": "; ".join(r.reasons)} for r in found],
+            description="Arrived images against those at approval, per category.",
+        )
+    drifting = [result for result in found if result.is_drifting]
+    for result in drifting:
+        text = f"{result.category} drifts: {'; '.join(result.reasons)}"
+        get_run_logger().warning("%s", text)
+        resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
+        emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
+        tell("champion-drifts", text, facts=result.dump(), params=params.notify)
+    if drifting and params.drift.retrain:
+        return start_retraining(force=True)
+    names = ", ".join(result.category for result in drifting) or "nothing"
+    return Completed(message=f"{len(found)} categories looked at; drifting: {names}")
+
+
+def main() -> None:
+    """Look for drift once."""
+    state = drift(return_state=True)
+    if not state.is_completed():
+        typer.echo(f"onenip: {state.message}", err=True)
+        sys.exit(2)
+    typer.echo(state.message)
+
+
+if __name__ == "__main__":
+    typer.run(main)

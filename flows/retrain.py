@@ -1,0 +1,191 @@
+"""Retraining as a flow: ingest, train, judge, register, and let the policy or a person decide.
+
+    python -m flows.retrain            # if enough has arrived
+    python -m flows.retrain --force    # whatever has arrived
+
+Every step may be repeated: a run that was killed is simply started again.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.settings import apply_settings
+
+apply_settings()
+
+from prefect import flow, get_run_logger, task  # noqa: E402  # settings come first
+from prefect.artifacts import create_table_artifact  # noqa: E402
+from prefect.client.schemas import State  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from flows.approval import ask_people  # noqa: E402
+from flows.failures import tell_failure  # noqa: E402
+from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
+from onenip import retraining, versioning  # noqa: E402
+from onenip.errors import OneNIPError  # noqa: E402
+from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
+from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
+from onenip.model_file import hash_model  # noqa: E402
+from onenip.notices import tell  # noqa: E402
+from onenip.params import DEFAULT_PATH, Params  # noqa: E402
+from onenip.registry.versions import GateResult, Version  # noqa: E402
+from onenip.sources.inbox import open_inbox  # noqa: E402
+
+MANIFEST = Path("artifacts/validation/manifest.csv")
+
+
+@task(name="ingest", retries=2, retry_delay_seconds=[10, 60], persist_result=False)
+def take_in() -> IngestResult:
+    """Take in everything that waits in the inbox."""
+    params = Params.load()
+    address = params.retrain.require_inbox()
+    inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
+    champions = retraining.Champions()
+    result = ingest(params, inbox=inbox, find_champion=champions.find)
+    create_table_artifact(
+        key="arrivals",
+        table=[{"category": name, **counts} for name, counts in result.counts.items()],
+        description="What became of the images that arrived.",
+    )
+    if result.set_aside:
+        create_table_artifact(
+            key="set-aside",
+            table=[
+                {"image": item.key, "where": item.outcome, "reason": item.reason}
+                for item in result.set_aside
+            ],
+            description="Images that were not taken, and why; they lie on the inbox's shelves.",
+        )
+    return result
+
+
+@task(name="warm start", persist_result=False)
+def warm_start() -> str | None:
+    """Lay out the model that training starts from, and name it in params.yaml."""
+    return retraining.write_warm_start(DEFAULT_PATH, root=Path())
+
+
+@task(name="judge", persist_result=False)
+def judge_model() -> dict[str, GateResult]:
+    """Ask the gate about every category of the new model."""
+    champions = retraining.Champions()
+    results = retraining.judge_categories(
+        Params.load(), model_dir=MODEL, manifest=MANIFEST, champions=champions
+    )
+    create_table_artifact(
+        key="gate",
+        table=retraining.to_table(results, champions, MODEL),
+        description="Champion and challenger on the same images; changes are challenger minus champion.",
+    )
+    return results
+
+
+@task(name="register", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateResult]]:
+    """Register the new model with what the gate says; versions that wait for a person come back."""
+    from onenip.stages import register as stage
+
+    params = Params.load()
+    waiting = []
+    for version in stage.run(params, model_dir=MODEL, evaluation_dir=EVALUATION):
+        result = results.get(version.category)
+        if result is None or not retraining.record_gate(version, result):
+            continue
+        if retraining.decide_by_policy(version, result, params):
+            get_run_logger().info("%s: version %d is champion", version.category, version.number)
+            continue
+        waiting.append((version, result))
+    return waiting
+
+
+@task(name="commit", persist_result=False)
+def commit_training() -> None:
+    """Commit what the new model was made with on the branch of arrivals; note which images it saw."""
+    params = Params.load()
+    paths = [p for p in (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH) if p.is_file()]
+    message = "Retrain on arrived images"
+    versioning.commit(paths, message=message, branch=params.retrain.branch)
+    with open_journal() as journal:
+        untrained = journal.list_untrained()
+        journal.mark_trained(untrained, digest=hash_model(MODEL))
+
+
+@flow(name="retrain", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+def retrain(*, force: bool = False) -> State[Any]:
+    """Ingest what arrived; if enough is new, train, judge, register and decide.
+
+    Args:
+        force: train although too little is new.
+    """
+    params = Params.load()
+    try:
+        with hold_checkout():
+            waiting = _retrain(params, force=force)
+    except OneNIPError as error:
+        get_run_logger().error("%s", error)
+        return Failed(message=str(error))
+    if waiting is None:
+        return Completed(message="too little is new to train")
+    for version, result in waiting:
+        _tell_waiting(version, result, params)
+    ask_people([version for version, _ in waiting])
+    names = ", ".join(version.category for version, _ in waiting) or "nobody"
+    return Completed(message=f"waiting for a person: {names}")
+
+
+def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]] | None:
+    """Versions that wait for a person; None if too little is new."""
+    if params.retrain.inbox is not None:
+        take_in()
+    with open_journal() as journal:
+        due = choose_due(count_waiting(None, journal), params.retrain, now=datetime.now(tz=UTC))
+    if not (due or force):
+        return None
+    warm_start()
+    for stage in STAGES:
+        state = partial(reproduce, stage, return_state=True)()
+        if not state.is_completed():
+            raise OneNIPError(state.message or f"{stage} failed")
+    show()
+    waiting = register_judged(judge_model())
+    commit_training()
+    return waiting
+
+
+def _tell_waiting(version: Version, result: GateResult, params: Params) -> None:
+    facts = {
+        "category": version.category,
+        "version": version.number,
+        "verdict": result.verdict,
+        "reasons": list(result.reasons),
+    }
+    failed = result.verdict == "reject"
+    text = f"{version.category}: version {version.number} "
+    text += "failed the gate" if failed else f"waits for approval (gate: {result.verdict})"
+    text += f": {result.reasons[0]}"
+    tell("gate-failed" if failed else "challenger-waits", text, facts=facts, params=params.notify)
+
+
+def main(
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train although too little is new.")
+    ] = False,
+) -> None:
+    """Ingest what arrived; if enough is new, train, judge and register, then let policy or people decide."""
+    state = retrain(force=force, return_state=True)
+    if not state.is_completed():
+        typer.echo(f"onenip: {state.message}", err=True)
+        sys.exit(2)
+    typer.echo(state.message)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""Deployments of what runs by itself: watch, retrain, approve, drift.
+
+    python -m flows.schedules          # declare them on the server that PREFECT_API_URL names
+
+Training has a pool of its own, so that it can run on other machines than the light flows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from flows.settings import apply_settings
+
+apply_settings()
+
+import typer  # noqa: E402  # settings come first
+from prefect import Flow, deploy, get_client  # noqa: E402
+from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
+from prefect.deployments.runner import RunnerDeployment  # noqa: E402
+from prefect.events import DeploymentEventTrigger  # noqa: E402
+from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
+from prefect.types.entrypoint import EntrypointType  # noqa: E402
+
+from onenip.notices import ARRIVED_EVENT  # noqa: E402
+from onenip.params import Params  # noqa: E402
+
+LIGHT_POOL = "onenip-light"
+TRAINING_POOL = "onenip-training"
+
+
+def list_deployments(params: Params, *, root: Path) -> dict[str, list[RunnerDeployment]]:
+    """Deployments by work pool.
+
+    Args:
+        params: schedules, in UTC.
+        root: the checkout that the workers work in.
+    """
+    announced = DeploymentEventTrigger(
+        name="images were announced", expect={ARRIVED_EVENT}, match={}, parameters={}
+    )
+    return {
+        LIGHT_POOL: [
+            _declare("watch", root, cron=params.retrain.cron, triggers=[announced]),
+            _declare("drift", root, cron=params.drift.cron),
+            _declare("approve", root, module="approval"),
+        ],
+        TRAINING_POOL: [_declare("retrain", root)],
+    }
+
+
+def declare(params: Params, *, root: Path) -> list[str]:
+    """Create or update the pools and deployments on the server; their names.
+
+    Watch and retrain run one at a time each; a start that comes too soon waits its turn.
+    """
+    names = []
+    for pool, deployments in list_deployments(params, root=root).items():
+        with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        deploy(
+            *deployments,
+            work_pool_name=pool,
+            build=False,
+            push=False,
+            print_next_steps_message=False,
+        )
+        names += [f"{one.flow_name}/{one.name}" for one in deployments]
+    return names
+
+
+def _declare(
+    name: str,
+    root: Path,
+    *,
+    module: str | None = None,
+    cron: str | None = None,
+    triggers: list[DeploymentEventTrigger] | None = None,
+) -> RunnerDeployment:
+    entrypoint = f"flows/{module or name}.py:{name}"
+    found: Any = Flow.from_source(source=str(root), entrypoint=entrypoint)
+    deployment: RunnerDeployment = found.to_deployment(
+        name=name,
+        cron=cron,
+        triggers=triggers or [],
+        concurrency_limit=None if name == "approve" else 1,
+        entrypoint_type=EntrypointType.FILE_PATH,
+    )
+    return deployment
+
+
+def main() -> None:
+    """Declare the deployments of this checkout."""
+    for name in declare(Params.load(), root=Path().resolve()):
+        typer.echo(name)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,84 @@
+"""Watching the inbox: starts retraining when enough has arrived or has waited long enough.
+
+    python -m flows.watch
+
+Looks only; reads no image and writes nothing. Runs on a schedule (`retrain.cron`), and at once when
+somebody announces images with `onenip notify`.
+"""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import typer
+
+from flows.settings import apply_settings
+
+apply_settings()
+
+from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
+from prefect.client.schemas import FlowRun, State  # noqa: E402
+from prefect.deployments import run_deployment  # noqa: E402
+from prefect.exceptions import ObjectNotFound  # noqa: E402
+from prefect.states import Completed, Failed  # noqa: E402
+
+from flows.failures import tell_failure  # noqa: E402
+from flows.retrain import retrain  # noqa: E402
+from onenip.errors import OneNIPError  # noqa: E402
+from onenip.ingestion.ingest import open_journal  # noqa: E402
+from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
+from onenip.params import Params  # noqa: E402
+from onenip.sources.inbox import open_inbox  # noqa: E402
+
+DEPLOYMENT = "retrain/retrain"
+
+
+@flow(name="watch", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+def watch() -> State[Any]:
+    """Count what waits, and start retraining if it is due."""
+    params = Params.load()
+    try:
+        address = params.retrain.require_inbox()
+        inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
+        with open_journal() as journal:
+            waiting = count_waiting(inbox, journal)
+    except OneNIPError as error:
+        return Failed(message=str(error))
+    counts = ", ".join(f"{one.count} {one.category or 'unsorted'}" for one in waiting) or "nothing"
+    due = choose_due(waiting, params.retrain, now=datetime.now(tz=UTC))
+    get_run_logger().info("waiting: %s; due: %s", counts, ", ".join(due) or "nothing")
+    if not due:
+        return Completed(message=f"waiting: {counts}; not due yet")
+    return start_retraining(force=False)
+
+
+def start_retraining(*, force: bool) -> State[Any]:
+    """Start retraining on the worker that has the deployment, or here if there is no server.
+
+    A second start while one is scheduled or runs waits its turn: the deployment allows one at a time.
+    """
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            return retrain(force=force, return_state=True)
+    parameters = {"force": force}
+    run = cast(
+        "FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
+    )
+    return Completed(message=f"retraining started: {run.name}")
+
+
+def main() -> None:
+    """Look into the inbox once, and retrain if it is due."""
+    state = watch(return_state=True)
+    if not state.is_completed():
+        typer.echo(f"onenip: {state.message}", err=True)
+        sys.exit(2)
+    typer.echo(state.message)
+
+
+if __name__ == "__main__":
+    typer.run(main)

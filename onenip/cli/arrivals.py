@@ -1,0 +1,98 @@
+"""Commands about arriving images: ingest, notify, held, release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onenip.cli.stages import PARAMS, ParamsOption
+
+if TYPE_CHECKING:
+    from onenip.params import Params
+    from onenip.sources.inbox import Inbox
+
+_SHOWN = 50
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands to the application."""
+    app.command()(ingest)
+    app.command()(notify)
+    app.command()(held)
+    app.command()(release)
+
+
+def ingest(*, params: ParamsOption = PARAMS) -> None:
+    """Take in the images that wait in the inbox (retrain.inbox); trains nothing.
+
+    Bad images, duplicates and images that a person must look at are moved to shelves beside the
+    inbox, each with a note. Needs a registry only where a category has a champion.
+    """
+    from onenip.ingestion.ingest import ingest as take_in
+    from onenip.params import Params
+    from onenip.retraining import Champions
+
+    loaded = Params.load(params)
+    result = take_in(loaded, inbox=_open(loaded), find_champion=Champions().find)
+    for category, counts in result.counts.items():
+        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+        typer.echo(f"{category or 'in no folder'}: {outcomes}")
+    for item in result.set_aside[:_SHOWN]:
+        typer.echo(f"  {item.key}: {item.outcome}: {item.reason}")
+    if len(result.set_aside) > _SHOWN:
+        typer.echo(f"  and {len(result.set_aside) - _SHOWN} more")
+    typer.echo(f"data version {result.data_version or 'none'}")
+
+
+def notify(
+    categories: Annotated[list[str], typer.Argument(help="Categories that got new images.")],
+) -> None:
+    """Tell Prefect's server (PREFECT_API_URL) that images arrived; it looks into the inbox at once."""
+    from onenip.notices import ARRIVED_EVENT, emit
+
+    for category in categories:
+        emit(ARRIVED_EVENT, category, payload={})
+        typer.echo(f"{category}: announced")
+
+
+def held(*, params: ParamsOption = PARAMS) -> None:
+    """List images that wait for a person to look at them, with the reason."""
+    from onenip.params import Params
+    from onenip.sources.inbox import NOTE_SUFFIX
+
+    inbox = _open(Params.load(params))
+    for arrival in inbox.list_arrivals(shelf="held"):
+        if not arrival.key.endswith(NOTE_SUFFIX):
+            note = inbox.read_note("held", arrival.key) or {}
+            typer.echo(f"{arrival.key}: {note.get('reason', 'no note')}")
+
+
+def release(
+    name: Annotated[str, typer.Argument(help="Held image, as `onenip held` names it.")],
+    *,
+    by: Annotated[str, typer.Option("--by", help="Who looked at it; kept with the image.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why it is normal; kept with the image.")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Say that a held image is normal after all: it goes back to the inbox and is taken next time."""
+    from datetime import UTC, datetime
+
+    from onenip.errors import SourceError
+    from onenip.params import Params
+
+    inbox = _open(Params.load(params))
+    note = inbox.read_note("held", name)
+    if note is None:
+        raise SourceError(f"no held image {name}; see `onenip held`")
+    at = datetime.now(tz=UTC).isoformat(timespec="seconds")
+    decided = {"by": by, "reason": reason, "at": at, "held_for": note.get("reason", "")}
+    inbox.release(name, note={"sha256": note["sha256"], **decided})
+    typer.echo(f"{Path(name).name}: back in the inbox")
+
+
+def _open(params: Params) -> Inbox:
+    from onenip.sources.inbox import open_inbox
+
+    return open_inbox(params.retrain.require_inbox(), settle_seconds=params.retrain.settle_seconds)
