@@ -30,6 +30,7 @@ EVALUATION = Path("artifacts/evaluation")
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
     app.command()(preset)
+    app.command()(download)
     app.command()(validate)
     app.command()(synthesize)
     app.command()(train)
@@ -55,6 +56,61 @@ def preset(
     else:
         params.write_text(text, encoding="utf-8")
         typer.echo(f"{params} is now the preset {name}")
+
+
+def download(
+    *,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="Where images come from, see above; repeatable for several at once."),
+    ] = None,
+    params: ParamsOption = PARAMS,
+    data: DataOption = None,
+    accept_license: Annotated[
+        bool,
+        typer.Option(
+            "--accept-license", help="You accept the data set's licence (asked by mvtec)."
+        ),
+    ] = False,
+    endpoint_url: Annotated[
+        str | None, typer.Option(help="S3 endpoint. [default: AWS_ENDPOINT_URL, or AWS]")
+    ] = None,
+    no_sign_request: Annotated[
+        bool, typer.Option("--no-sign-request", help="Read a public bucket without credentials.")
+    ] = False,
+) -> None:
+    """Make the data folder exactly what the sources name, and have data.dvc name its version.
+
+    A source is a folder, an archive (zip, tar) here or by https, a table (CSV or JSON lines with path,
+    category, label, mask), s3://bucket/prefix, *demo*, or the name of a public data set: *mvtec*, *visa*,
+    *btad*, *dtd* (textures), *magnetic-tile*. Folders may be in MVTec layout, one such category,
+    `CATEGORY/IMAGE`, or images alone; images in no split folder become `train/good`.
+
+    All of it is fetched and checked first, then moved in at once: after an error or a kill the old
+    data is still there, and the same command goes on where it was.
+
+        onenip download --source demo
+
+        onenip download --source ../images --source s3://plant/line-3
+
+        onenip download --source mvtec --source visa --accept-license
+
+        onenip download --source https://example.com/set.tar.xz#sha256=9f86…
+    """
+    from onenip.params import Params
+    from onenip.stages import download as stage
+
+    loaded = Params.load(params)
+    result = stage.run(
+        loaded,
+        sources=tuple(source or ()),
+        data_dir=data or Path(loaded.data.root),
+        accept_license=accept_license,
+        endpoint_url=endpoint_url,
+        sign_request=not no_sign_request,
+    )
+    change = "replaced" if result.is_changed else "up to date"
+    typer.echo(f"{change}: {sum(result.categories.values())} files, version {result.version}")
 
 
 def validate(

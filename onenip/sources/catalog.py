@@ -68,7 +68,7 @@ class CatalogSource:
             source=entry.name,
             sha256=self.sha256,
             endpoint_url=self.endpoint_url,
-            sign=entry.sign,
+            sign=entry.sign or self.url != entry.url,  # a mirror has its own rights
         )
         first = str(known.get("sha256", "")) if known.get("address") == self.url else ""
         sha256 = done.sha256 or first
@@ -127,7 +127,7 @@ def convert_visa(folder: Path) -> list[Item]:
 
 
 def convert_magnetic_tile(folder: Path) -> list[Item]:
-    """Magnetic tiles: MT_Free is normal, a fifth of it (by content) for testing; JPEGs with a PNG mask each."""
+    """Magnetic tiles: MT_Free is normal, a fifth of it, by content, for testing."""
     items = []
     for image in sorted(folder.rglob("MT_*/Imgs/*.jpg")):
         label = image.parent.parent.name.removeprefix("MT_").lower()

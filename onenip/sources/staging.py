@@ -1,0 +1,202 @@
+"""The data set is replaced whole or not at all.
+
+Everything is first laid out in a folder beside the data set, on the same file system; then two renames swap
+them. A journal tells the next run, whatever killed this one, whether to undo the swap or to finish it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from onenip.errors import BusyError, ImageError, SourceError
+from onenip.images import hash_file, load_mask
+from onenip.sources.items import Item
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write or read",
+    errno.EPERM: "no permission to write or read",
+    errno.EROFS: "the file system is read-only",
+    errno.EXDEV: "it is a mount point and cannot be swapped; point data.root below it",
+    errno.EBUSY: "it is a mount point and cannot be swapped; point data.root below it",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+}
+
+
+@dataclass(frozen=True)
+class StagedFile:
+    """A file of the new data set: sha256 of its bytes as 64 hex digits, size in bytes, origin's tag."""
+
+    sha256: str
+    bytes: int
+    tag: str
+
+
+class Staging:
+    """Place beside a data set where its successor is put together.
+
+    Args:
+        data_dir: the data set, which need not exist.
+        pointer: the file of DVC that names the data set's version.
+    """
+
+    def __init__(self, data_dir: Path, *, pointer: Path) -> None:
+        self.data_dir = data_dir.resolve()
+        self.folder = self.data_dir.parent / ".onenip" / "download" / self.data_dir.name
+        self.downloads = self.folder / "downloads"
+        self._tree = self.folder / "tree"
+        self._previous = self.folder / "previous"
+        self._journal = self.folder / "journal.json"
+        self._pointer = pointer
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the data set against other downloads, after putting right what a killed one left.
+
+        Raises:
+            BusyError: if another download is at work on it.
+        """
+        with explain_disk_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            with lock:
+                self._recover()
+                yield
+        except Timeout as error:
+            raise BusyError(f"{self.data_dir}: another download is at work on it") from error
+
+    def stage(self, items: Sequence[Item]) -> dict[str, StagedFile]:
+        """Lay out the new data set, from links where the bytes lie here already.
+
+        Returns:
+            By target, sorted.
+        """
+        shutil.rmtree(self._tree, ignore_errors=True)
+        self._tree.mkdir(parents=True)
+        return {item.target: self._stage(item) for item in sorted(items, key=lambda i: i.target)}
+
+    def is_unchanged(self, staged: dict[str, StagedFile]) -> bool:
+        """Whether the data set already is what was staged, byte for byte."""
+        present = {
+            path.relative_to(self.data_dir).as_posix(): path
+            for path in self.data_dir.rglob("*")
+            if not path.is_dir()
+        }
+        return present.keys() == staged.keys() and all(
+            _is_same(present[target], self._tree / target) for target in staged
+        )
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the staged data set in place; if the block fails, the old one comes back."""
+        before = self._read_pointer()
+        self._journal.write_text(json.dumps({"pointer": before}), encoding="utf-8")
+        if self.data_dir.exists():
+            self.data_dir.rename(self._previous)
+        self._tree.rename(self.data_dir)
+        try:
+            yield
+        except BaseException:
+            self._recover()
+            raise
+        self._forget_previous()
+
+    def clear(self) -> None:
+        """Remove what was fetched and staged."""
+        shutil.rmtree(self.downloads, ignore_errors=True)
+        shutil.rmtree(self._tree, ignore_errors=True)
+
+    def _recover(self) -> None:
+        """Undo a swap that was not finished; a swap is finished once the pointer names the new data."""
+        if not self._journal.is_file():
+            shutil.rmtree(self.folder / "trash", ignore_errors=True)
+            return
+        before = json.loads(self._journal.read_text(encoding="utf-8"))["pointer"]
+        if self._read_pointer() == before and self._previous.exists():
+            if self.data_dir.exists():
+                shutil.rmtree(self._tree, ignore_errors=True)
+                self.data_dir.rename(self._tree)
+            self._previous.rename(self.data_dir)
+        self._forget_previous()
+
+    def _forget_previous(self) -> None:
+        trash = self.folder / "trash"
+        shutil.rmtree(trash, ignore_errors=True)
+        if self._previous.exists():
+            self._previous.rename(trash)
+        self._journal.unlink(missing_ok=True)
+        shutil.rmtree(trash, ignore_errors=True)
+
+    def _read_pointer(self) -> str | None:
+        return self._pointer.read_text(encoding="utf-8") if self._pointer.is_file() else None
+
+    def _stage(self, item: Item) -> StagedFile:
+        staged = self._tree / item.target
+        staged.parent.mkdir(parents=True, exist_ok=True)
+        present = self.data_dir / item.target
+        if item.is_mask:
+            _rewrite_mask(item.file, staged)
+        elif present.is_file() and _is_same(present, item.file):
+            _link(present, staged)
+        elif item.file.is_relative_to(self.folder):
+            _link(item.file, staged)
+        else:
+            shutil.copyfile(item.file, staged)
+        return StagedFile(hash_file(staged), staged.stat().st_size, item.tag)
+
+
+@contextmanager
+def explain_disk_errors() -> Iterator[None]:
+    """Turn an error of the file system that the user can mend into one line.
+
+    Raises:
+        SourceError: naming the file and what is wrong.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _DISK_ERRORS.get(error.errno or 0)
+        if reason is None:
+            raise
+        raise SourceError(
+            f"{error.filename or 'download'}: {reason}; nothing was changed"
+        ) from error
+
+
+def _link(source: Path, target: Path) -> None:
+    if source.is_symlink():  # as DVC may lay out its cache
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _is_same(first: Path, second: Path) -> bool:
+    if first.stat().st_size != second.stat().st_size:
+        return False
+    return first.samefile(second) or hash_file(first) == hash_file(second)
+
+
+def _rewrite_mask(source: Path, target: Path) -> None:
+    """Write a mask as PNG with 0 and 255; one that cannot be read goes on as it is, to be reported."""
+    try:
+        mask = load_mask(source)
+    except ImageError:
+        shutil.copyfile(source, target)
+        return
+    Image.fromarray(mask.astype(np.uint8) * 255).save(target, format="PNG")
