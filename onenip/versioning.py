@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -239,7 +240,7 @@ def commit(
 def list_revisions(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> list[DataRevision]:
     """Every version of the data in the history of HEAD, newest first."""
     log = _try_git(
-        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=d", "--", str(pointer)], root
+        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=ACMRT", "--", str(pointer)], root
     )
     revisions = []
     for line in (log or "").splitlines():
@@ -272,7 +273,7 @@ def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
     Raises:
         VersioningError: if neither DVC's cache nor its remote holds the list.
     """
-    listing = _cache_dir(root) / "files" / "md5" / version[:2] / version[2:]
+    listing = _cache_dir(root.resolve()) / "files" / "md5" / version[:2] / version[2:]
     if not listing.is_file():
         raise VersioningError(
             f"data version {version}: its list of files is not in DVC's cache; "
@@ -289,6 +290,7 @@ def _parse_pointer(text: str, name: str) -> str:
         raise DataError(f"{name}: not a pointer of DVC", path=name) from error
 
 
+@lru_cache(maxsize=8)  # asking DVC takes a second
 def _cache_dir(root: Path) -> Path:
     return root / Path(_dvc(["cache", "dir"], root).strip())
 

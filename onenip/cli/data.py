@@ -1,9 +1,101 @@
-"""Commands about data."""
+"""Commands about data: its versions, and the difference of two."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
 import typer
 
+from onenip.cli.stages import PARAMS, ParamsOption
 
-def register(_app: typer.Typer) -> None:
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHOWN_FILES = 20
+_VERSION_DIGITS = 10
+
+
+def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
+    group = typer.Typer(help="Versions of the data: when, what, and who was trained on it.")
+    group.command("log")(log)
+    group.command("diff")(diff)
+    app.add_typer(group, name="data", no_args_is_help=True)
+
+
+def log(*, params: ParamsOption = PARAMS) -> None:
+    """List the versions of the data, newest first: date, images per category, models trained on each.
+
+    Reads the history of data.dvc in Git. Images are counted where DVC's cache knows that version;
+    `dvc fetch --all-commits data.dvc` brings the others.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from onenip.history import list_history
+
+    entries = list_history(Path(), pointer=_pointer(params))
+    if not entries:
+        typer.echo("No version of the data yet: run `onenip download`.")
+        return
+    columns = ("date", "commit", "version", "images", "models", "what")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for entry in entries:
+        images = "not in the cache"
+        if entry.images is not None:
+            images = ", ".join(f"{name} {count}" for name, count in entry.images.items()) or "none"
+        models = ", ".join(f"{model.category} {model.number}" for model in entry.models)
+        date = f"{entry.date:%Y-%m-%d %H:%M}" if entry.date else "-"
+        version = entry.version[:_VERSION_DIGITS]
+        table.add_row(date, entry.commit[:9] or "-", version, images, models or "-", entry.subject)
+    _console().print(table)
+
+
+def diff(
+    old: Annotated[str, typer.Argument(help="Git revision, or beginning of a data version.")],
+    new: Annotated[
+        str | None, typer.Argument(help="The same. [default: what data.dvc names now]")
+    ] = None,
+    *,
+    all_files: Annotated[
+        bool, typer.Option("--all", help=f"Show every file, not {SHOWN_FILES} of each kind.")
+    ] = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Show which images came, went, changed or moved between two versions of the data.
+
+    onenip data diff HEAD~3
+
+    onenip data diff 5ec94f2 b12788a --all
+    """
+    from onenip.history import compare_versions
+
+    change = compare_versions(old, new, root=Path(), pointer=_pointer(params))
+    typer.echo(f"{change.old} -> {change.new}")
+    moved = tuple(f"{before} -> {after}" for before, after in change.moved)
+    for sign, word, paths in (
+        ("+", "added", change.added),
+        ("-", "removed", change.removed),
+        ("~", "changed", change.changed),
+        (">", "moved", moved),
+    ):
+        typer.echo(f"{word}: {len(paths)}")
+        shown = paths if all_files else paths[:SHOWN_FILES]
+        for path in shown:
+            typer.echo(f"  {sign} {path}")
+        if len(shown) < len(paths):
+            typer.echo(f"    and {len(paths) - len(shown)} more; --all shows them")
+
+
+def _pointer(params: Path) -> Path:
+    from onenip.params import Params
+
+    return Path(f"{Params.load(params).data.root}.dvc")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)

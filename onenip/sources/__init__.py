@@ -46,7 +46,7 @@ def resolve_source(
         own = os.environ.get(variable) or (urls or {}).get(name) or CATALOG[name].url
         url, pin = _split_pin(own)
         sha256 = CATALOG[name].sha256 if pin is None else pin
-        return CatalogSource(CATALOG[name], url, sha256, has_consent, endpoint_url)
+        return CatalogSource(CATALOG[name], url, sha256, has_consent, endpoint_url, sign)
     url, pin = _split_pin(name)
     if url.startswith("s3://"):
         if is_archive_name(url):

@@ -47,6 +47,7 @@ class CatalogSource:
     sha256: str
     has_consent: bool = False
     endpoint_url: str | None = None
+    sign: bool = True
 
     @property
     def name(self) -> str:
@@ -68,7 +69,7 @@ class CatalogSource:
             source=entry.name,
             sha256=self.sha256,
             endpoint_url=self.endpoint_url,
-            sign=entry.sign or self.url != entry.url,  # a mirror has its own rights
+            sign=self.sign and (entry.sign or self.url != entry.url),  # a mirror has its own rights
         )
         first = str(known.get("sha256", "")) if known.get("address") == self.url else ""
         sha256 = done.sha256 or first

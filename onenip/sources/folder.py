@@ -19,10 +19,14 @@ _ARCHIVE_STEM = ".tar"
 def place_folder(folder: Path, *, name: str, origin: str) -> list[Item]:
     """Items of a folder whose files are to be placed by their paths."""
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-    return [
+    items = [
         Item(place.target, folder / place.path, is_mask=place.is_mask)
         for place in arrange(paths, name=name, origin=origin)
     ]
+    for item in items:
+        if not item.file.is_file():
+            raise SourceError(f"{item.file}: neither a file nor a link to one")
+    return items
 
 
 def fetch_archive(

@@ -101,10 +101,14 @@ class Staging:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Put the staged data set in place; if the block fails, the old one comes back."""
-        before = self._read_pointer()
-        self._journal.write_text(json.dumps({"pointer": before}), encoding="utf-8")
-        if self.data_dir.exists():
+        """Put the staged data set in place; if the block fails, the old one comes back.
+
+        The pointer belongs to it: whatever the block wrote there is undone as well.
+        """
+        before = self._pointer.read_text(encoding="utf-8") if self._pointer.is_file() else None
+        had_data = self.data_dir.exists()
+        self._write_journal({"pointer": before, "had_data": had_data})
+        if had_data:
             self.data_dir.rename(self._previous)
         self._tree.rename(self.data_dir)
         try:
@@ -112,6 +116,7 @@ class Staging:
         except BaseException:
             self._recover()
             raise
+        self._journal.unlink()
         self._forget_previous()
 
     def clear(self) -> None:
@@ -120,28 +125,29 @@ class Staging:
         shutil.rmtree(self._tree, ignore_errors=True)
 
     def _recover(self) -> None:
-        """Undo a swap that was not finished; a swap is finished once the pointer names the new data."""
-        if not self._journal.is_file():
-            shutil.rmtree(self.folder / "trash", ignore_errors=True)
-            return
-        before = json.loads(self._journal.read_text(encoding="utf-8"))["pointer"]
-        if self._read_pointer() == before and self._previous.exists():
-            if self.data_dir.exists():
+        """Undo a swap that was not finished: one whose journal is still there."""
+        if self._journal.is_file():
+            state = json.loads(self._journal.read_text(encoding="utf-8"))
+            is_swapped = self._previous.exists() or not state["had_data"]
+            if is_swapped and self.data_dir.exists():
                 shutil.rmtree(self._tree, ignore_errors=True)
                 self.data_dir.rename(self._tree)
-            self._previous.rename(self.data_dir)
+            if self._previous.exists():
+                self._previous.rename(self.data_dir)
+            if state["pointer"] is None:
+                self._pointer.unlink(missing_ok=True)
+            else:
+                self._pointer.write_text(state["pointer"], encoding="utf-8")
+            self._journal.unlink()
         self._forget_previous()
 
     def _forget_previous(self) -> None:
-        trash = self.folder / "trash"
-        shutil.rmtree(trash, ignore_errors=True)
-        if self._previous.exists():
-            self._previous.rename(trash)
-        self._journal.unlink(missing_ok=True)
-        shutil.rmtree(trash, ignore_errors=True)
+        shutil.rmtree(self._previous, ignore_errors=True)
 
-    def _read_pointer(self) -> str | None:
-        return self._pointer.read_text(encoding="utf-8") if self._pointer.is_file() else None
+    def _write_journal(self, state: dict[str, str | bool | None]) -> None:
+        partial = self._journal.with_suffix(".partial")
+        partial.write_text(json.dumps(state), encoding="utf-8")
+        partial.replace(self._journal)
 
     def _stage(self, item: Item) -> StagedFile:
         staged = self._tree / item.target
