@@ -14,7 +14,7 @@ import httpx
 from tenacity import (
     RetryCallState,
     Retrying,
-    retry_if_exception_type,
+    retry_if_exception,
     stop_after_attempt,
     wait_exponential_jitter,
 )
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6
 _TIMEOUT_SECONDS = 30.0
-_CHUNK = 1 << 18
 _WEB_PAGE = "a web page came instead of a file; open it in a browser to see why"
 _HINTS = {
     401: "it asks for a login",
@@ -76,9 +75,9 @@ def download(
     if path.is_file():
         return check_file(url, path, sha256, _read_tag(tag_file))
     retrying = Retrying(
-        retry=retry_if_exception_type((httpx.TransportError, _ServerBusyError)),
+        retry=retry_if_exception(_is_worth_a_retry),
         stop=stop_after_attempt(ATTEMPTS),
-        wait=wait_exponential_jitter(initial=wait_seconds, max=30, jitter=wait_seconds),
+        wait=wait_exponential_jitter(multiplier=wait_seconds, max=30, jitter=wait_seconds),
         before_sleep=_log_pause,
         reraise=True,
     )
@@ -122,6 +121,7 @@ def check_file(name: str, path: Path, sha256: str, tag: str, *, keep: bool = Fal
         return Downloaded(path, found, tag)
     if not keep:
         path.unlink()
+        path.with_name(path.name + ".tag").unlink(missing_ok=True)
     raise SourceError(f"{name}: {problem}")
 
 
@@ -160,7 +160,7 @@ def _transfer(client: httpx.Client, url: str, path: Path, known_tag: str) -> boo
                 disable=None,
             ) as bar,
         ):
-            for chunk in reply.iter_raw(_CHUNK):
+            for chunk in reply.iter_raw():  # as it comes: nothing is lost in a cut
                 file.write(chunk)
                 bar.update(len(chunk))
     part.replace(path)
@@ -174,9 +174,12 @@ def _check_reply(url: str, reply: httpx.Response) -> None:
         hint = _HINTS.get(reply.status_code, "the server refused")
         raise SourceError(f"{url}: status {reply.status_code}: {hint}")
     if reply.headers.get("Content-Type", "").startswith("text/html"):
-        raise SourceError(
-            f"{url}: a web page came instead of a file; open it in a browser to see why"
-        )
+        raise SourceError(f"{url}: {_WEB_PAGE}")
+
+
+def _is_worth_a_retry(error: BaseException) -> bool:
+    is_cut = isinstance(error, httpx.TransportError | _ServerBusyError)
+    return is_cut and not isinstance(error, httpx.UnsupportedProtocol)
 
 
 def _tag_of(reply: httpx.Response) -> str:

@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 PART_BYTES = 16 << 20
 ATTEMPTS = 6
-_CHUNK = 1 << 18
+_CHUNK = 1 << 16
 _REASONS = {
     "NoSuchBucket": "there is no such bucket; check its name and AWS_ENDPOINT_URL",
     "NoSuchKey": "there is no such object",
@@ -180,7 +180,7 @@ class Bucket:
         retrying = Retrying(
             retry=retry_if_exception_type(_CUT),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=wait_exponential_jitter(initial=0.2, max=20),
+            wait=wait_exponential_jitter(multiplier=0.2, max=20),
             reraise=True,
         )
         with self._explaining(item.key):
