@@ -1,0 +1,263 @@
+"""A factory in a folder: a checkout with few images of two products, real servers, workers."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+BUCKET = "plant"
+SECTIONS = {
+    "data": {"holdout_fraction": 0.2},
+    "model": {"input_size": [128, 128], "backbone": "tf_efficientnet_lite0", "memory_tokens": 512},
+    "train": {"max_steps": 30, "checkpoint_seconds": 2.0},
+    "gate": {
+        "floors": {"image_auroc": 0.6},
+        "margins": {"image_auroc": 0.15, "pixel_auroc": 0.15},
+        "max_false_alarm_rate": 0.4,
+        "max_slowdown": 5.0,
+    },
+    "retrain": {
+        "cron": "* * * * *",
+        "min_new_images": 3,
+        "settle_seconds": 0.0,
+        "max_wait_hours": 1.0,
+    },
+}
+CAUTIOUS = {"min_normals": 1000, "floors": {}, "margins": {}}  # held, whatever 30 steps bring
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Products:
+    """Two products and their images.
+
+    Attributes:
+        first: name of the product that the gate decides about.
+        second: name of the product that a person decides about.
+        arrivals: normal images that are in no data set yet, by product.
+        defect: an image with a clear defect of the first product.
+    """
+
+    first: str
+    second: str
+    arrivals: dict[str, list[Path]]
+    defect: Path
+
+
+def lay_out_data(folder: Path) -> Products:
+    """Few images of two products in MVTec layout: real ones where there are any, else drawn ones."""
+    source, arrivals = SHARED / "inspection", SHARED / "arrivals"
+    names = ("bottle", "ball_screw")
+    if not source.is_dir():
+        from onenip.demo import draw_demo
+
+        source, arrivals = folder.parent / "demo", folder.parent / "more"
+        draw_demo(source)
+        names = tuple(sorted(p.name for p in source.iterdir() if p.is_dir()))[:2]
+    found: dict[str, list[Path]] = {}
+    for name in names:
+        _copy(source, folder, name, "train/good", 32)
+        _copy(source, folder, name, "test/good", 12)
+        for kind in sorted(p.name for p in (source / name / "test").iterdir() if p.name != "good"):
+            _copy(source, folder, name, f"test/{kind}", 6)
+        if arrivals.is_dir():
+            found[name] = sorted((arrivals / name).rglob("*.*"))
+        else:
+            found[name] = sorted((source / name / "train/good").iterdir())[32:]
+    defects = sorted(
+        p for p in (source / names[0] / "test").rglob("*.*") if p.parent.name != "good"
+    )
+    used = {p.name for p in (folder / names[0] / "test").rglob("*.*")}
+    spare = [p for p in defects if p.name not in used]
+    return Products(names[0], names[1], found, _choose_largest(spare or defects, source, names[0]))
+
+
+def _copy(source: Path, folder: Path, name: str, part: str, count: int) -> None:
+    target = folder / name / part
+    target.mkdir(parents=True)
+    for path in sorted((source / name / part).iterdir())[:count]:
+        shutil.copy(path, target)
+        mask = source / name / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if mask.is_file():
+            masks = folder / name / "ground_truth" / path.parent.name
+            masks.mkdir(parents=True, exist_ok=True)
+            shutil.copy(mask, masks)
+
+
+def _choose_largest(images: list[Path], source: Path, name: str) -> Path:
+    """The image whose mask covers most: a defect that no champion overlooks."""
+
+    def cover(path: Path) -> float:
+        mask = source / name / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        return float((np.asarray(Image.open(mask)) > 0).mean()) if mask.is_file() else 0.0
+
+    return max(images, key=cover)
+
+
+def make_checkout(folder: Path, env: dict[str, str], *, inbox: str, remote: str) -> Products:
+    """A clone of this repository with the data of the plant, versioned and pushed."""
+    run(["git", "clone", "-q", str(ROOT), str(folder)], folder.parent, env)
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    products = lay_out_data(folder / "data")
+    write_params(folder, SECTIONS | {"retrain": {**SECTIONS["retrain"], "inbox": inbox}})
+    for name, value in (("user.name", "Plant"), ("user.email", "plant@example.com")):
+        run(["git", "config", name, value], folder, env)
+    dvc = [sys.executable, "-m", "dvc"]
+    run([*dvc, "remote", "add", "-d", "-f", "-q", "plant", remote], folder, env)
+    endpoint = env.get("AWS_ENDPOINT_URL")
+    if remote.startswith("s3://") and endpoint:
+        run([*dvc, "remote", "modify", "-q", "plant", "endpointurl", endpoint], folder, env)
+    run([*dvc, "add", "-q", "data"], folder, env)
+    run([*dvc, "push", "-q"], folder, env)
+    run(["git", "add", "-f", "data.dvc", ".dvc/config", "params.yaml"], folder, env)
+    run(["git", "commit", "-q", "-m", "The plant"], folder, env)
+    return products
+
+
+def write_params(folder: Path, sections: dict[str, dict[str, object]]) -> None:
+    """Write params.yaml with sections on top of the preset for the CPU."""
+    from onenip.params import Params
+    from onenip.preset import load_preset, merge, render
+
+    values = merge(load_preset("cpu").dump(), sections)
+    (folder / "params.yaml").write_text(render(Params.parse(values)), encoding="utf-8")
+
+
+def run(command: list[str], folder: Path, env: dict[str, str]) -> str:
+    """Output of a command that must succeed."""
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (
+        f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    )
+    return done.stdout
+
+
+def base_environment(checkout: Path) -> dict[str, str]:
+    """What every process of the plant sees."""
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(checkout),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "DVC_NO_ANALYTICS": "1",
+        "DO_NOT_TRACK": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "OMP_NUM_THREADS": "2",
+    }
+
+
+@contextmanager
+def running(command: list[str], folder: Path, env: dict[str, str], log: Path) -> Iterator[int]:
+    """A process, with all that it starts, for the length of a block; its id."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield process.pid
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, number)
+                process.wait(timeout=15)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+
+
+@contextmanager
+def prefect_server(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """A Prefect server of the plant's own; its API address."""
+    port = free_port()
+    own = env | {
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
+    }
+    own.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with running(command, folder, own, folder / "prefect.log"):
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port}/api/health"), 120, "Prefect's server")
+        yield f"http://127.0.0.1:{port}/api"
+
+
+@contextmanager
+def mlflow_server(folder: Path, env: dict[str, str], *, artifacts: str) -> Iterator[str]:
+    """An MLflow server of the plant's own; its address."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts,
+    ]  # fmt: skip
+    with running(command, folder, env, folder / "mlflow.log"):
+        wait_until(lambda: _answers(f"http://127.0.0.1:{port}/health"), 120, "MLflow's server")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def workers(checkout: Path, env: dict[str, str], pools: tuple[str, ...]) -> Iterator[None]:
+    """A worker for each pool."""
+    with ExitStack() as stack:
+        for pool in pools:
+            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+            log = checkout.parent / f"{pool}.log"
+            stack.enter_context(running([*command, "--type", "process"], checkout, env, log))
+        yield
+
+
+def wait_until(check: Callable[[], T | None], seconds: float, what: str) -> T:
+    """What `check` gives once it gives something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = check()
+        if found:
+            return found
+        time.sleep(0.5)
+    raise AssertionError(f"{what}: not within {seconds:.0f} s")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def kill_at_random(process: subprocess.Popen[bytes], chance: random.Random, longest: float) -> None:
+    """SIGKILL a process and all that it started, at a random moment; nothing if it ends before."""
+    deadline = time.monotonic() + chance.uniform(1.0, longest)
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(address, timeout=2).is_success
+    except httpx.HTTPError:
+        return False
