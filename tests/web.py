@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +20,7 @@ class Web:
         cuts: after so many bytes the connection of a path ends, once for each entry.
         statuses: answers of a path before it behaves, such as 503.
         pages: bytes by path that are served as a web page.
+        answers: status and XML by path, as a server of S3 answers; the query does not count.
         requests: path and Range header of every request.
     """
 
@@ -28,12 +28,9 @@ class Web:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     statuses: dict[str, list[int]] = field(default_factory=dict)
     pages: dict[str, bytes] = field(default_factory=dict)
+    answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
-
-    def count(self, path: str) -> int:
-        """Number of requests for a path."""
-        return Counter(name for name, _ in self.requests)[path]
 
 
 @contextmanager
@@ -53,6 +50,9 @@ def running_web(web: Web):
                 self.answer(302, {"Location": "/loop"})
             elif web.statuses.get(self.path):
                 self.answer(web.statuses[self.path].pop(0))
+            elif self.path.partition("?")[0] in web.answers:
+                status, body = web.answers[self.path.partition("?")[0]]
+                self.answer(status, {"Content-Type": "application/xml"}, body)
             elif self.path in web.pages:
                 body = web.pages[self.path]
                 self.answer(200, {"Content-Type": "text/html; charset=utf-8"}, body)
@@ -103,10 +103,14 @@ class Wire:
     Args:
         target: host and port behind it.
         cuts: bytes from the server after which a connection is cut; only one that gets that far counts.
+
+    Attributes:
+        passed: bytes that came from the server.
     """
 
     def __init__(self, target: tuple[str, int], cuts: list[int]) -> None:
         self.cuts = cuts
+        self.passed = 0
         self._target = target
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -141,6 +145,7 @@ class Wire:
             while chunk := source.recv(_CHUNK):
                 passed += len(chunk)
                 with self._lock:
+                    self.passed += len(chunk)
                     is_cut = bool(self.cuts) and passed > self.cuts[0]
                     if is_cut:
                         self.cuts.pop(0)

@@ -106,7 +106,8 @@ class Bucket:
             **({} if sign else {"signature_version": UNSIGNED}),
         )
         with self._explaining(""):
-            self._client: Any = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+            session = boto3.Session()  # the default one would keep old credentials
+            self._client: Any = session.client("s3", endpoint_url=endpoint_url, config=config)
 
     def list_objects(self) -> list[S3Object]:
         """Objects at or below the prefix, sorted by key; folders' own markers are left out.
