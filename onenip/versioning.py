@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -27,6 +30,8 @@ DATA_POINTER = Path("data.dvc")
 
 _QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "GIT_TERMINAL_PROMPT": "0"}
 _TAIL_LINES = 15
+_SETTLE_SECONDS = 0.2
+_PID = re.compile(r'"pid": (\d+)')
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,7 @@ def add(paths: Sequence[Path | str], *, root: Path = HERE) -> None:
     Raises:
         VersioningError: if DVC refuses, or the disk is full.
     """
-    _dvc(["add", "--quiet", *map(str, paths)], root)
+    _dvc(["add", *map(str, paths)], root)
 
 
 def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:
@@ -179,6 +184,7 @@ def repro(
     """
     options = ["--force"] * force + ["--pull", "--allow-missing"] * pull_missing
     command = [*_dvc_command(), "repro", *options, *([stage] if stage else [])]
+    _drop_dead_locks(root)
     code, tail = _stream(command, root, on_line)
     if code:
         name = stage or "pipeline"
@@ -304,7 +310,32 @@ def _dvc_command() -> list[str]:
 
 
 def _dvc(arguments: Sequence[str], root: Path) -> str:
+    _drop_dead_locks(root)
     return _call([*_dvc_command(), *arguments], root, "dvc", {})
+
+
+def _drop_dead_locks(root: Path) -> None:
+    """Remove the lock file of DVC if only killed processes left it; DVC takes a zombie for alive."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    for pause in (_SETTLE_SECONDS, 0.0):
+        try:
+            text = path.read_text(encoding="utf-8")
+            owners = {int(pid) for pid in _PID.findall(json.dumps(json.loads(text)))}
+        except FileNotFoundError:
+            return
+        except ValueError:  # half-written: by a process at work, or by one that was killed
+            time.sleep(pause)
+            continue
+        if not owners or any(_is_alive(pid) for pid in owners):
+            return
+    path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
