@@ -83,6 +83,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             plant.mlflow_server(tmp_path, env, artifacts=artifacts)
         )
         env["PREFECT_API_URL"] = stack.enter_context(plant.prefect_server(tmp_path, env))
+        monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
         for name in ("MLFLOW_TRACKING_URI", *s3.environment):
             monkeypatch.setenv(name, env[name])
         sections = plant.SECTIONS | {
@@ -122,19 +123,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             lambda: any(n["kind"] == "challenger-waits" for n in hook.notices), 900, "a notice"
         )
 
-        # nothing is lost, nothing that should not be is in the data
-        keys = [
-            e["Key"]
-            for e in client.list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")["Contents"]
-        ]
-        assert not [key for key in keys if key.startswith("inbox/")]
-        images = [key for key in keys if not key.endswith(".json")]
-        assert sum(key.startswith("inbox-quarantine/") for key in images) == 2
-        assert any("slipped-in" in key for key in images if key.startswith("inbox-held"))
-        assert any("again" in key for key in images if key.startswith("inbox-duplicates"))
-        assert versioning.read_version_at("onenip/arrivals", root=checkout) != (
-            versioning.read_version_at("main", root=checkout)
-        )
+        check_arrivals(client, checkout)
 
         # one promoted by the gate, one held for a person
         promoted, held = versions.champion(first), versions.challenger(second)
@@ -166,6 +155,20 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             sys.stdout.write(plant.run([*python, "onenip", "audit"], checkout, env))
         actions = [entry.action for entry in audit.read_trail(first)]
         assert actions == ["register", "approve", "register", "gate", "approve", "rollback"]
+
+
+def check_arrivals(client, checkout: Path) -> None:
+    """Nothing is lost, and nothing that should not be is in the data."""
+    listed = client.list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")["Contents"]
+    keys = [entry["Key"] for entry in listed]
+    images = [key for key in keys if not key.endswith(".json")]
+    assert not [key for key in keys if key.startswith("inbox/")]
+    assert sum(key.startswith("inbox-quarantine/") for key in images) == 2
+    assert any("slipped-in" in key for key in images if key.startswith("inbox-held"))
+    assert any("again" in key for key in images if key.startswith("inbox-duplicates"))
+    assert versioning.read_version_at("onenip/arrivals", root=checkout) != (
+        versioning.read_version_at("main", root=checkout)
+    )
 
 
 def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeypatch):
@@ -228,6 +231,7 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
 def describe(checkout: Path, products: plant.Products, monkeypatch) -> dict[str, object]:
     """All that matters of a plant after a retraining, without times."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{checkout}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow itself sets it
     standing = {}
     for name in (products.first, products.second):
         now = versions.champion(name)

@@ -1,0 +1,181 @@
+"""Steps of retraining against a real MLflow store: gate results, policy, warm start, drift, notices."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from onenip import retraining
+from onenip.ingestion.journal import Journal
+from onenip.notices import NoticeError, emit, tell
+from onenip.params import NotifyParams, Params
+from onenip.preset import render
+from onenip.registry import approval, audit, publishing, versions
+from onenip.registry.versions import GateResult
+from tests.tiny import list_samples, make_tiny_params
+
+PROMOTE = GateResult(verdict="promote", reasons=("better",), judged_at=datetime.now(tz=UTC))
+
+
+@pytest.fixture
+def registry(tmp_path, tiny_model, monkeypatch):
+    """A local store in which the tiny model is the challenger of both categories."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow itself sets them
+        monkeypatch.delenv(name, raising=False)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    figures = {"image_auroc": 0.9}
+    metrics = {"mean": figures, "categories": {"disc": figures, "stripes": figures}}
+    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    return publishing.publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
+
+
+def test_the_gate_is_recorded_once_and_policy_decides_alone_only_where_it_may(registry):
+    """`auto` promotes what the gate promotes on real defects; `manual` and provisional wait."""
+    disc, stripes = registry
+    params = make_tiny_params(retrain={"policies": {"disc": "auto", "stripes": "auto"}})
+    provisional = PROMOTE.model_copy(update={"is_provisional": True})
+
+    assert retraining.record_gate(disc, PROMOTE)
+    assert retraining.record_gate(disc, PROMOTE)  # again, as after a kill
+    assert not retraining.decide_by_policy(disc, PROMOTE, make_tiny_params())
+    assert not retraining.decide_by_policy(stripes, provisional, params)
+    assert retraining.decide_by_policy(disc, PROMOTE, params)
+
+    assert versions.champion("disc").approver == "gate"
+    assert versions.champion("stripes") is None
+    actions = [entry.action for entry in audit.read_trail("disc")]
+    assert actions == ["register", "gate", "approve"]
+    assert not retraining.record_gate(disc, PROMOTE)  # decided: nothing more is recorded
+
+
+@pytest.mark.usefixtures("registry")
+def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_detector):
+    """Its folder is named by its digest in params.yaml; without a champion it is from scratch."""
+    path = tmp_path / "params.yaml"
+    path.write_text(render(make_tiny_params()))
+
+    assert retraining.write_warm_start(path, root=tmp_path) is None
+    (tmp_path / retraining.WARM_START_DIR / "plan.json").unlink()
+    approval.approve("disc", by="Ada", reason="good")
+    folder = retraining.write_warm_start(path, root=tmp_path)
+
+    assert folder == f"artifacts/warm_start/{tiny_detector.digest[:16]}"
+    assert Params.load(path).train.warm_start == folder
+    assert (tmp_path / folder / "model.safetensors").is_file()
+    assert "# passes over" in path.read_text()  # comments stay
+    assert retraining.write_warm_start(path, root=tmp_path) == folder
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_champion_is_loaded_once_for_all_that_it_serves(tiny_detector):
+    """Both categories get the same detector; one without a champion gets none."""
+    champions = retraining.Champions()
+    approval.approve("disc", by="Ada", reason="good")
+
+    assert champions.find("disc").digest == tiny_detector.digest
+    assert champions.find("disc") is champions.find("disc")
+    assert champions.find("stripes") is None
+
+
+@pytest.mark.usefixtures("registry")
+def test_drift_is_seen_in_what_the_champion_said_of_arrivals(tmp_path, tiny_detector):
+    """Scores in the journal far above those at approval pass the limits."""
+    approval.approve("disc", by="Ada", reason="good")
+    params = make_tiny_params(drift={"min_images": 5})
+    spec = tiny_detector.spec.categories["disc"]
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        for i in range(8):
+            now = datetime.now(tz=UTC)
+            journal.add(key=f"disc/{i}.png", version="1", size=1, arrived_at=now, category="disc")
+        for item in journal.list_items():
+            values = {
+                "state": "done",
+                "outcome": "held",
+                "digest": tiny_detector.digest,
+                "score": spec.image_threshold + 9,
+                "threshold": spec.image_threshold,
+                "distance": 1.0,
+            }
+            journal.update(item, values)
+        (found,) = retraining.look_for_drift(
+            params, journal=journal, champions=retraining.Champions(), manifest=Path("none.csv")
+        )
+
+    assert found.is_drifting
+    assert found.alarm_share == 1.0
+
+
+@pytest.mark.usefixtures("registry")
+def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data):
+    """Only categories for which the model is new come back."""
+    params = make_tiny_params(data={"root": str(tiny_data)})
+    manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
+    approval.approve("disc", by="Ada", reason="good")
+
+    found = retraining.judge_categories(
+        params, model_dir=tiny_model, manifest=manifest, champions=retraining.Champions()
+    )
+
+    assert list(found) == ["stripes"]
+    assert "there is no champion yet" in found["stripes"].reasons
+
+
+def test_a_webhook_gets_a_sentence_and_facts():
+    """A chat shows `text`; a program reads the rest; a dead address stops nothing."""
+    taken: list[dict] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            taken.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        params = NotifyParams(webhook=f"http://127.0.0.1:{server.server_port}/", timeout_seconds=5)
+        told = tell("gate-failed", "bottle failed", facts={"version": 3}, params=params)
+    dead = NotifyParams(webhook="http://127.0.0.1:9/", timeout_seconds=1)
+
+    assert told
+    assert taken[0]["text"] == "bottle failed"
+    assert taken[0]["version"] == 3
+    assert not tell("gate-failed", "nobody hears", facts={}, params=dead)
+    assert not tell("gate-failed", "no address", facts={}, params=NotifyParams())
+
+
+def test_announcing_without_a_server_says_what_to_set(monkeypatch):
+    """`onenip notify` needs the address of Prefect's server, and one that answers."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    with pytest.raises(NoticeError, match="PREFECT_API_URL"):
+        emit("onenip.images.arrived", "bottle", payload={})
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    with pytest.raises(NoticeError, match=r"127\.0\.0\.1:9"):
+        emit("onenip.images.arrived", "bottle", payload={})
+
+
+def write_manifest(path: Path, data: Path, params: Params) -> Path:
+    """The manifest of the tiny data, as `validate` would list it."""
+    import csv
+
+    from onenip.dataset import MANIFEST_COLUMNS
+
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS)
+        writer.writeheader()
+        for sample in list_samples(data, params):
+            row = dict.fromkeys(MANIFEST_COLUMNS, "")
+            row |= {"path": sample.name, "category": sample.category, "label": sample.label}
+            row |= {"subset": sample.subset, "sha256": sample.sha256, "status": "ok"}
+            row["mask"] = sample.mask.relative_to(data).as_posix() if sample.mask else ""
+            writer.writerow(row)
+    return path
