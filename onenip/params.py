@@ -462,7 +462,7 @@ class RetrainParams(Section):
         True, description="hold images that look like another category, for review"
     )
     near_duplicate_levels: float = Field(
-        1.5, ge=0, description="mean grey difference, 0..255, below which images are the same"
+        0.7, ge=0, description="mean grey difference, 0..255, below which images are the same"
     )
     settle_seconds: float = Field(
         10.0, ge=0, description="age of a file in an inbox folder before it counts as complete"

@@ -79,6 +79,15 @@ def read_data_version(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> str
         return None
 
 
+def count_files(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> int:
+    """How many files `data.dvc` names; 0 without such a file, or if it does not say."""
+    try:
+        out = YAML(typ="safe", pure=True).load((root / pointer).read_text(encoding="utf-8"))
+        return int(out["outs"][0].get("nfiles", 0))
+    except (FileNotFoundError, YAMLError, KeyError, IndexError, TypeError):
+        return 0
+
+
 def current_commit(root: Path = HERE) -> str | None:
     """Commit of HEAD, 40 hex digits; None outside of Git or before the first commit."""
     return _try_git(["rev-parse", "--verify", "-q", "HEAD"], root)

@@ -307,6 +307,16 @@ def test_a_checkout_behind_the_branch_is_not_built_upon(checkout, tmp_path):
         ingest(params, inbox=box, find_champion=nobody, root=checkout)
 
 
+def test_data_that_are_not_laid_out_are_not_taken_for_deleted(checkout, tmp_path):
+    """In a clone without `dvc pull`, nothing is ingested: the next version would lack the rest."""
+    drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    shutil.rmtree(checkout / "data/stripes")
+    box = FolderInbox(tmp_path / "inbox")
+
+    with pytest.raises(DataError, match="dvc pull"):
+        ingest(make_tiny_params(), inbox=box, find_champion=nobody, root=checkout)
+
+
 def test_files_that_still_grow_are_left_alone(tmp_path):
     """A camera may be writing: a file counts once it has settled."""
     path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))

@@ -16,7 +16,7 @@ from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
 from onenip.ingestion.journal import Journal
 
 _SIDE_PX = 32
-_MAX_BITS = 8  # of 64 in which the hashes of near duplicates may differ
+_MAX_BITS = 4  # of 64 in which the hashes of near duplicates may differ
 _CHUNK = 256
 
 

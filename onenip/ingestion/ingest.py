@@ -74,14 +74,15 @@ def ingest(
     Raises:
         BusyError: if another ingestion is at work in this checkout.
         SourceError: if the inbox cannot be reached, or the disk is full.
-        DataError: if the branch of arrivals and this checkout went different ways, or the journal
-            cannot be written.
+        DataError: if the branch of arrivals and this checkout went different ways, data are missing
+            here, or the journal cannot be written.
         VersioningError: if DVC or Git refuses.
     """
     work_dir = root / WORK_DIR
     with _only_one(work_dir), _open_journal(work_dir) as journal:
         steps = _Steps(params, inbox, find_champion, root, journal)
         steps.require_same_line()
+        steps.require_whole_data()
         for arrival in inbox.list_arrivals():
             steps.note(arrival)
         steps.place_judged()
@@ -133,6 +134,17 @@ class _Steps:
                 f"{self.pointer} is not that of the branch {branch}, which has newer arrivals; "
                 f"merge it, or `git checkout {branch} -- {self.pointer} && dvc checkout`",
                 path=self.pointer,
+            )
+
+    def require_whole_data(self) -> None:
+        """Refuse to version data of which a part is not laid out here: it would count as deleted."""
+        named = versioning.count_files(self.root, pointer=self.pointer)
+        present = sum(path.is_file() for path in self.data_dir.rglob("*"))
+        if present < named:
+            raise DataError(
+                f"{self.data_dir}: {named - present} of {named} files that {self.pointer} names are "
+                "missing here; run `dvc pull`",
+                path=self.data_dir,
             )
 
     def note(self, arrival: Arrival) -> None:
