@@ -86,7 +86,7 @@ def _draw_cells(size: tuple[int, int], rng: np.random.Generator) -> Field:
     seeds = rng.uniform(0, 1, (int(rng.integers(20, 400)), 2))
     y, x = _axes(size)
     points = np.stack([y.ravel(), x.ravel()], axis=1)
-    distance, _ = cKDTree(seeds).query(points, k=2)
+    distance = np.asarray(cKDTree(seeds).query(points, k=2)[0])
     edge = distance[:, 1] - distance[:, 0]
     field = edge if rng.random() < 0.5 else distance[:, 0]
     return (np.clip(field / np.quantile(field, 0.9), 0, 1)).reshape(size).astype(np.float32)
