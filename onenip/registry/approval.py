@@ -28,6 +28,8 @@ from onenip.registry.versions import (
 
 UNKNOWN = "unknown"
 
+_ROLLED_BACK = "rolled back: "
+
 
 def approve(
     category: str, *, by: str, reason: str, version: int | None = None, override: bool = False
@@ -112,8 +114,9 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
             )
         bad = find_version(category, aliases[CHAMPION])
         good = find_version(category, aliases[PREVIOUS])
-        set_alias(category, CHAMPION, good.number)
-        _decide(bad, approval="rejected", by=by, reason=f"rolled back: {reason}")
+        if bad.number != good.number:  # equal where a kill came before the record
+            _decide(bad, approval="rejected", by=by, reason=f"{_ROLLED_BACK}{reason}")
+            set_alias(category, CHAMPION, good.number)
         earlier = _approved_before(category, good.number)
         set_alias(category, PREVIOUS, earlier)
         _record(good, action="rollback", by=by, reason=reason)
@@ -141,6 +144,11 @@ def reconcile(category: str) -> list[Entry]:
             return []
         if serving is None:
             return [_record_removal(category, before)]
+        left = find_version(category, before) if before else None
+        if left and left.approval == "rejected" and left.reason.startswith(_ROLLED_BACK):
+            set_alias(category, PREVIOUS, _approved_before(category, serving.number))
+            reason = left.reason.removeprefix(_ROLLED_BACK)
+            return [_record(serving, action="rollback", by=left.approver, reason=reason)]
         if serving.approval == "approved" and serving.approver != UNKNOWN:
             reason = serving.reason or "completed after an interruption"
             return [_record(serving, action="approve", by=serving.approver, reason=reason)]

@@ -52,7 +52,12 @@ def run(
         "params": params.dump(),
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
     }
-    with training_run(params.dump(), manifest=manifest) as tracked:
+    with training_run(
+        params.dump(),
+        manifest=manifest,
+        tags=versioning.describe_checkout(),
+        experiment=params.register_.experiment,
+    ) as tracked:
         result = fit_detector(
             params,
             samples=samples,

@@ -1,0 +1,196 @@
+"""Registration and approval on a real MLflow store: who decides, what serves, what is remembered."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from onenip.errors import RegistryError
+from onenip.registry import approval, audit, versions
+from onenip.registry.loading import load_champion
+from onenip.registry.publishing import fetch_weights, publish
+from onenip.registry.tracking import training_run
+from onenip.registry.versions import GateResult
+from tests.tiny import CATEGORIES
+
+FACTS = {"data_version": "abc.dir", "git_commit": "0" * 40}
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    """An evaluation's folder with a metric per category."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    row = {"image_auroc": 0.9, "pixel_ap": None}
+    content = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """An empty store of its own, in SQLite."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def publish_model(store, tiny_detector, evaluation):
+    """Publish the tiny model, each time with another provenance and so another digest."""
+
+    def run(number=1):
+        from onenip import Detector
+        from onenip.calibration import CategoryState
+
+        folder = store / f"model{number}"
+        spec = tiny_detector.spec.model_copy(update={"provenance": {"number": number}})
+        states: dict[str, CategoryState] = {c: tiny_detector.state(c) for c in CATEGORIES}
+        Detector(
+            tiny_detector.network,
+            spec=spec,
+            prompts={c: s.prompts for c, s in states.items()},
+            references={c: s.reference for c, s in states.items()},
+        ).save(folder)
+        return publish(folder, evaluation_dir=evaluation, params={"seed": number}, facts=FACTS)
+
+    return run
+
+
+def test_registration_makes_one_challenger_per_category_and_stores_weights_once(publish_model):
+    """Every category gets a version that points at the same weights; doing it again adds nothing."""
+    first = publish_model()
+    again = publish_model()
+
+    assert [v.category for v in first] == sorted(CATEGORIES)
+    assert len({v.weights_uri for v in first}) == 1
+    assert [(v.number, v.aliases) for v in again] == [(1, ("challenger",))] * 2
+    assert first[0].data_version == "abc.dir"
+
+
+def test_what_was_approved_is_what_is_loaded(publish_model):
+    """After approval the champion loads, and a changed byte in its weights is refused."""
+    (version, _) = publish_model()
+    with pytest.raises(RegistryError, match="no champion"):
+        load_champion("disc")
+    approval.approve("disc", by="Ada", reason="looked at it")
+
+    detector, champion = load_champion("disc")
+    assert detector.digest == version.digest
+    assert (champion.approver, champion.approval) == ("Ada", "approved")
+
+    weights = fetch_weights(champion.weights_uri) / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(RegistryError, match="changed"):
+        load_champion("disc")
+
+
+def test_a_category_is_decided_on_its_own(publish_model):
+    """Approving one category leaves the other's challenger waiting."""
+    publish_model()
+    approval.approve("disc", by="Ada", reason="good")
+
+    assert versions.champion("disc").number == 1
+    assert versions.champion("stripes") is None
+    assert versions.challenger("stripes").number == 1
+
+
+def test_rollback_brings_the_last_champion_back(publish_model):
+    """Of two approved versions the first serves again, and the trail tells the story."""
+    publish_model(1)
+    approval.approve("disc", by="Ada", reason="first")
+    publish_model(2)
+    approval.approve("disc", by="Ada", reason="better")
+
+    approval.rollback("disc", by="Grace", reason="false alarms")
+
+    trail = audit.read_trail("disc")
+    assert versions.champion("disc").number == 1
+    assert [e.action for e in trail] == ["register", "approve", "register", "approve", "rollback"]
+    assert trail[-1].by == "Grace"
+    assert audit.find_breaks(trail) == []
+
+
+def test_rejection_keeps_the_champion(publish_model):
+    """A rejected challenger waits no more."""
+    publish_model(1)
+    approval.approve("disc", by="Ada", reason="first")
+    publish_model(2)
+    approval.reject("disc", by="Ada", reason="worse")
+
+    assert versions.champion("disc").number == 1
+    assert versions.challenger("disc") is None
+
+
+def test_of_two_approvals_one_wins_and_the_other_is_told(publish_model):
+    """Two people at once: one approval, one error that names the winner."""
+    publish_model()
+
+    def approve(name):
+        try:
+            return approval.approve("disc", by=name, reason="good").approver
+        except RegistryError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(approve, ["Ada", "Grace"]))
+
+    winner = versions.champion("disc").approver
+    assert sum(outcome == winner for outcome in outcomes) == 1
+    assert any(winner in outcome and outcome != winner for outcome in outcomes)
+
+
+def test_a_version_that_the_gate_rejected_needs_an_override(publish_model):
+    """The gate's word holds unless a person overrides it."""
+    publish_model()
+    versions.set_gate_result(
+        "disc", 1, GateResult(verdict="reject", reasons=["image_auroc low"], judged_at=audit.now())
+    )
+
+    with pytest.raises(RegistryError, match="gate"):
+        approval.approve("disc", by="Ada", reason="hurry")
+    approval.approve("disc", by="Ada", reason="the reference images are wrong", override=True)
+
+    assert versions.champion("disc").number == 1
+
+
+def test_an_alias_set_by_hand_is_noticed(publish_model):
+    """Somebody moves the champion alias in MLflow: it is recorded, and then served."""
+    publish_model()
+    versions.set_alias("disc", "champion", 1)
+
+    entries = approval.reconcile("disc")
+
+    assert entries
+    assert load_champion("disc")[1].number == 1
+
+
+def test_names_and_reasons_are_required(publish_model):
+    """An approval without a reason is refused, and nothing changes."""
+    publish_model()
+
+    with pytest.raises(RegistryError):
+        approval.approve("disc", by="Ada", reason=" ")
+
+    assert versions.champion("disc") is None
+
+
+def test_a_killed_training_goes_on_in_its_run(store):
+    """The same training, started again, logs to the same run, each step once."""
+    from onenip.registry.store import connect
+
+    manifest = store / "manifest.csv"
+    manifest.write_text("x")
+    tracked = training_run({"seed": 0}, manifest=manifest)
+    run = tracked.__enter__()
+    run.log(1, {"loss": 2.0})
+    run.close(status="KILLED")
+    with training_run({"seed": 0}, manifest=manifest) as again:
+        again.log(1, {"loss": 2.0})
+        again.log(2, {"loss": 1.0})
+
+    history = connect().get_metric_history(again.run_id, "loss")
+    assert again.run_id == run.run_id
+    assert [point.step for point in history] == [1, 2]
