@@ -22,6 +22,15 @@ from onenip.version import __version__
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
 CACHE_DIR = Path("artifacts/cache")
 
+_SHAPING = (
+    "seed",
+    "data",
+    "synthesize",
+    "model",
+    "train",
+    "calibrate",
+)  # what the model depends on
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +58,7 @@ def run(
         "onenip_version": __version__,
         "data_version": versioning.read_data_version(),
         "manifest_sha256": hash_file(manifest),
-        "params": params.dump(),
+        "params": {key: value for key, value in params.dump().items() if key in _SHAPING},
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
     }
     with training_run(
