@@ -26,7 +26,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GROUPS = ("stages", "data", "model", "predict", "export", "provenance", "registry", "arrivals")
+GROUPS = (
+    "stages",
+    "data",
+    "model",
+    "predict",
+    "export",
+    "provenance",
+    "registry",
+    "arrivals",
+    "serve",
+)
 
 
 @app.callback()

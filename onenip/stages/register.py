@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onenip import versioning
 from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.versions import Version
+from onenip.versioning import describe_checkout
 
 
 def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Version]:
@@ -29,6 +29,6 @@ def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Versio
         model_dir,
         evaluation_dir=evaluation_dir,
         params=params.dump(),
-        facts=versioning.describe_checkout(),
+        facts=describe_checkout(),
         experiment=params.register_.experiment,
     )

@@ -1,0 +1,237 @@
+"""The HTTP interface: `POST /predict`, health, readiness, metrics, and its own description at `/docs`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.security import APIKeyHeader
+from numpy import uint8
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+from starlette.responses import JSONResponse
+
+from onenip.errors import ImageError
+from onenip.images import load_image
+from onenip.predicting import describe_prediction
+from onenip.serving.champions import Champions, Serving
+from onenip.serving.queue import BusyQueueError, JudgingQueue
+from onenip.version import __version__
+
+_KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+_TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How the server behaves.
+
+    Attributes:
+        api_key: what a client must send as `X-API-Key`; empty asks for none.
+        max_bytes: of a request.
+        max_pixels: of an image.
+        max_waiting: requests that may wait; more get 503.
+        max_batch: requests judged in one go.
+        refresh_seconds: time between two looks into the registry; 0 never looks.
+    """
+
+    api_key: str = ""
+    max_bytes: int = 32 << 20
+    max_pixels: int = 50_000_000
+    max_waiting: int = 64
+    max_batch: int = 8
+    refresh_seconds: float = 20.0
+
+
+class ImageRequest(BaseModel):
+    """An image to judge."""
+
+    image: str = Field(description="base64 of an image file: PNG, JPEG, BMP, TIFF or WebP")
+    category: str | None = Field(None, description="product category; left out, it is told")
+
+
+class _Metrics:
+    """What Prometheus is told."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        labels = ["category", "verdict"]
+        self.verdicts = Counter("onenip_verdicts", "Verdicts given", labels, registry=self.registry)
+        self.refused = Counter(
+            "onenip_refused", "Requests refused", ["code"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "onenip_predict_seconds", "Time to judge an image", registry=self.registry
+        )
+        self.waiting = Gauge("onenip_waiting", "Requests that wait", registry=self.registry)
+        self.version = Gauge(
+            "onenip_version", "Version that serves", ["category"], registry=self.registry
+        )
+
+
+def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
+    """The web application.
+
+    Args:
+        champions: who answers; refreshed while the application runs.
+        settings: limits and key.
+    """
+    metrics = _Metrics()
+    queue = JudgingQueue(max_waiting=settings.max_waiting, max_batch=settings.max_batch)
+
+    @asynccontextmanager
+    async def run(_app: FastAPI) -> AsyncIterator[None]:
+        queue.start()
+        following = asyncio.create_task(_follow(champions, settings.refresh_seconds))
+        yield
+        following.cancel()
+        await queue.stop()
+
+    app = FastAPI(title="onenip", version=__version__, lifespan=run)
+    _limit_requests(app, settings, metrics)
+
+    def check_key(key: Annotated[str | None, Depends(_KEY_HEADER)]) -> None:
+        if settings.api_key and not secrets.compare_digest(key or "", settings.api_key):
+            raise HTTPException(401, "wrong or missing X-API-Key")
+
+    async def judge(content: bytes, category: str | None) -> dict[str, Any]:
+        serving = _choose(champions, category)
+        image = await asyncio.to_thread(_decode, content, settings.max_pixels)
+        try:
+            with metrics.seconds.time():
+                found = await queue.judge(serving, image, category)
+        except BusyQueueError as error:
+            raise HTTPException(_BUSY, str(error), {"Retry-After": "1"}) from error
+        answering = champions.find(found.category)
+        if answering is None:
+            detail = f"looks like {found.category}, which has no approved model"
+            raise HTTPException(_NOT_FOUND, detail)
+        verdict = "anomalous" if found.is_anomalous else "normal"
+        metrics.verdicts.labels(found.category, verdict).inc()
+        return describe_prediction(found) | {
+            "version": serving.version,
+            "digest": serving.detector.digest,
+            "warning": serving.problem or champions.problem,
+        }
+
+    @app.post("/predict", dependencies=[Depends(check_key)])
+    async def predict(request: ImageRequest) -> dict[str, Any]:
+        """Judge an image that is sent as base64."""
+        try:
+            content = base64.b64decode(request.image, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise HTTPException(_UNPROCESSABLE, f"image: not base64: {error}") from error
+        return await judge(content, request.category)
+
+    @app.post("/predict/file", dependencies=[Depends(check_key)])
+    async def predict_file(
+        file: Annotated[UploadFile, File(description="an image file")],
+        category: Annotated[str | None, Form()] = None,
+    ) -> dict[str, Any]:
+        """Judge an image that is uploaded as a file."""
+        return await judge(await file.read(), category)
+
+    @app.get("/categories", dependencies=[Depends(check_key)])
+    async def categories() -> list[dict[str, Any]]:
+        """Which version answers for which category."""
+        return [_describe(serving) for serving in champions.list_serving()]
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether the process lives."""
+        return {"status": "alive"}
+
+    @app.get("/ready")
+    async def ready(response: Response) -> dict[str, Any]:
+        """Whether anything can be answered; 503 until a champion is loaded."""
+        serving = champions.list_serving()
+        if not serving:
+            response.status_code = _BUSY
+        return {"ready": bool(serving), "fresh": champions.is_fresh, "problem": champions.problem}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """Figures for Prometheus."""
+        metrics.waiting.set(queue.waiting)
+        for serving in champions.list_serving():
+            metrics.version.labels(serving.category).set(serving.version)
+        return Response(generate_latest(metrics.registry), media_type=METRICS_TYPE)
+
+    return app
+
+
+def _choose(champions: Champions, category: str | None) -> Serving:
+    """Who answers.
+
+    Raises:
+        HTTPException: 404 for a category without a champion, 503 if nothing serves, 422 if the category has
+            to be said because several models serve.
+    """
+    serving = champions.list_serving()
+    if not serving:
+        raise HTTPException(_BUSY, "no category has an approved model", {"Retry-After": "20"})
+    if category is not None:
+        found = champions.find(category)
+        if found is None:
+            known = ", ".join(s.category for s in serving)
+            raise HTTPException(_NOT_FOUND, f"{category}: no approved model; there is {known}")
+        return found
+    if len({s.detector.digest for s in serving}) > 1:
+        raise HTTPException(_UNPROCESSABLE, "several models serve: say the category")
+    return serving[0]
+
+
+def _decode(content: bytes, max_pixels: int) -> NDArray[uint8]:
+    try:
+        return load_image(content, max_pixels=max_pixels)
+    except ImageError as error:
+        code = _TOO_LARGE if "pixels" in error.reason else _UNPROCESSABLE
+        raise HTTPException(code, f"image: {error.reason}") from error
+
+
+def _describe(serving: Serving) -> dict[str, Any]:
+    known = serving.detector.spec.categories[serving.category]
+    return {
+        "category": serving.category,
+        "version": serving.version,
+        "digest": serving.detector.digest,
+        "threshold": known.image_threshold,
+        "is_provisional": known.is_provisional,
+        "warning": serving.problem,
+    }
+
+
+def _limit_requests(app: FastAPI, settings: ServeSettings, metrics: _Metrics) -> None:
+    """Refuse what is too large before it is read, and count what is refused."""
+
+    @app.middleware("http")
+    async def limit(
+        request: Request, call_next: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
+        length = request.headers.get("content-length", "")
+        if request.method == "POST" and not length.isdigit():
+            response: Response = JSONResponse({"detail": "Content-Length is needed"}, 411)
+        elif length.isdigit() and int(length) > settings.max_bytes:
+            detail = f"a request may have {settings.max_bytes} bytes, not {length}"
+            response = JSONResponse({"detail": detail}, _TOO_LARGE)
+        else:
+            response = await call_next(request)
+        if response.status_code >= 400:
+            metrics.refused.labels(response.status_code).inc()
+        return response
+
+
+async def _follow(champions: Champions, seconds: float) -> None:
+    """Look into the registry again and again, in a thread: requests go on meanwhile."""
+    while seconds > 0:
+        await asyncio.to_thread(champions.refresh)
+        await asyncio.sleep(seconds)

@@ -1,0 +1,194 @@
+"""`onenip serve`: the same answers as everywhere, and never a wrong one."""
+
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from onenip.registry import approval
+from onenip.serving.champions import Champions
+from onenip.serving.web import ServeSettings, build_app
+
+
+@pytest.fixture
+def image_file(tiny_data):
+    return next((tiny_data / "disc/test/spot").iterdir())
+
+
+@pytest.fixture
+def client(tiny_model):
+    app = build_app(Champions.of_folder(tiny_model), ServeSettings(max_bytes=350_000))
+    with TestClient(app) as found:
+        yield found
+
+
+def encode(content):
+    return base64.b64encode(content).decode()
+
+
+def test_it_answers_as_the_detector_does(client, tiny_detector, image_file):
+    """Base64 and upload give the score of `Detector.predict`, to the last bit."""
+    expected = tiny_detector.predict([image_file], category="disc")[0]
+    body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+
+    sent = client.post("/predict", json=body).json()
+    uploaded = client.post(
+        "/predict/file", files={"file": image_file.read_bytes()}, data={"category": "disc"}
+    ).json()
+
+    assert sent["score"] == uploaded["score"] == expected.score
+    assert sent["verdict"] == ("anomalous" if expected.is_anomalous else "normal")
+    assert sent["digest"] == tiny_detector.digest
+
+
+def test_the_category_can_be_told(client, image_file):
+    """Without a category the answer says which it looks like."""
+    answer = client.post("/predict", json={"image": encode(image_file.read_bytes())}).json()
+
+    assert (answer["category"], answer["category_was_told"]) == ("disc", True)
+
+
+def make_large():
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((16_000, 16_000), np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "category", "code"),
+    [
+        (b"plain text", "disc", 422),
+        (b"", "disc", 422),
+        (b"\x89PNG\r\n\x1a\n1234", "disc", 422),
+        (b"x" * 400_000, "disc", 413),
+        (None, "no-such", 404),
+    ],
+    ids=["text", "empty", "truncated", "too-many-bytes", "unknown-category"],
+)
+def test_bad_requests_are_refused_by_code(client, image_file, content, category, code):
+    """Each kind of bad request has its HTTP status and a reason; the server goes on."""
+    body = image_file.read_bytes() if content is None else content
+    answer = client.post("/predict", json={"image": encode(body), "category": category})
+
+    assert answer.status_code == code
+    assert answer.json()["detail"]
+    assert client.get("/health").status_code == 200
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(client):
+    """256 megapixels in a small file get 413."""
+    body = {"image": encode(make_large()), "category": "disc"}
+
+    assert client.post("/predict", json=body).status_code == 413
+
+
+def test_a_key_is_asked_for(tiny_model, image_file):
+    """With a key set, a request without it gets 401."""
+    app = build_app(Champions.of_folder(tiny_model), ServeSettings(api_key="secret"))
+    body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+    with TestClient(app) as client:
+        without = client.post("/predict", json=body).status_code
+        wrong = client.post("/predict", json=body, headers={"X-API-Key": "guess"}).status_code
+        right = client.post("/predict", json=body, headers={"X-API-Key": "secret"}).status_code
+
+    assert (without, wrong, right) == (401, 401, 200)
+
+
+def test_metrics_and_description(client, image_file):
+    """Prometheus sees verdicts, and OpenAPI describes the interface."""
+    client.post("/predict", json={"image": encode(image_file.read_bytes()), "category": "disc"})
+
+    assert 'onenip_verdicts_total{category="disc"' in client.get("/metrics").text
+    assert "/predict" in client.get("/openapi.json").json()["paths"]
+    assert [row["category"] for row in client.get("/categories").json()] == ["disc", "stripes"]
+
+
+def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_file):
+    """An empty registry: not ready, and 503 for a request."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    champions = Champions()
+    champions.refresh()
+    with TestClient(build_app(champions, ServeSettings(refresh_seconds=0))) as client:
+        body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+
+        assert client.get("/ready").status_code == 503
+        assert client.post("/predict", json=body).status_code == 503
+
+
+def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch, tiny_model):
+    """An approval is served after the next look; a registry that is gone changes nothing."""
+    from onenip.registry.publishing import publish
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    row = {"image_auroc": 0.9}
+    content = {"mean": row, "categories": {"disc": row, "stripes": row}}
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    (evaluation / "metrics.json").write_text(json.dumps(content))
+    publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
+    switched = []
+    champions = Champions(on_switch=lambda s: switched.append((s.category, s.version)))
+    champions.refresh()
+    assert champions.list_serving() == []
+
+    approval.approve("disc", by="Ada", reason="good")
+    champions.refresh()
+    assert switched == [("disc", 1)]
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    champions.refresh()
+    assert champions.find("disc").version == 1
+    assert not champions.is_fresh
+
+
+@pytest.mark.timeout(180)
+def test_two_hundred_clients_at_once(tiny_model, image_file):
+    """A real server under 200 clients answers or says 503, and never gives a wrong score."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "onenip", "serve", "--model", str(tiny_model)]
+    process = subprocess.Popen([*command, "--port", str(port), "--max-waiting", "32"])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{address}/ready").is_success:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.3)
+        body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+        start = threading.Barrier(200)
+
+        def ask(_):
+            start.wait()
+            return httpx.post(f"{address}/predict", json=body, timeout=90)
+
+        with ThreadPoolExecutor(200) as pool:
+            answers = list(pool.map(ask, range(200)))
+        codes = {answer.status_code for answer in answers}
+        scores = {answer.json()["score"] for answer in answers if answer.status_code == 200}
+    finally:
+        process.terminate()
+        process.wait(30)
+
+    assert codes <= {200, 503}
+    assert 200 in codes
+    assert len(scores) == 1
