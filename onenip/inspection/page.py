@@ -96,9 +96,9 @@ def _draw_answer(name: str, image: NDArray[np.uint8], category: str, candidate: 
     )
     regions = find_regions(found.map, threshold=threshold, min_area_px=4)
     left, right = st.columns(2)
-    left.image(image, caption="image", use_container_width=True)
+    left.image(image, caption="image", width="stretch")
     heat = draw_heat(image, found.map, regions, threshold=threshold)
-    right.image(heat, caption="heat map", use_container_width=True)
+    right.image(heat, caption="heat map", width="stretch")
     st.pyplot(
         draw_score(found.score, found.threshold, detector.spec.categories[category].normal_scores)
     )
@@ -130,7 +130,15 @@ def _draw_decision(category: str, candidates: list[Candidate]) -> None:
     if waiting is None:
         return
     st.subheader(f"Version {waiting.number} of {category} waits for a decision", divider="gray")
-    st.json(waiting.metrics, expanded=False)
+    serving = next((c.version for c in candidates if c.role == "champion"), None)
+    st.dataframe(
+        [
+            {"": f"{role} {version.number}", **{k: round(v, 3) for k, v in version.metrics.items()}}
+            for role, version in (("champion", serving), ("challenger", waiting))
+            if version is not None
+        ],
+        hide_index=True,
+    )
     if waiting.gate is not None:
         st.markdown(f"The gate says **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
     with st.form("decision"):

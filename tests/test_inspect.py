@@ -1,0 +1,97 @@
+"""`onenip inspect`, driven in a real browser: pictures are shown, and a decision is taken."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from onenip.registry import versions
+from onenip.registry.publishing import publish
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync "
+    "--disable-dev-shm-usage"
+)
+
+pytestmark = [
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine"),
+    pytest.mark.timeout(240),
+]
+
+
+def start_page(folder, *arguments):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "onenip", "inspect", "--port", str(port), *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=os.environ, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/_stcore/health").is_success:
+                break
+        except httpx.HTTPError:
+            time.sleep(0.3)
+    return process, f"http://127.0.0.1:{port}"
+
+
+def stop_page(process):
+    import psutil
+
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    for one in family:
+        one.terminate()
+    psutil.wait_procs(family, timeout=20)
+
+
+@pytest.fixture
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        yield found
+        found.close()
+
+
+def test_a_person_looks_and_approves(
+    tmp_path, monkeypatch, tiny_model, tiny_detector, tiny_data, browser
+):
+    """The challenger's heat map is shown without console errors; the form makes it champion."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    row = {"image_auroc": 0.9}
+    content = {"mean": row, "categories": {"disc": row, "stripes": row}}
+    (evaluation / "metrics.json").write_text(json.dumps(content))
+    publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
+    process, address = start_page(tmp_path, "--folder", str(tiny_data))
+    try:
+        page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
+        page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        page.goto(address)
+        page.wait_for_selector("text=heat map", timeout=90_000)
+        page.wait_for_selector("text=challenger: version 1")
+        pictures = page.eval_on_selector_all("img", "found => found.map(i => i.naturalWidth)")
+        page.get_by_label("Your name").fill("Ada")
+        page.get_by_label("Reason").fill("looked at it")
+        page.get_by_role("button", name="Approve").click()
+        page.wait_for_selector("text=was approved by Ada", timeout=60_000)
+    finally:
+        stop_page(process)
+
+    assert len(pictures) >= 2
+    assert min(pictures) > 0
+    assert errors == []
+    champion = versions.champion("disc")
+    assert (champion.number, champion.approver) == (1, "Ada")
+    assert champion.digest == tiny_detector.digest
