@@ -1,0 +1,91 @@
+"""Presets: each starts for real, with random weights where its own need a model hub."""
+
+import pytest
+
+from onenip.errors import ParamsError
+from onenip.params import Params
+from onenip.preset import list_presets, load_preset, merge, render
+from tests.tiny import fit_tiny
+
+QUICK = ("cpu", "demo", "paper-lite2")
+
+
+def start(name, tiny_data, folder):
+    """Two steps of a preset on the tiny data; hub weights are replaced by random ones."""
+    values = load_preset(name).dump()
+    weights = "random" if values["model"]["weights"] == "pretrained" else "package"
+    overlay = {
+        "train": {"max_steps": 2, "batch_size": 2, "log_steps": 1},
+        "model": {"weights": weights},
+        "data": {"calibration_fraction": 0.3},
+        "synthesize": {"per_image": 1},
+    }
+    return fit_tiny(tiny_data, Params.parse(merge(values, overlay)), folder)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_an_embedded_preset_starts(name, tiny_data, tmp_path):
+    """Two steps through the real entry point."""
+    assert [row["step"] for row in start(name, tiny_data, tmp_path).history] == [1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", sorted(set(list_presets()) - set(QUICK)))
+def test_every_other_preset_starts(name, tiny_data, tmp_path):
+    """Two steps with random weights: the architectures of EfficientNet-B4 and DINOv2."""
+    assert [row["step"] for row in start(name, tiny_data, tmp_path).history] == [1, 2]
+
+
+def test_paper_presets_are_the_papers_model():
+    """Size, schedule and scoring as published; nothing of ours on top."""
+    paper = load_preset("paper-mvtec-320")
+
+    assert paper.model.input_size == (320, 320)
+    assert (paper.model.width, paper.model.heads, paper.model.neighbor_size) == (256, 8, 7)
+    assert (paper.model.encoder_layers, paper.model.decoder_layers) == (4, 4)
+    assert (paper.model.refiner, paper.model.memory_tokens) == ("paper", 0)
+    assert not paper.model.standardize
+    assert (paper.train.epochs, paper.train.step_epoch) == (1000, 800)
+    assert (paper.train.learning_rate, paper.train.gradient_clip) == (1e-4, 0.1)
+    assert (paper.calibrate.fusion, paper.calibrate.prompts) == ("paper", 1)
+
+
+def test_an_unknown_preset_is_named():
+    """The error lists what there is."""
+    with pytest.raises(ParamsError, match=r"no preset 'papr'.*paper-visa"):
+        load_preset("papr")
+
+
+def test_rendered_params_read_back_equal(tmp_path):
+    """What `onenip preset` writes is what it means."""
+    params = load_preset("paper-visa-256")
+    (tmp_path / "params.yaml").write_text(render(params))
+
+    assert Params.load(tmp_path / "params.yaml") == params
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("train:\n  epoch: 3\n", "train.epoch"),
+        ('train:\n  epochs: "3"\n', "train.epochs"),
+        ("model:\n  width: 130\n  heads: 4\n", "model.width"),
+        ("model:\n  memory_tokens: 0\n", "model.memory_tokens"),
+        ("model: [1, 2\n", "YAML"),
+        ("just text\n", "keys and values"),
+        ("model:\n  input_size: [224]\n", "model.input_size"),
+    ],
+)
+def test_wrong_params_name_the_key(tmp_path, text, key):
+    """Unknown keys, wrong types and contradictions are one error that names the key."""
+    (tmp_path / "params.yaml").write_text(text)
+
+    with pytest.raises(ParamsError, match=key.replace(".", r"\.")):
+        Params.load(tmp_path / "params.yaml")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """No params file, one line."""
+    with pytest.raises(ParamsError, match="no such params file"):
+        Params.load(tmp_path / "params.yaml")
