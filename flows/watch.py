@@ -30,6 +30,7 @@ from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
 from onenip.params import Params  # noqa: E402
+from onenip.registry import approval  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
 
 DEPLOYMENT = "retrain/retrain"
@@ -37,9 +38,14 @@ DEPLOYMENT = "retrain/retrain"
 
 @flow(name="watch", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
 def watch() -> State[Any]:
-    """Count what waits, and start retraining if it is due."""
+    """Count what waits, and start retraining if it is due.
+
+    Also notices a champion that somebody set by hand in MLflow, and records it.
+    """
     params = Params.load()
     try:
+        for entry in approval.reconcile_all():
+            get_run_logger().warning("%s: %s", entry.category, entry.reason)
         address = params.retrain.require_inbox()
         inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
         with open_journal() as journal:

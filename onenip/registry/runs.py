@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "onenip"
 DIGEST_TAG = "onenip.model_digest"
 FINGERPRINT_TAG = "onenip.fingerprint"
+VALIDATION_FILES = ("summary.json", "quarantine.csv", "manifest.csv")
 EVALUATION_TAG = "onenip.evaluation"
 
 _METRICS_PER_REQUEST = 1000  # MLflow's limits of one log_batch
@@ -147,6 +148,8 @@ def find_run(client: MlflowClient, digest: str, *, experiment: str = EXPERIMENT)
 def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Log what `onenip evaluate` wrote: metrics per category and mean, report and pictures.
 
+    What `onenip validate` wrote beside it goes along: its summary and what it left out.
+
     Done once per content of `metrics.json`: asking again changes nothing.
 
     Args:
@@ -175,4 +178,8 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         ]
         client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in named])
         client.log_artifacts(run_id, str(folder), "evaluation")
+        for name in VALIDATION_FILES:  # beside it, where the pipeline wrote them
+            file = folder.parent / "validation" / name
+            if file.is_file():
+                client.log_artifact(run_id, str(file), "validation")
         send_tags(client, run_id, {EVALUATION_TAG: digest})
