@@ -158,7 +158,11 @@ def embed_cached(
             embedded = network.embed(batch.to(network.coarse_mean.device))
             coarse.append(embedded.coarse.float().cpu())
             fine.append(embedded.fine.half().cpu())
-    features = Features(torch.cat(coarse).clone(), torch.cat(fine).clone())
+    # laid out as the cache gives them back: sums over another layout differ in their last bits
+    layout = torch.contiguous_format
+    features = Features(
+        torch.cat(coarse).clone(memory_format=layout), torch.cat(fine).clone(memory_format=layout)
+    )
     if cache_dir is not None:
         cache_dir.mkdir(parents=True, exist_ok=True)
         for kind, tensor in (("coarse", features.coarse), ("fine", features.fine)):

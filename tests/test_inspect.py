@@ -81,6 +81,9 @@ def test_a_person_looks_and_approves(
         page.goto(address)
         page.wait_for_selector("text=heat map", timeout=90_000)
         page.wait_for_selector("text=challenger: version 1")
+        page.wait_for_function(
+            "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+        )
         pictures = page.eval_on_selector_all("img", "found => found.map(i => i.naturalWidth)")
         page.get_by_label("Your name").fill("Ada")
         page.get_by_label("Reason").fill("looked at it")

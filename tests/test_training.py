@@ -28,6 +28,18 @@ def test_the_same_seed_gives_the_same_weights(tiny_data, tiny_params, tiny_fit, 
     assert again.history == tiny_fit.history
 
 
+def test_cached_features_give_the_same_weights(tiny_data, tiny_params, tiny_fit, tmp_path):
+    """A training that finds its features in the cache ends as one that computes them."""
+    first = fit_tiny(tiny_data, tiny_params, tmp_path / "a", cache=tmp_path / "cache")
+    second = fit_tiny(tiny_data, tiny_params, tmp_path / "b", cache=tmp_path / "cache")
+
+    assert list((tmp_path / "cache/features").glob("*.npy"))
+    assert_same_weights(tiny_fit.detector, first.detector)
+    assert_same_weights(first.detector, second.detector)
+    assert torch.equal(first.detector.network.coarse_mean, second.detector.network.coarse_mean)
+    assert first.detector.spec == second.detector.spec
+
+
 class KilledError(Exception):
     """Stands for the kill."""
 

@@ -100,7 +100,12 @@ def list_samples(root: Path, params: Params) -> list[Sample]:
 
 
 def fit_tiny(
-    root: Path, params: Params, folder: Path, *, checkpoint: Path | None = None
+    root: Path,
+    params: Params,
+    folder: Path,
+    *,
+    checkpoint: Path | None = None,
+    cache: Path | None = None,
 ) -> FitResult:
     """A detector really fitted to the tiny data, in a second or two."""
     samples = list_samples(root, params)
@@ -117,7 +122,7 @@ def fit_tiny(
         bank=synthetic_bank.read(bank),
         provenance={},
         checkpoint_dir=checkpoint or folder / "checkpoint",
-        cache_dir=None,
+        cache_dir=cache,
         on_log=lambda _step, _losses: None,
         progress=False,
     )
