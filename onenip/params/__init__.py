@@ -1,0 +1,130 @@
+"""Typed, frozen view of `params.yaml`: one class per top-level key, unknown keys are errors.
+
+Read once, at the edge (`Params.load`); nothing below the stages sees more than its own section.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from onenip.errors import ParamsError
+from onenip.params.detection import CalibrateParams, EvaluateParams, ModelParams, TrainParams
+from onenip.params.images import DataParams, DownloadParams, SynthesizeParams, ValidateParams
+from onenip.params.operation import (
+    CategoryGateParams,
+    DriftParams,
+    GateParams,
+    NotifyParams,
+    RegisterParams,
+    RetrainParams,
+)
+from onenip.params.section import Section
+
+__all__ = [
+    "DEFAULT_PATH",
+    "CalibrateParams",
+    "CategoryGateParams",
+    "DataParams",
+    "DownloadParams",
+    "DriftParams",
+    "EvaluateParams",
+    "GateParams",
+    "ModelParams",
+    "NotifyParams",
+    "Params",
+    "RegisterParams",
+    "RetrainParams",
+    "Section",
+    "SynthesizeParams",
+    "TrainParams",
+    "ValidateParams",
+    "read_yaml",
+    "to_params_error",
+]
+
+DEFAULT_PATH = Path("params.yaml")
+
+
+class Params(Section):
+    """All of `params.yaml`.
+
+    Attributes are named as the keys of the file, but for `validate`, which pydantic reserves and which is
+    `validation` here.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, populate_by_name=False
+    )
+
+    seed: int = Field(0, ge=0, description="root of every random choice")
+    data: DataParams = DataParams()
+    download: DownloadParams = DownloadParams()
+    validation: ValidateParams = Field(ValidateParams(), alias="validate")
+    synthesize: SynthesizeParams = SynthesizeParams()
+    model: ModelParams = ModelParams()
+    train: TrainParams = TrainParams()
+    calibrate: CalibrateParams = CalibrateParams()
+    evaluate: EvaluateParams = EvaluateParams()
+    register_: RegisterParams = Field(RegisterParams(), alias="register")
+    gate: GateParams = GateParams()
+    retrain: RetrainParams = RetrainParams()
+    drift: DriftParams = DriftParams()
+    notify: NotifyParams = NotifyParams()
+
+    @classmethod
+    def load(cls, path: Path | str = DEFAULT_PATH) -> Self:
+        """Params of a YAML file.
+
+        Raises:
+            ParamsError: if the file is missing, is no YAML, or has an unknown, missing or wrongly typed key;
+                the message names the key.
+        """
+        return cls.parse(read_yaml(Path(path)), origin=str(path))
+
+    @classmethod
+    def parse(cls, values: dict[str, Any], *, origin: str = "params") -> Self:
+        """Params from plain values, as YAML or JSON would give them; `origin` is named in errors."""
+        try:
+            # JSON, because strict mode takes a list for a tuple only from there
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            raise to_params_error(error, origin=origin) from error
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values with the file's own keys; `Params.parse` of them gives equal params."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML 1.2 file (`1e-4` is a number there, as DVC reads it).
+
+    Raises:
+        ParamsError: if the file is missing or holds no mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: no such params file") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: expected keys and values")
+    return values
+
+
+def to_params_error(error: ValidationError, *, origin: str) -> ParamsError:
+    """One readable error that names every offending key of a failed validation."""
+    problems = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        message = "unknown key" if detail["type"] == "extra_forbidden" else detail["msg"]
+        problems.append((key, f"{key}: {message}" if key else message))
+    text = "; ".join(problem for _, problem in problems)
+    return ParamsError(f"{origin}: {text}", key=problems[0][0])

@@ -1,0 +1,162 @@
+"""Sections about images: where they come from, what is usable, what is made of them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from onenip.params.section import Fraction, Section
+
+SYNTHETIC_KINDS = frozenset(
+    {"cutpaste", "scar", "perlin", "misplaced", "stain", "scratch", "erased"}
+)
+
+
+class DataParams(Section):
+    """Where the images are and how normal ones are divided."""
+
+    root: str = Field("data", description="folder in MVTec layout, versioned by data.dvc")
+    calibration_fraction: Fraction = Field(
+        0.15,
+        ge=0,
+        lt=1,
+        description="share of normal training images kept for thresholds and scales, by hash",
+    )
+    holdout_fraction: Fraction = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of normal training images that nothing is fitted to, by hash",
+    )
+
+    @model_validator(mode="after")
+    def _leave_images_to_fit(self) -> Self:
+        if self.calibration_fraction + self.holdout_fraction >= 1:
+            raise ValueError("data.calibration_fraction + data.holdout_fraction must be below 1")
+        return self
+
+
+class DownloadParams(Section):
+    """Limits of what `onenip download` accepts."""
+
+    workers: int = Field(8, ge=1, description="parallel transfers")
+    max_unpacked_gib: float = Field(
+        100.0, gt=0, description="GiB that an archive may unpack to, at most"
+    )
+    max_unpacked_ratio: float = Field(
+        200.0, gt=1, description="times its size that an archive may unpack to, from 64 MiB on"
+    )
+    textures: str = Field("textures", description="folder that texture sources (dtd) go to")
+    urls: dict[str, str] = Field(
+        {}, description="other addresses of mvtec, visa, btad, dtd, magnetic-tile, such as mirrors"
+    )
+
+
+class ValidateParams(Section):
+    """What a usable image is."""
+
+    min_side_px: int = Field(16, ge=1, description="shortest side of a usable image in px")
+    max_pixels: int = Field(
+        100_000_000, ge=1, description="height times width of the largest image that is decoded"
+    )
+    min_contrast: float = Field(
+        0.004, ge=0, le=1, description="least standard deviation of grey values, 0..1"
+    )
+    brightness_range: tuple[float, float] = Field(
+        (0.004, 0.996), description="mean grey value of an image that is not black or white, 0..1"
+    )
+    max_deviation: float = Field(
+        8.0,
+        gt=0,
+        description="usual range of size, aspect, brightness and sharpness, in robust deviations",
+    )
+    near_duplicate_bits: int = Field(
+        2,
+        ge=0,
+        le=64,
+        description="bits of 64 in which perceptual hashes of near-duplicates differ",
+    )
+    min_train_images: int = Field(
+        8, ge=1, description="normal training images that a category should have"
+    )
+    severities: dict[str, Literal["error", "quarantine", "warning", "off"]] = Field(
+        {}, description="rules whose severity differs from the built-in one, by name of the rule"
+    )
+
+
+class SynthesizeParams(Section):
+    """How normal images are turned into anomalous ones; lengths in px are for a side of 224 px."""
+
+    per_image: int = Field(2, ge=1, description="synthetic anomalies stored per normal image")
+    kinds: dict[str, float] = Field(
+        {
+            "cutpaste": 0.1,
+            "scar": 0.1,
+            "perlin": 0.2,
+            "misplaced": 0.2,
+            "stain": 0.15,
+            "scratch": 0.15,
+            "erased": 0.1,
+        },
+        description="kinds of anomaly and their shares, which need not add up to 1",
+    )
+    textures: str | None = Field(
+        None, description="folder of texture photos; null: textures that onenip draws itself"
+    )
+    foreground_only: bool = Field(
+        True, description="keep anomalies off a plain background, where one can be told"
+    )
+    mask_visible_only: bool = Field(
+        True, description="mask only what visibly changed, not all that was pasted"
+    )
+    grey_stays_grey: bool = Field(
+        True, description="give grey images grey anomalies, as a grey camera would"
+    )
+    min_change: int = Field(8, ge=1, le=255, description="levels by which a pixel visibly changes")
+    min_area_px: int = Field(12, ge=1, description="px that must visibly change, else redrawn")
+    colour_jitter: float = Field(
+        0.4, ge=0, le=1, description="brightness, contrast and saturation of a pasted patch"
+    )
+    hue_jitter: float = Field(0.1, ge=0, le=0.5, description="hue of a pasted patch, in turns")
+    cutpaste_area_fraction: tuple[float, float] = Field((0.02, 0.15), description="of the image")
+    cutpaste_aspect: tuple[float, float] = Field(
+        (0.3, 3.3), description="width over height: first..1 as often as 1..second"
+    )
+    scar_width_px: tuple[float, float] = Field((2.0, 16.0), description="breadth of a scar in px")
+    scar_length_px: tuple[float, float] = Field((10.0, 25.0), description="length of a scar in px")
+    scar_angle_degrees: tuple[float, float] = Field((-45.0, 45.0), description="turn of a scar")
+    perlin_period_powers: tuple[int, int] = Field(
+        (1, 5), description="noise periods per axis, as powers of 2"
+    )
+    perlin_angle_degrees: tuple[float, float] = Field((-5.0, 5.0), description="turn of the noise")
+    perlin_threshold: float = Field(0.5, gt=-1, lt=1, description="noise above it is anomalous")
+    perlin_image_share: tuple[float, float] = Field(
+        (0.0, 0.8), description="share of the image that shines through the texture"
+    )
+    blob_area_fraction: tuple[float, float] = Field(
+        (0.0008, 0.06), description="area of irregular spots, of the image"
+    )
+    shade_levels: tuple[float, float] = Field(
+        (12.0, 120.0), description="levels by which stains and scratches darken or lighten"
+    )
+    scratch_length_fraction: tuple[float, float] = Field(
+        (0.05, 0.7), description="length of a scratch, of the image's shorter side"
+    )
+    scratch_width_px: tuple[float, float] = Field((1.0, 5.0), description="breadth of a scratch")
+
+    @model_validator(mode="after")
+    def _order_ranges(self) -> Self:
+        for key, value in self:
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"synthesize.{key}: the first number is above the second")
+        unknown = set(self.kinds) - SYNTHETIC_KINDS
+        if (
+            unknown
+            or not self.kinds
+            or min(self.kinds.values()) < 0
+            or not any(self.kinds.values())
+        ):
+            known = ", ".join(sorted(SYNTHETIC_KINDS))
+            raise ValueError(f"synthesize.kinds: shares above 0 of {known}; got {self.kinds}")
+        return self
