@@ -35,8 +35,9 @@ def draw_perlin(size: tuple[int, int], periods: tuple[int, int], rng: np.random.
     fade_y, fade_x = _fade(y)[:, None], _fade(x)[None]
 
     def corner(dy: int, dx: int) -> Field:
-        pick = np.ix_(row + dy, column + dx)
-        value = gradient_y[pick] * (y - dy)[:, None] + gradient_x[pick] * (x - dx)[None]
+        slope_y = gradient_y[:, column + dx][row + dy]
+        slope_x = gradient_x[:, column + dx][row + dy]
+        value = slope_y * (y - dy)[:, None] + slope_x * (x - dx)[None]  # in double precision
         return value.astype(np.float32)
 
     top = corner(0, 0) * (1 - fade_x) + corner(0, 1) * fade_x

@@ -88,7 +88,7 @@ class Synthesizer:
             changed = np.repeat(np.asarray(Image.fromarray(changed).convert("L"))[:, :, None], 3, 2)
         if allowed is not None:
             region = region & allowed
-        difference = np.abs(changed.astype(np.int16) - image.astype(np.int16)).max(axis=2)
+        difference = _widest(np.abs(changed.astype(np.int16) - image.astype(np.int16)))
         visible = (difference >= self.params.min_change) & region
         pasted = int(region.sum())
         if self.params.mask_visible_only:
@@ -253,10 +253,15 @@ def find_foreground(image: Pixels) -> Mask | None:
     spread = np.quantile(np.abs(border - background).max(axis=1), 0.9)
     if spread > _BACKGROUND_SPREAD:
         return None
-    distance = np.abs(image.astype(np.float32) - background).max(axis=2)
+    distance = _widest(np.abs(image.astype(np.float32) - background))
     product = ndimage.binary_opening(distance > max(3 * float(spread), 12.0), iterations=1)
     product = ndimage.binary_fill_holes(product)
     return product if 0.05 < product.mean() < 0.95 else None
+
+
+def _widest(difference: NDArray[Any]) -> NDArray[Any]:
+    """Largest of three channels, [H, W, 3] to [H, W]; `max(axis=2)` takes five times as long."""
+    return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
 
 
 def _is_grey(image: Pixels) -> bool:
