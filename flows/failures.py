@@ -1,15 +1,23 @@
-"""Telling the team that a run failed, for whatever reason."""
+"""What follows when a step fails: another attempt where that may help, and telling the team."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from prefect.client.schemas import FlowRun, State
+from prefect.client.schemas import FlowRun, State, TaskRun
 from prefect.flows import Flow
+from prefect.tasks import Task
 
-from onenip.errors import ParamsError
+from onenip.errors import ParamsError, UnreachableError
 from onenip.notices import tell
 from onenip.params import NotifyParams, Params
+
+UNREACHABLE = "Unreachable"  # name of the state of a step whose server is down
+
+
+def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry condition of a task: only a server that is down gets another attempt, no mistake does."""
+    return state.name == UNREACHABLE or isinstance(state.data, UnreachableError)
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

@@ -32,9 +32,10 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact  #
 from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
+from flows.failures import UNREACHABLE, may_pass  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
-from onenip.errors import BusyError, OneNIPError  # noqa: E402
+from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
@@ -55,7 +56,13 @@ class Download:
     sign_request: bool = True
 
 
-@task(name="download", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+@task(
+    name="download",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=may_pass,
+    persist_result=False,
+)
 def download(request: dict[str, Any]) -> State[Any]:
     """Bring the sources' images into `data/`, and name their version in `data.dvc`."""
     from onenip.stages import download as stage
@@ -81,7 +88,13 @@ def reproduce(stage: str) -> State[Any]:
     return _settle(stage, lambda: versioning.repro(stage, on_line=logger.info))
 
 
-@task(name="register", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+@task(
+    name="register",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=may_pass,
+    persist_result=False,
+)
 def register() -> State[Any]:
     """Make the model the challenger of its categories in MLflow."""
     from onenip.stages import register as stage
@@ -207,7 +220,8 @@ def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
         work()
     except OneNIPError as error:
         logging.getLogger("onenip").error("%s: %s", name, error)
-        return Failed(message=f"{name}: {error}")
+        state_name = UNREACHABLE if isinstance(error, UnreachableError) else None
+        return Failed(message=f"{name}: {error}", name=state_name)
     return Completed(message=name)
 
 

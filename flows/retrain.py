@@ -26,9 +26,9 @@ from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people  # noqa: E402
-from flows.failures import tell_failure  # noqa: E402
+from flows.failures import may_pass, tell_failure  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
-from onenip import retraining, versioning  # noqa: E402
+from onenip import branch, retraining, versioning  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
@@ -41,7 +41,13 @@ from onenip.sources.inbox import open_inbox  # noqa: E402
 MANIFEST = Path("artifacts/validation/manifest.csv")
 
 
-@task(name="ingest", retries=2, retry_delay_seconds=[10, 60], persist_result=False)
+@task(
+    name="ingest",
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=may_pass,
+    persist_result=False,
+)
 def take_in() -> IngestResult:
     """Take in everything that waits in the inbox."""
     params = Params.load()
@@ -87,7 +93,13 @@ def judge_model() -> dict[str, GateResult]:
     return results
 
 
-@task(name="register", retries=2, retry_delay_seconds=[5, 30], persist_result=False)
+@task(
+    name="register",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=may_pass,
+    persist_result=False,
+)
 def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateResult]]:
     """Register the new model with what the gate says; versions that wait for a person come back."""
     from onenip.stages import register as stage
@@ -106,15 +118,20 @@ def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateR
 
 
 @task(name="commit", persist_result=False)
-def commit_training() -> None:
-    """Commit what the new model was made with on the branch of arrivals; note which images it saw."""
+def commit_training(last: int) -> None:
+    """Commit and push what the new model was made with on the branch of arrivals; note which images it saw.
+
+    Args:
+        last: number of the latest arrival when training began.
+    """
     params = Params.load()
     paths = [p for p in (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH) if p.is_file()]
-    message = "Retrain on arrived images"
-    versioning.commit(paths, message=message, branch=params.retrain.branch)
+    name, remote = params.retrain.branch, params.retrain.git_remote
+    versioning.commit(paths, message="Retrain on arrived images", branch=name)
+    if remote is not None and branch.has_remote(remote):
+        branch.push(name, remote=remote)
     with open_journal() as journal:
-        untrained = journal.list_untrained()
-        journal.mark_trained(untrained, digest=hash_model(MODEL))
+        journal.mark_trained(digest=hash_model(MODEL), last=last)
 
 
 @flow(name="retrain", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
@@ -146,6 +163,7 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
         take_in()
     with open_journal() as journal:
         due = choose_due(count_waiting(None, journal), params.retrain, now=datetime.now(tz=UTC))
+        last = journal.last_id()
     if not (due or force):
         return None
     warm_start()
@@ -155,7 +173,7 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
             raise OneNIPError(state.message or f"{stage} failed")
     show()
     waiting = register_judged(judge_model())
-    commit_training()
+    commit_training(last)
     return waiting
 
 

@@ -8,6 +8,9 @@ OneNIPError
 ├── CheckpointError             model or checkpoint missing, foreign, damaged, or made by other params
 ├── DivergedError               a loss or a feature stopped being finite
 ├── RegistryError               the model registry refused, or does not hold what was asked for
+├── UnreachableError            a server is down or broke off: trying again may help
+│   ├── SourceUnreachableError      (also a SourceError)
+│   └── RegistryUnreachableError    (also a RegistryError)
 ├── StageError                  a pipeline stage exited non-zero
 └── BusyError                   another pipeline holds this checkout
 
@@ -77,6 +80,18 @@ class DivergedError(OneNIPError):
 
 class RegistryError(OneNIPError):
     """The model registry refused, or does not hold what was asked for."""
+
+
+class UnreachableError(OneNIPError):
+    """A server is down, broke off, or answered with a fault of its own: trying again may help."""
+
+
+class SourceUnreachableError(SourceError, UnreachableError):
+    """The server of a data source is down or broke off; what came so far is kept."""
+
+
+class RegistryUnreachableError(RegistryError, UnreachableError):
+    """The model registry's server is down or broke off."""
 
 
 class StageError(OneNIPError):

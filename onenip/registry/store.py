@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip.errors import RegistryError
+from onenip.errors import RegistryError, RegistryUnreachableError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -87,14 +87,19 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turn MLflow's refusals into one `RegistryError` that begins with `what`."""
+    """Turn MLflow's refusals into one `RegistryError` that begins with `what`.
+
+    A fault of the server, which may pass, becomes a `RegistryUnreachableError`.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RegistryError(f"{what}: {shorten(reason)}") from error
+        is_fault = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+        kind = RegistryUnreachableError if is_fault else RegistryError
+        raise kind(f"{what}: {shorten(reason)}") from error
 
 
 def shorten(text: str, *, limit: int = 300) -> str:

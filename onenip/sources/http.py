@@ -20,7 +20,7 @@ from tenacity import (
 )
 from tqdm import tqdm
 
-from onenip.errors import SourceError
+from onenip.errors import SourceError, SourceUnreachableError
 from onenip.images import hash_file
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def download(
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise SourceError(f"{url}: not an address to download from") from error
     except (httpx.TransportError, _ServerBusyError) as error:
-        raise SourceError(
+        raise SourceUnreachableError(
             f"{url}: cut off after {ATTEMPTS} attempts ({error or type(error).__name__}); "
             "run the same command again to go on from there"
         ) from error

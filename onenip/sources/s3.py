@@ -36,7 +36,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 
-from onenip.errors import SourceError
+from onenip.errors import SourceError, SourceUnreachableError
 
 logger = logging.getLogger(__name__)
 
@@ -268,14 +268,16 @@ class Bucket:
         except ClientError as error:
             code = str(error.response["Error"].get("Code", ""))
             reason = _REASONS.get(code, f"{code}: {error.response['Error'].get('Message', '')}")
-            raise SourceError(f"{name}: {reason}") from error
+            is_fault = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+            kind = SourceUnreachableError if is_fault else SourceError
+            raise kind(f"{name}: {reason}") from error
         except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
             raise SourceError(
                 f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
                 "or --no-sign-request if it is public"
             ) from error
         except (*_CUT, BotoCoreError) as error:
-            raise SourceError(
+            raise SourceUnreachableError(
                 f"{name}: cut off ({error}); run the command again to go on from there"
             ) from error
         except ValueError as error:  # boto3's word for a malformed endpoint

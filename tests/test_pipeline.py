@@ -1,0 +1,40 @@
+"""The flow of the whole chain, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from prefect.states import Failed
+
+from flows.failures import UNREACHABLE, may_pass
+from onenip.errors import RegistryUnreachableError, SourceError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_only_what_may_pass_gets_another_attempt() -> None:
+    """A server that is down is worth another attempt, a user's mistake is not."""
+    assert may_pass(None, None, Failed(message="down", name=UNREACHABLE))
+    assert may_pass(None, None, Failed(data=RegistryUnreachableError("down")))
+    assert not may_pass(None, None, Failed(message="no such folder"))
+    assert not may_pass(None, None, Failed(data=SourceError("no such folder")))
+
+
+def test_a_missing_source_is_one_line_at_once(tmp_path: Path) -> None:
+    """A source that does not exist ends the flow with one line, without attempts or a traceback."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-m", "flows.pipeline", "--source", "no/such/folder"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert any(line.startswith("onenip: download: no/such/folder: no such") for line in lines)
+    assert "Traceback" not in result.stderr
+    assert "Retry" not in result.stderr
