@@ -6,7 +6,8 @@ Trains each preset once per seed, evaluates on the test images, and writes one t
 seconds, memory, model size. With `--minutes`, a training stops at the step that it has reached by then
 (its schedule is fitted to that by a short trial). `--set train.max_steps=100` varies a param, `--normals 15`
 keeps that many training normals per category, `--categories a,b` keeps some categories, and
-`--hold-out c` trains without `c` and adds it from its first normal image alone.
+`--hold-out c` trains without `c` and adds it from its first normal image alone. What only changes the
+calibration (`--set calibrate.prompts=1`) needs no second training with `--checkpoints DIR`.
 Nothing is chosen by the figures that this prints.
 """
 
@@ -80,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--categories", help="comma-separated categories to keep")
     parser.add_argument("--hold-out", help="category given only as one prompt, without training")
     parser.add_argument("--cache", type=Path, default=Path("artifacts/cache"), help="feature cache")
+    parser.add_argument(
+        "--checkpoints", type=Path, help="keep trainings here; equal ones are not repeated"
+    )
     parser.add_argument("--no-baseline", action="store_true", help="leave out nearest neighbours")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     options = parser.parse_args(arguments)
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in options.preset or ["cpu"]:
         for seed in range(options.seeds):
-            params = _vary(load_preset(name), [*options.set, f"seed={seed}"])
+            params = _vary(load_preset(name), [f"seed={seed}", *options.set])
             samples = _select_samples(options, params)
             if not rows and not options.no_baseline:
                 rows.append(measure_neighbors(samples, params))
@@ -110,7 +114,8 @@ def measure_preset(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         started_at = time.perf_counter()
-        detector = _train(kept, params, folder, options.cache)
+        checkpoints = (options.checkpoints or folder) / f"{name}-{params.seed}"
+        detector = _train(kept, params, folder, options.cache, checkpoints)
         seconds = time.perf_counter() - started_at
         if held_out:
             first = select(samples, category=held_out, subset="fit")[0]
@@ -203,7 +208,9 @@ def _to_cell(figures: dict[str, float] | None) -> str:
     return " / ".join(f"{100 * figures[f]:.1f}" for f in ("image_auroc", "pixel_auroc", "pixel_ap"))
 
 
-def _train(samples: Sequence[Sample], params: Params, folder: Path, cache: Path) -> Detector:
+def _train(
+    samples: Sequence[Sample], params: Params, folder: Path, cache: Path, checkpoints: Path
+) -> Detector:
     normals = [s for s in samples if s.subset in ("fit", "calibration")]
     images = load_resized(
         normals, params.model.input_size, cache_dir=None, workers=2, progress=False
@@ -217,7 +224,7 @@ def _train(samples: Sequence[Sample], params: Params, folder: Path, cache: Path)
         samples=samples,
         bank=synthetic_bank.read(folder / "bank"),
         provenance={},
-        checkpoint_dir=folder / "checkpoint",
+        checkpoint_dir=checkpoints,
         cache_dir=cache,
         on_log=_log_losses,
         progress=False,
@@ -236,7 +243,8 @@ def _fit_minutes(samples: Sequence[Sample], params: Params, options: argparse.Na
         trial = _vary(params, [f"train.max_steps={steps}"])
         with tempfile.TemporaryDirectory() as temporary:
             started_at = time.perf_counter()
-            _train(samples, trial, Path(temporary), options.cache)
+            folder = Path(temporary)
+            _train(samples, trial, folder, options.cache, folder / "checkpoint")
             seconds.append(time.perf_counter() - started_at)
     a_step = (seconds[1] - seconds[0]) / _TRIAL_STEPS
     steps = max(int((options.minutes * 60 - seconds[0]) / a_step), 1)
