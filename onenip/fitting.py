@@ -58,6 +58,7 @@ def fit_detector(
     cache_dir: Path | None,
     on_log: OnLog,
     progress: bool,
+    fabric: Fabric | None = None,
 ) -> FitResult:
     """Train and calibrate one detector for all categories of the samples.
 
@@ -70,15 +71,16 @@ def fit_detector(
         cache_dir: where resized images and features are kept from run to run; None keeps none.
         on_log: called with a step's number and losses.
         progress: whether to show bars.
+        fabric: launched; None to launch what the params ask for.
 
     Raises:
         DataError: if a category has no image to fit to.
         DivergedError: if the training's loss stops being finite.
     """
-    fabric = start_fabric(params.train)
-    seed_everything(params.seed)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
     samples = _with_fit_images(samples)
+    fabric = fabric or start_fabric(params.train)
+    set_determinism(params.seed, is_deterministic=params.train.deterministic)
+    network = build_network(params, fabric)
     fitted = select(samples, subset="fit")
     images = load_resized(
         fitted,
@@ -87,16 +89,16 @@ def fit_detector(
         workers=os.cpu_count() or 1,
         progress=progress,
     )
-    network = build_network(params, fabric)
-    data = build_training_set(
-        network,
-        images,
-        names=[s.name for s in fitted],
-        categories=[s.category for s in fitted],
-        seed=params.seed,
-        cache_dir=cache_dir / "features" if cache_dir else None,
-        progress=progress,
-    )
+    with fabric.rank_zero_first():  # the others then find features in the cache
+        data = build_training_set(
+            network,
+            images,
+            names=[s.name for s in fitted],
+            categories=[s.category for s in fitted],
+            seed=params.seed,
+            cache_dir=cache_dir / "features" if cache_dir else None,
+            progress=progress,
+        )
     _warm_start(network, params.train.warm_start)
     plan = BatchPlan(
         data,
@@ -108,6 +110,7 @@ def fit_detector(
         prompt_choice=params.train.prompt_choice,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        accumulate_steps=params.train.accumulate_steps,
     )
     history = fit(
         network,
@@ -196,27 +199,36 @@ def build_network(params: Params, fabric: Fabric) -> Network:
 
 
 def start_fabric(params: TrainParams) -> Fabric:
-    """Device, precision and strategy: CUDA with mixed precision where there is one, else the CPU."""
+    """Device, precision and strategy: CUDA with mixed precision where there is one, else the CPU.
+
+    With more than one process, each of them runs the whole program from its beginning.
+    """
     on_cuda = torch.cuda.is_available()
     devices = params.devices if params.devices != "auto" or on_cuda else 1
     precision: str = params.precision
     if precision == "auto":
         mixed = "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "16-mixed"
         precision = mixed if on_cuda else "32-true"
+    is_shared = params.hosts > 1 or devices not in (1, "auto")
     fabric = Fabric(
         accelerator="cuda" if on_cuda else "cpu",
         devices=devices,
+        num_nodes=params.hosts,
         precision=precision,  # type: ignore[arg-type]  # one of its literals
-        strategy="ddp" if devices not in (1, "auto") else "auto",
+        strategy="ddp" if is_shared else "auto",
     )
     fabric.launch()
     return fabric
 
 
-def seed_everything(seed: int) -> None:
-    """Seed what libraries draw from by themselves: initial weights and dropout."""
+def set_determinism(seed: int, *, is_deterministic: bool) -> None:
+    """Seed what libraries draw from by themselves, and have them compute alike in each run."""
     random.seed(seed)
     torch.manual_seed(seed)
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
+    torch.use_deterministic_algorithms(mode=is_deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not is_deterministic
 
 
 def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:

@@ -7,6 +7,8 @@ Axes: `B` batch, `N = h * w` tokens, `C` feature channels, `D` transformer width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -237,22 +239,31 @@ def build_neighbor_mask(grid: tuple[int, int], size: int) -> Tensor:
 
 
 def jitter_features(
-    tokens: Tensor, *, scale: float, probability: float, generator: torch.Generator
+    tokens: Tensor, *, scale: float, probability: float, seeds: Sequence[int]
 ) -> Tensor:
     """Add gaussian noise in proportion to each token's norm.
 
     Args:
         tokens: [B, N, C].
         scale: noise per unit of (L2 norm of the token / C).
-        probability: chance that the batch is jittered at all.
-        generator: source of the noise, on the CPU.
+        probability: chance that a sample is jittered at all.
+        seeds: root of each sample's noise, [B]; a sample's noise does not depend on its batch.
 
     Returns:
         [B, N, C].
 
     Source: OneNIP section 3.2, feature jitter (after UniAD).
     """
-    if scale == 0 or torch.rand((), generator=generator).item() >= probability:
+    if scale == 0 or probability == 0:
         return tokens
-    noise = torch.randn(tokens.shape, generator=generator).to(tokens)
-    return tokens + noise * (tokens.norm(dim=-1, keepdim=True) / tokens.shape[-1]) * scale
+    noise = torch.stack([_draw_noise(tokens.shape[1:], probability, seed) for seed in seeds])
+    return (
+        tokens + noise.to(tokens) * (tokens.norm(dim=-1, keepdim=True) / tokens.shape[-1]) * scale
+    )
+
+
+def _draw_noise(size: torch.Size, probability: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if torch.rand((), generator=generator).item() >= probability:
+        return torch.zeros(size)
+    return torch.randn(size, generator=generator)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onenip.normalization import SharedBatchNorm
+
 
 class PaperRefiner(nn.Module):
     """The paper's refiner: reconstruction error in, logits at four times the resolution out.
@@ -51,10 +53,10 @@ class EvidenceRefiner(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout2d(dropout)
         narrow = width // 2
-        self.mix = nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.mix = nn.Sequential(nn.Conv2d(channels, width, 1), SharedBatchNorm(width), nn.ReLU())
         self.coarse = nn.ModuleList(_residual_block(width) for _ in range(2))
         self.upsample = nn.ConvTranspose2d(width, narrow, 2, stride=2)
-        self.norm = nn.BatchNorm2d(narrow)
+        self.norm = SharedBatchNorm(narrow)
         self.fine = _residual_block(narrow)
         self.predictor = nn.Conv2d(narrow, 1, 1)
 
@@ -70,7 +72,7 @@ class EvidenceRefiner(nn.Module):
 def _upsampling_block(channels: int, width: int) -> list[nn.Module]:
     return [
         nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        SharedBatchNorm(width),
         nn.ReLU(),
         nn.ConvTranspose2d(width, width, 2, stride=2),
     ]
@@ -78,7 +80,7 @@ def _upsampling_block(channels: int, width: int) -> list[nn.Module]:
 
 def _residual_block(width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        nn.Conv2d(width, width, 3, padding=1, bias=False), SharedBatchNorm(width), nn.ReLU()
     )
 
 

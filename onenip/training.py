@@ -1,30 +1,28 @@
 """`fit`: the one training loop.
 
 Reconstruction, restoration and refiner are trained together. A killed training resumes from its last
-checkpoint and ends in the same weights as an undisturbed one: every batch and all noise are functions
+checkpoint and ends in the same weights as an undisturbed one: every sample and all noise are functions
 of the seed and the step.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError  # what torch raises of a file that is no checkpoint
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
+from tqdm import trange
 
-from onenip.errors import CheckpointError, DivergedError
+from onenip.averaging import WeightAverage
+from onenip.checkpoint import Checkpoint, TrainingState, identify
+from onenip.errors import DivergedError
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.network import Network
 from onenip.params import ModelParams, TrainParams
@@ -33,7 +31,9 @@ from onenip.refiner import PaperRefiner
 from onenip.training_set import Batch, BatchPlan, TrainingSet, describe
 
 OnLog = Callable[[int, Mapping[str, float]], None]
-CHECKPOINT_FILE = "last.pt"
+
+_BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies finds nothing
+_LAST_LOGS = 5  # logs that are judged by
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,11 @@ class Trainee(nn.Module):
         self.data = data
         self.params = params
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Losses of a step: `loss` and its parts, each a scalar.
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch: `loss`, its parts, and `mask_recall`, each a scalar.
 
         Args:
             batch: B normal images and as many synthetic anomalies.
-            generator: source of the feature jitter.
 
         Source: OneNIP sections 3.2 to 3.5.
         """
@@ -74,13 +73,13 @@ class Trainee(nn.Module):
             tokens,
             scale=params.jitter_scale,
             probability=params.jitter_probability,
-            generator=generator,
+            seeds=[s + part for part in range(3) for s in batch.seeds.tolist()],
         )
         encoded = network.reconstruction.encode(jittered)
         encoded_query, encoded_prompt = encoded[: len(query)], encoded[len(query) :]
         restored = network.decode(encoded_query, encoded_prompt.repeat(2, 1, 1))
         feature_loss = feature_mse(restored, normal.repeat(2, 1, 1, 1))
-        logits = self._refine(batch, query, restored, anomalous.fine)[:, 0]  # [2B, H, W]
+        logits = self._refine(batch, query, restored, anomalous.fine)[:, 0].float()  # [2B, H, W]
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
         dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
@@ -95,6 +94,7 @@ class Trainee(nn.Module):
             "feature_loss": feature_loss.detach(),
             "dice_loss": dice.detach(),
             "cross_entropy_loss": cross_entropy.detach(),
+            "mask_recall": _measure_recall(logits.detach(), target),
         }
 
     def _refine(
@@ -109,7 +109,8 @@ class Trainee(nn.Module):
             )
             return network.enlarge(logits)[:, None]
         fine, distances, matched = [], [], []
-        with torch.no_grad():
+        # distances are differences of large numbers: never in half precision
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for index in batch.indices.tolist():
                 reference = data.references[data.categories[index]]
                 fine.append(reference.standardize(data.features.fine[index][None]))
@@ -157,10 +158,10 @@ def fit(
         plan: the batches.
         params: the optimisation.
         model_params: the architecture, which a checkpoint must agree with.
-        seed: root of dropout and jitter.
+        seed: root of dropout.
         fabric: device, precision and strategy.
         checkpoint_dir: where the last state is kept; a state of the same params and data is resumed.
-        on_log: called with the step and the losses every `log_steps` steps.
+        on_log: called with the step and the losses every `log_steps` steps, by one process.
         progress: whether to show a bar.
         workers: processes that draw batches ahead; 0 draws them in this one.
 
@@ -168,51 +169,111 @@ def fit(
         The logged losses, a row per log, with `step`, `epoch`, `learning_rate`.
 
     Raises:
-        DivergedError: if a loss is not finite; the last good checkpoint is kept.
+        DivergedError: if a loss or a gradient is not finite; the last good checkpoint is kept.
     """
     total = count_steps(params, plan.steps_per_epoch)
-    trainee = Trainee(network, plan.data, params)
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    plain = torch.optim.AdamW(trainable, params.learning_rate, weight_decay=params.weight_decay)
-    wrapped, optimizer = fabric.setup(trainee, plain)
-    identity = _identify(params, model_params, plan, seed, total)
-    path = checkpoint_dir / CHECKPOINT_FILE
-    step, history = _resume(path, identity, network, optimizer)
+    wrapped, optimizer = fabric.setup(
+        Trainee(network, plan.data, params), build_optimizer(network, params)
+    )
+    average = _start_average(network, params)
+    state = TrainingState(network, optimizer, average)
+    identity = identify(params, model_params, plan, seed=seed, total=total)
+    checkpoint = Checkpoint(checkpoint_dir, identity=identity)
+    checkpoint.resume(state)
     wrapped.train()
+    batches = _load_batches(plan, state.step, total, workers)
     saved_at = time.monotonic()
-    bar = tqdm(total=total, initial=step, desc="train", unit="step", disable=not progress)
-    for batch in _load_batches(plan, range(step, total), workers):
+    bar = trange(
+        state.step, total, initial=state.step, total=total, desc="train", disable=not progress
+    )
+    for step in bar:
         rate = schedule_rate(params, step, total, plan.steps_per_epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        noise_seed = (seed * 1_000_003 + step) * 97 + fabric.global_rank
-        torch.manual_seed(noise_seed)  # dropout; jitter has a generator of its own
-        losses = wrapped(batch, torch.Generator().manual_seed(noise_seed + 1))
-        if not math.isfinite(float(losses["loss"].detach())):
-            names = describe(plan.data.names, batch.indices)
-            raise DivergedError(f"loss is not finite at step {step + 1}, on images {names}")
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(losses["loss"])
-        fabric.clip_gradients(wrapped, optimizer, max_norm=params.gradient_clip)
-        optimizer.step()
-        step += 1
-        bar.update()
-        if step % params.log_steps == 0 or step == total:
-            values = {key: float(value.detach()) for key, value in losses.items()}
-            history.append(
-                {"step": step, "epoch": step / plan.steps_per_epoch, "learning_rate": rate} | values
-            )
+        losses = take_step(
+            fabric,
+            wrapped,
+            optimizer,
+            [next(batches) for _ in range(plan.accumulate_steps)],
+            step=step,
+            rate=rate,
+            seed=seed,
+        )
+        state.step = step + 1
+        if average:
+            average.update(state.step)
+        if state.step % params.log_steps == 0 or state.step == total:
+            values = _gather(fabric, losses) | {"learning_rate": rate}
+            epoch = state.step / plan.steps_per_epoch
+            state.history.append({"step": state.step, "epoch": epoch} | values)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             if fabric.is_global_zero:
-                on_log(step, values | {"learning_rate": rate})
+                on_log(state.step, values)
         if time.monotonic() - saved_at > params.checkpoint_seconds and fabric.is_global_zero:
-            _save(path, identity, step, history, network, optimizer)
+            checkpoint.save(state)
             saved_at = time.monotonic()
-    bar.close()
     if fabric.is_global_zero:
-        _save(path, identity, step, history, network, optimizer)
+        checkpoint.save(state)
+    if average:
+        average.apply()
     network.eval()
-    return history
+    _warn_if_blind(state.history)
+    return state.history
+
+
+def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimizer:
+    """AdamW over all that is trained."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trainable, params.learning_rate, weight_decay=params.weight_decay)
+
+
+def take_step(
+    fabric: Fabric,
+    trainee: Any,
+    optimizer: Any,
+    batches: Sequence[Batch],
+    *,
+    step: int,
+    rate: float,
+    seed: int,
+) -> dict[str, Tensor]:
+    """One optimiser step.
+
+    Args:
+        fabric: that set up the next two.
+        trainee: a `Trainee`, wrapped by the fabric.
+        optimizer: of its network's trained part.
+        batches: whose gradients are averaged.
+        step: its number, counted from 0.
+        rate: learning rate.
+        seed: root of dropout.
+
+    Returns:
+        What `Trainee.forward` gives, averaged over the batches.
+
+    Raises:
+        DivergedError: if a loss or a gradient is not finite; the weights are as before.
+    """
+    params: TrainParams = trainee.params
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    parts = []
+    for number, batch in enumerate(batches, start=step * len(batches)):
+        torch.manual_seed((seed * 1_000_003 + number) * 97 + fabric.global_rank)  # dropout
+        is_last = number == (step + 1) * len(batches) - 1
+        with fabric.no_backward_sync(trainee, enabled=not is_last):
+            losses = trainee(batch)
+            _check_loss(fabric, losses["loss"].detach(), batch, trainee.data.names, step)
+            fabric.backward(losses["loss"] / len(batches))
+        parts.append(losses)
+    norm = fabric.clip_gradients(
+        trainee, optimizer, max_norm=params.gradient_clip, error_if_nonfinite=False
+    )
+    is_scaled = params.precision == "16-mixed"  # there the scaler skips a step that overflows
+    if norm is not None and not is_scaled and not math.isfinite(float(norm)):
+        names = "; ".join(describe(trainee.data.names, batch.indices) for batch in batches)
+        raise DivergedError(f"gradients are not finite at step {step + 1}, on images {names}")
+    optimizer.step()
+    return {key: torch.stack([p[key].detach() for p in parts]).mean() for key in parts[0]}
 
 
 def count_steps(params: TrainParams, steps_per_epoch: int) -> int:
@@ -236,68 +297,57 @@ def schedule_rate(params: TrainParams, step: int, total: int, steps_per_epoch: i
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _load_batches(plan: BatchPlan, steps: range, workers: int) -> Iterator[Batch]:
+def _load_batches(plan: BatchPlan, first: int, total: int, workers: int) -> Iterator[Batch]:
+    """Batches of the optimiser steps from `first` up to `total`."""
+    numbers = range(first * plan.accumulate_steps, total * plan.accumulate_steps)
     loader: DataLoader[Batch] = DataLoader(
-        plan, batch_size=None, sampler=list(steps), num_workers=workers
+        plan, batch_size=None, sampler=list(numbers), num_workers=workers
     )
     return iter(loader)
 
 
-def _identify(
-    params: TrainParams, model_params: ModelParams, plan: BatchPlan, seed: int, total: int
-) -> str:
-    """Digest of all that a checkpoint's state depends on."""
-    settings = params.model_dump(mode="json", exclude={"checkpoint_seconds", "log_steps"})
-    parts: list[Any] = [settings, model_params.model_dump(mode="json"), seed, total]
-    parts += [plan.synthesizer.params.model_dump(mode="json"), plan.data.names, plan.world_size]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    digest.update(plan.data.images.tobytes())
-    return digest.hexdigest()
+def _start_average(network: Network, params: TrainParams) -> WeightAverage | None:
+    if params.ema_decay == 0:
+        return None
+    tensors = network.state_dict()
+    trained = {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
+    return WeightAverage(trained, decay=params.ema_decay)
 
 
-def _trained_state(network: Network) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = network.state_dict()
-    return {key: value for key, value in state.items() if not key.startswith("backbone.")}
-
-
-def _save(
-    path: Path,
-    identity: str,
-    step: int,
-    history: list[dict[str, float]],
-    network: Network,
-    optimizer: Any,
+def _check_loss(
+    fabric: Fabric, loss: Tensor, batch: Batch, names: Sequence[str], step: int
 ) -> None:
-    """Replace the checkpoint by today's state, whole or not at all."""
-    state = {
-        "format": 1,
-        "identity": identity,
-        "step": step,
-        "history": history,
-        "network": _trained_state(network),
-        "optimizer": optimizer.state_dict(),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    """Stop all processes alike if the loss of any is not finite, naming its images."""
+    finite, indices = loss.isfinite(), batch.indices
+    if fabric.world_size > 1:
+        everyone: Any = fabric.all_gather([finite, indices.to(fabric.device)])
+        finite, indices = (one.cpu() for one in everyone)  # [world], [world, B]
+    if bool(finite.all()):
+        return
+    suspects = describe(names, indices[~finite].flatten())
+    raise DivergedError(f"loss is not finite at step {step + 1}, on images {suspects}")
 
 
-def _resume(
-    path: Path, identity: str, network: Network, optimizer: Any
-) -> tuple[int, list[dict[str, float]]]:
-    """Step and history of the checkpoint, after loading it; 0 and nothing where it does not apply."""
-    if not path.is_file():
-        return 0, []
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-        if state["identity"] != identity:
-            log.info("%s is of other params or data: training starts anew", path)
-            return 0, []
-        network.load_state_dict(state["network"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-    except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
-        reason = str(error).split(".")[0]
-        raise CheckpointError(f"{path}: damaged ({reason}); delete it to start anew") from error
-    log.info("resuming %s after step %d", path, state["step"])
-    return int(state["step"]), list(state["history"])
+def _gather(fabric: Fabric, losses: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means over all processes."""
+    values: Any = torch.stack(list(losses.values()))
+    if fabric.world_size > 1:
+        values = fabric.all_reduce(values)
+    return dict(zip(losses, values.tolist(), strict=True))
+
+
+def _measure_recall(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of the refined map inside the masks: 1 finds all of every anomaly, 0 finds nothing."""
+    return (logits.sigmoid() * target).sum() / target.sum().clamp_min(1)
+
+
+def _warn_if_blind(history: Sequence[Mapping[str, float]]) -> None:
+    """Say so if the refiner settled on empty maps, which Dice alone can make it do."""
+    recall = [row["mask_recall"] for row in history[-_LAST_LOGS:]]
+    mean = sum(recall) / len(recall)
+    if mean < _BLIND_RECALL:
+        log.warning(
+            "the refiner is blind: inside the masks of its training anomalies its map is %.3f on average. "
+            "Train longer (train.epochs, train.max_steps) or raise train.cross_entropy_weight",
+            mean,
+        )

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from onenip.calibration import build_reference
 from onenip.detector import embed_globally
+from onenip.errors import DivergedError
 from onenip.network import Features, Network, Reference
 from onenip.synthesis import Synthesizer
 from onenip.weights import hash_backbone
@@ -83,10 +85,14 @@ def build_training_set(
         seed: root of the memories' choice.
         cache_dir: where features are kept from run to run; None keeps none.
         progress: whether to show a bar.
+
+    Raises:
+        DivergedError: if features are not finite, naming the images.
     """
     network.coarse_mean.zero_()
     network.coarse_std.fill_(1)
     raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
+    _check_finite(raw, names)
     if network.params.standardize:
         statistics = Reference.measure(raw.coarse)
         network.coarse_mean.copy_(statistics.mean)
@@ -174,27 +180,40 @@ def embed_cached(
     return features
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One training step's data, for `B` normal images and as many synthetic anomalies.
+def _check_finite(features: Features, names: Sequence[str]) -> None:
+    finite = torch.stack([f.isfinite().flatten(1).all(1) for f in (features.coarse, features.fine)])
+    bad = (~finite.all(0)).nonzero()[:, 0]
+    if len(bad):
+        raise DivergedError(
+            f"features of {len(bad)} of {len(names)} normal images are not finite, "
+            f"first {describe(names, bad[:4])}; check model.weights"
+        )
+
+
+class Batch(NamedTuple):
+    """Data for `B` normal images and as many synthetic anomalies.
 
     Attributes:
         indices: [B] int64, of the normal images.
         prompts: [B] int64, of the images that prompt them.
         anomalous: [B, H, W, 3] uint8.
         masks: [B, H, W] bool.
+        seeds: [B] int64, roots of each sample's further noise.
     """
 
     indices: Tensor
     prompts: Tensor
     anomalous: Tensor
     masks: Tensor
+    seeds: Tensor
 
 
 class BatchPlan(Dataset[Batch]):
-    """Item `step` is that step's batch, a function of (seed, step, rank) alone.
+    """Item `i` is the `i`-th batch of this process; an optimiser step takes `accumulate_steps` of them.
 
-    A training that resumes at a step therefore goes on with the very same batches.
+    A sample is a function of the seed, the step and its place in the step's whole batch alone: a training
+    that resumes goes on with the very same samples, and however many processes or accumulated batches
+    share a step, they see the same as one process with one big batch.
 
     Args:
         data: the training set.
@@ -204,6 +223,7 @@ class BatchPlan(Dataset[Batch]):
         prompt_choice: `random` or `nearest` image of the category, never the image itself.
         rank: of this process among `world_size`.
         world_size: processes that train together.
+        accumulate_steps: batches of each process in an optimiser step.
     """
 
     def __init__(
@@ -216,6 +236,7 @@ class BatchPlan(Dataset[Batch]):
         prompt_choice: str,
         rank: int = 0,
         world_size: int = 1,
+        accumulate_steps: int = 1,
     ) -> None:
         self.data = data
         self.synthesizer = synthesizer
@@ -224,22 +245,34 @@ class BatchPlan(Dataset[Batch]):
         self.prompt_choice = prompt_choice
         self.rank = rank
         self.world_size = world_size
+        self.accumulate_steps = accumulate_steps
         self._mates = {c: data.list_indices(c) for c in set(data.categories)}
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every normal image is seen once, the last ones of an epoch overlapping."""
-        return -(-len(self.data.images) // (self.batch_size * self.world_size))
+    def samples_per_step(self) -> int:
+        """Normal images of an optimiser step, over all processes and accumulated batches."""
+        return self.batch_size * self.world_size * self.accumulate_steps
 
-    def __getitem__(self, step: int) -> Batch:
-        """Batch of a step, counted from 0."""
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in which every normal image is seen once, the last of an epoch overlapping."""
+        return -(-len(self.data.images) // self.samples_per_step)
+
+    def __getitem__(self, number: int) -> Batch:
+        """The batch of this number, counted from 0."""
+        step, part = divmod(number, self.accumulate_steps)
+        first = (part * self.world_size + self.rank) * self.batch_size
+        return self._draw_batch(step, range(first, first + self.batch_size))
+
+    def _draw_batch(self, step: int, places: Sequence[int]) -> Batch:
+        """Samples at some places of a step's whole batch."""
         epoch, offset = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data.images))
-        first = (offset * self.world_size + self.rank) * self.batch_size
-        picks = np.take(order, range(first, first + self.batch_size), mode="wrap")
-        rng = np.random.default_rng([self.seed, 2, step, self.rank])
-        prompts, images, masks = [], [], []
-        for pick in picks:
+        start = offset * self.samples_per_step
+        picks = np.take(order, [start + place for place in places], mode="wrap")
+        prompts, images, masks, seeds = [], [], [], []
+        for pick, place in zip(picks, places, strict=True):
+            rng = np.random.default_rng([self.seed, 2, step, place])
             mates = self._mates[self.data.categories[pick]]
             others = mates[mates != pick] if len(mates) > 1 else mates
             prompts.append(self._choose_prompt(int(pick), others, rng))
@@ -247,11 +280,13 @@ class BatchPlan(Dataset[Batch]):
             drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
             images.append(drawn.image)
             masks.append(drawn.mask)
+            seeds.append(int(rng.integers(2**62)))
         return Batch(
             torch.tensor(picks),
             torch.tensor(prompts),
             torch.tensor(np.stack(images)),
             torch.tensor(np.stack(masks)),
+            torch.tensor(seeds),
         )
 
     def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:

@@ -1,12 +1,19 @@
 """The training loop: it learns, it is reproducible, and a killed one goes on to the same result."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from onenip.averaging import WeightAverage
+from onenip.checkpoint import CHECKPOINT_FILE
 from onenip.errors import CheckpointError, DivergedError
 from onenip.fitting import build_network, start_fabric
-from onenip.training import CHECKPOINT_FILE, count_steps, schedule_rate
+from onenip.training import count_steps, schedule_rate
+from tests.shared_training import make_params
 from tests.tiny import fit_tiny, make_tiny_params
 
 
@@ -59,11 +66,11 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tiny_fit, tmp_
 
     forward, calls = Trainee.forward, []
 
-    def die_at_third(self, batch, generator):
+    def die_at_third(self, batch):
         calls.append(1)
         if len(calls) == 3:
             raise KilledError
-        return forward(self, batch, generator)
+        return forward(self, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainee, "forward", die_at_third)
@@ -216,3 +223,112 @@ def test_schedules():
     assert smooth[0] < smooth[5] < smooth[10]
     assert smooth[-1] < 0.01 * cosine.learning_rate
     assert count_steps(make_tiny_params(train={"epochs": 3, "max_steps": None}).train, 7) == 21
+
+
+def losses_of(history):
+    return np.array([[row[key] for key in ("loss", "feature_loss")] for row in history])
+
+
+def test_two_processes_train_as_one_with_the_same_batch(tiny_data, tmp_path):
+    """Two CPU processes of 4 samples a step have the losses of one process of 8, within 1e-4."""
+    command = [sys.executable, "-m", "tests.shared_training", tiny_data, tmp_path, "2", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    alone = fit_tiny(tiny_data, make_params(devices=1, batch_size=8), tmp_path / "alone").history
+
+    assert done.returncode == 0, done.stderr
+    shared = json.loads((tmp_path / "history.json").read_text())
+    assert np.allclose(losses_of(shared), losses_of(alone), rtol=0, atol=1e-4)
+
+
+def test_accumulated_batches_see_the_samples_of_one_big_batch(tiny_data, tmp_path):
+    """Two batches of 4 to a step start at nearly the loss of one batch of 8, and take as many steps."""
+    params = make_params(devices=1, batch_size=4, accumulate_steps=2)
+    accumulated = fit_tiny(tiny_data, params, tmp_path / "a").history
+    at_once = fit_tiny(tiny_data, make_params(devices=1, batch_size=8), tmp_path / "b").history
+
+    assert len(accumulated) == len(at_once)
+    first = [row[0]["feature_loss"] for row in (accumulated, at_once)]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_a_killed_training_with_averaged_weights_resumes_exactly(tiny_data, tmp_path, monkeypatch):
+    """The running average goes on from the checkpoint, and what is saved is the average."""
+    train = {"epochs": 2, "max_steps": 4, "batch_size": 4, "log_steps": 1, "learning_rate": 0.01}
+    plain = fit_tiny(tiny_data, make_tiny_params(train=train), tmp_path / "plain").detector
+    params = make_tiny_params(train={**train, "ema_decay": 0.9, "checkpoint_seconds": 1e-9})
+    whole = fit_tiny(tiny_data, params, tmp_path / "whole").detector
+    from onenip.training import Trainee
+
+    forward, calls = Trainee.forward, []
+
+    def die_at_third(self, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KilledError
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "forward", die_at_third)
+        with pytest.raises(KilledError):
+            fit_tiny(tiny_data, params, tmp_path / "killed")
+    resumed = fit_tiny(tiny_data, params, tmp_path / "killed").detector
+
+    assert_same_weights(whole, resumed)
+    last, averaged = tensors_of(plain), tensors_of(whole)
+    assert any(not torch.equal(last[key], averaged[key]) for key in last)
+
+
+def test_an_average_follows_its_rule():
+    """Each update keeps `decay` of the average, less in the first steps."""
+    weight = torch.zeros(2)
+    average = WeightAverage({"w": weight, "count": torch.tensor(3)}, decay=0.9)
+    expected = 0.0
+    for step in range(1, 200):
+        weight.fill_(step)
+        average.update(step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+
+    assert list(average.state()) == ["w"]
+    assert average.state()["w"].tolist() == pytest.approx([expected, expected])
+    average.apply()
+    assert weight.tolist() == pytest.approx([expected, expected])
+
+
+def test_features_that_are_not_finite_stop_before_training(tiny_data, tmp_path):
+    """A backbone that gives no numbers is told by the images that show it."""
+    params = make_tiny_params()
+    state = build_network(params, start_fabric(params.train)).backbone.model.state_dict()
+    broken = {k.removeprefix("model."): v.clone() for k, v in state.items()}
+    broken["conv_stem.weight"][0] = torch.nan
+    torch.save(broken, tmp_path / "broken.pth")
+    base = params.dump()["model"]
+
+    other = make_tiny_params(model={**base, "weights": str(tmp_path / "broken.pth")})
+    with pytest.raises(DivergedError, match=r"10 of 10 normal images .*disc/train/good/.*model\.weights"):
+        fit_tiny(tiny_data, other, tmp_path)
+
+
+def test_a_blind_refiner_is_told(tiny_data, tmp_path, caplog):
+    """A refiner that ends on empty maps says so; the default one does not end there."""
+    base = make_tiny_params().dump()
+    params = make_tiny_params(
+        model={**base["model"], "refiner_dropout": 0.99},
+        synthesize={"kinds": {"scratch": 1.0}},
+        train={"epochs": 60, "max_steps": 60, "batch_size": 4, "learning_rate": 0.03},
+    )
+    result = fit_tiny(tiny_data, params, tmp_path)
+
+    assert result.history[-1]["mask_recall"] < 0.05
+    assert "the refiner is blind" in caplog.text
+
+
+def test_mixed_precision_trains(tiny_data, tiny_fit, tmp_path):
+    """In bfloat16, which GPUs use by themselves, the losses are nearly those in 32 bits."""
+    base = make_tiny_params().dump()["train"]
+    params = make_tiny_params(train={**base, "precision": "bf16-mixed"})
+
+    history = fit_tiny(tiny_data, params, tmp_path).history
+
+    exact = losses_of(tiny_fit.history)
+    assert np.allclose(losses_of(history), exact, rtol=0.05)

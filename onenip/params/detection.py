@@ -83,7 +83,10 @@ class TrainParams(Section):
     max_steps: int | None = Field(
         None, ge=1, description="optimiser steps at most; null: epochs decide"
     )
-    batch_size: int = Field(8, ge=1, description="normal images a step, on each device")
+    batch_size: int = Field(8, ge=1, description="normal images a batch, on each device")
+    accumulate_steps: int = Field(
+        1, ge=1, description="batches of each device that make one optimiser step"
+    )
     learning_rate: float = Field(1e-3, gt=0, description="of AdamW, at its highest")
     weight_decay: float = Field(1e-4, ge=0, description="of AdamW")
     schedule: Literal["step", "cosine"] = Field(
@@ -94,6 +97,12 @@ class TrainParams(Section):
         0.1, ge=0, lt=1, description="share of all steps, for `cosine`"
     )
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    ema_decay: Fraction = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the running average of the weights that a step keeps; 0: the last weights",
+    )
     jitter_scale: float = Field(20.0, ge=0, description="feature jitter")
     jitter_probability: Fraction = Field(1.0, ge=0, le=1, description="of jitter in a step")
     feature_weight: float = Field(1.0, ge=0, description="weight of the feature loss")
@@ -108,7 +117,14 @@ class TrainParams(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = Field(
         "auto", description="auto: mixed on CUDA, 32 bits on the CPU"
     )
-    devices: int | Literal["auto"] = Field("auto", description="GPUs to train on; the CPU counts 1")
+    devices: int | Literal["auto"] = Field(
+        "auto",
+        description="processes that train together on a host, one a GPU; auto: all GPUs, or one on the CPU",
+    )
+    hosts: int = Field(1, ge=1, description="hosts that train together, each started by torchrun")
+    deterministic: bool = Field(
+        True, description="the same bits in each run, where the device can; false: faster on a GPU"
+    )
     checkpoint_seconds: float = Field(
         60.0, gt=0, description="time between checkpoints that a killed training resumes from"
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from onenip import synthetic_bank, versioning
 from onenip.dataset import load_manifest, select
-from onenip.fitting import fit_detector
+from onenip.fitting import FitResult, fit_detector, start_fabric
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.registry.tracking import training_run
+from onenip.training import OnLog
 from onenip.version import __version__
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The model's digest and its categories."""
+    """The model's digest, empty in processes that only helped to train, and its categories."""
 
     digest: str
     categories: tuple[str, ...]
@@ -52,6 +53,7 @@ def run(
     curves_dir: Path,
 ) -> TrainResult:
     """Train, calibrate and write the model; resumes a killed training."""
+    fabric = start_fabric(params.train)
     samples = load_manifest(manifest, data_dir)
     bank = synthetic_bank.read(synthesis_dir)
     provenance = {
@@ -61,22 +63,32 @@ def run(
         "params": {key: value for key, value in params.dump().items() if key in _SHAPING},
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
     }
-    with training_run(
-        params.dump(),
-        manifest=manifest,
-        tags=versioning.describe_checkout(),
-        experiment=params.register_.experiment,
-    ) as tracked:
-        result = fit_detector(
+
+    def fit(on_log: OnLog) -> FitResult:
+        return fit_detector(
             params,
             samples=samples,
             bank=bank,
             provenance=provenance,
             checkpoint_dir=CHECKPOINT_DIR,
             cache_dir=CACHE_DIR,
-            on_log=tracked.log,
-            progress=sys.stderr.isatty(),
+            on_log=on_log,
+            progress=sys.stderr.isatty() and fabric.is_global_zero,
+            fabric=fabric,
         )
+
+    if (
+        not fabric.is_global_zero
+    ):  # one of several processes that train together: the first one writes
+        logging.getLogger("onenip").setLevel(logging.ERROR)
+        return TrainResult("", fit(lambda _step, _values: None).detector.categories)
+    with training_run(
+        params.dump(),
+        manifest=manifest,
+        tags=versioning.describe_checkout(),
+        experiment=params.register_.experiment,
+    ) as tracked:
+        result = fit(tracked.log)
         partial = out_dir.with_name(f".{out_dir.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         result.detector.save(partial)
