@@ -59,7 +59,7 @@ class VersioningError(OneNIPError):
 
 def is_git_checkout(root: Path = HERE) -> bool:
     """Whether `root` lies in a working tree of Git."""
-    return _try_git(["rev-parse", "--is-inside-work-tree"], root) == "true"
+    return try_git(["rev-parse", "--is-inside-work-tree"], root) == "true"
 
 
 def is_dvc_checkout(root: Path = HERE) -> bool:
@@ -90,22 +90,22 @@ def count_files(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> int:
 
 def current_commit(root: Path = HERE) -> str | None:
     """Commit of HEAD, 40 hex digits; None outside of Git or before the first commit."""
-    return _try_git(["rev-parse", "--verify", "-q", "HEAD"], root)
+    return try_git(["rev-parse", "--verify", "-q", "HEAD"], root)
 
 
 def current_branch(root: Path = HERE) -> str | None:
     """Name of the branch that is checked out; None if HEAD is detached, or outside of Git."""
-    return _try_git(["symbolic-ref", "--short", "-q", "HEAD"], root)
+    return try_git(["symbolic-ref", "--short", "-q", "HEAD"], root)
 
 
 def find_commit(revision: str, *, root: Path = HERE) -> str | None:
     """Commit that a revision (commit, tag, branch) names, 40 hex digits; None if there is none."""
-    return _try_git(["rev-parse", "--verify", "-q", f"{revision}^{{commit}}"], root)
+    return try_git(["rev-parse", "--verify", "-q", f"{revision}^{{commit}}"], root)
 
 
 def is_ancestor(commit: str, *, root: Path = HERE) -> bool:
     """Whether HEAD is a commit or has it in its history."""
-    return _try_git(["merge-base", commit, "HEAD"], root) == commit
+    return try_git(["merge-base", commit, "HEAD"], root) == commit
 
 
 def has_remote(*, root: Path = HERE) -> bool:
@@ -118,7 +118,7 @@ def has_remote(*, root: Path = HERE) -> bool:
 
 def is_dirty(root: Path = HERE) -> bool:
     """Whether files known to Git were changed since HEAD."""
-    return bool(_try_git(["status", "--porcelain", "--untracked-files=no"], root))
+    return bool(try_git(["status", "--porcelain", "--untracked-files=no"], root))
 
 
 def describe_checkout(root: Path = HERE) -> dict[str, str]:
@@ -232,35 +232,35 @@ def commit(
     """
     names = [str(path) for path in paths]
     if branch is None or branch == current_branch(root):
-        _git(["add", "--", *names], root)
-        if _git(["status", "--porcelain", "--", *names], root):
-            _git([*_identity(root), "commit", "-q", "-m", message, "--", *names], root)
-        return _git(["rev-parse", "HEAD"], root)
+        run_git(["add", "--", *names], root)
+        if run_git(["status", "--porcelain", "--", *names], root):
+            run_git([*_identity(root), "commit", "-q", "-m", message, "--", *names], root)
+        return run_git(["rev-parse", "HEAD"], root)
     reference = f"refs/heads/{branch}"
-    tip = _try_git(["rev-parse", "--verify", "-q", reference], root)
-    parent = tip or _git(["rev-parse", "HEAD"], root)
+    tip = try_git(["rev-parse", "--verify", "-q", reference], root)
+    parent = tip or run_git(["rev-parse", "HEAD"], root)
     with tempfile.TemporaryDirectory() as folder:
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        _git(["read-tree", parent], root, index)
-        _git(["add", "--", *names], root, index)
-        tree = _git(["write-tree"], root, index)
-    if tree == _git(["rev-parse", f"{parent}^{{tree}}"], root):
+        run_git(["read-tree", parent], root, index)
+        run_git(["add", "--", *names], root, index)
+        tree = run_git(["write-tree"], root, index)
+    if tree == run_git(["rev-parse", f"{parent}^{{tree}}"], root):
         new = parent
     else:
-        new = _git([*_identity(root), "commit-tree", tree, "-p", parent, "-m", message], root)
-    _git(["update-ref", reference, new, tip or "0" * 40], root)
+        new = run_git([*_identity(root), "commit-tree", tree, "-p", parent, "-m", message], root)
+    run_git(["update-ref", reference, new, tip or "0" * 40], root)
     return new
 
 
 def list_revisions(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> list[DataRevision]:
     """Every version of the data in the history of HEAD, newest first."""
-    log = _try_git(
+    log = try_git(
         ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=ACMRT", "--", str(pointer)], root
     )
     revisions = []
     for line in (log or "").splitlines():
         commit_, date, author, subject = line.split("\0")
-        text = _git(["show", f"{commit_}:./{pointer}"], root)
+        text = run_git(["show", f"{commit_}:./{pointer}"], root)
         version = _parse_pointer(text, f"{commit_[:9]}:{pointer}")
         revisions.append(
             DataRevision(commit_, datetime.fromisoformat(date), author, subject, version)
@@ -274,7 +274,7 @@ def read_version_at(revision: str, *, root: Path = HERE, pointer: Path = DATA_PO
     Raises:
         VersioningError: if there is no such revision, or it has no `data.dvc`.
     """
-    text = _git(["show", f"{revision}:./{pointer}"], root)
+    text = run_git(["show", f"{revision}:./{pointer}"], root)
     return _parse_pointer(text, f"{revision}:{pointer}")
 
 
@@ -296,6 +296,23 @@ def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
         )
     entries = json.loads(listing.read_text(encoding="utf-8"))
     return {entry["relpath"]: entry["md5"] for entry in entries}
+
+
+def run_git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
+    """What a Git command prints, stripped.
+
+    Raises:
+        VersioningError: if Git refuses.
+    """
+    return _call(["git", *arguments], root, "git", env or {}).strip()
+
+
+def try_git(arguments: Sequence[str], root: Path) -> str | None:
+    """What a Git command prints, None if that is nothing or it refuses."""
+    try:
+        return run_git(arguments, root) or None
+    except VersioningError:
+        return None
 
 
 def _parse_pointer(text: str, name: str) -> str:
@@ -347,20 +364,9 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def _git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
-    return _call(["git", *arguments], root, "git", env or {}).strip()
-
-
-def _try_git(arguments: Sequence[str], root: Path) -> str | None:
-    try:
-        return _git(arguments, root) or None
-    except VersioningError:
-        return None
-
-
 def _identity(root: Path) -> list[str]:
     """Options that name a committer where the machine names none, as a container does."""
-    if _try_git(["var", "GIT_COMMITTER_IDENT"], root) and _try_git(["config", "user.email"], root):
+    if try_git(["var", "GIT_COMMITTER_IDENT"], root) and try_git(["config", "user.email"], root):
         return []
     return ["-c", "user.name=onenip", "-c", "user.email=onenip@localhost"]
 

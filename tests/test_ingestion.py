@@ -171,7 +171,9 @@ def test_a_second_run_changes_nothing_and_a_repeated_arrival_is_a_duplicate(chec
     assert third.counts == {"disc": {"duplicates": 1}}
     assert third.data_version == first.data_version
     with open_journal(checkout) as journal:
-        assert len(journal.list_untrained()) == 1
+        assert {name: count for name, (count, _) in journal.count_untrained().items()} == {
+            "disc": 1
+        }
 
 
 def test_a_lost_journal_loses_nothing(checkout, tmp_path):
@@ -329,21 +331,127 @@ def test_files_that_still_grow_are_left_alone(tmp_path):
 
 
 def test_training_is_due_by_number_or_by_time(checkout, tmp_path):
-    """Enough images, or one that waited too long; a clock turned back does neither."""
+    """Enough images, or one that waited too long, or one whose camera lives in another decade."""
     params = RetrainParams(min_new_images=3, max_wait_hours=2)
     now = datetime(2026, 11, 23, 12, tzinfo=UTC)
     waiting = [
         Waiting("many", 2, 1, now),
         Waiting("few", 2, 0, now - timedelta(hours=1)),
         Waiting("old", 1, 0, now - timedelta(hours=2)),
-        Waiting("future", 1, 0, now + timedelta(days=1)),
+        Waiting("skewed", 1, 0, now + timedelta(minutes=5)),
+        Waiting("future", 1, 0, now + timedelta(days=9000)),
     ]
 
-    assert choose_due(waiting, params, now=now) == ["many", "old"]
+    assert choose_due(waiting, params, now=now) == ["many", "old", "future"]
     drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
     with open_journal(checkout) as journal:
         (one,) = count_waiting(FolderInbox(tmp_path / "inbox"), journal)
     assert (one.category, one.in_inbox, one.in_data) == ("disc", 1, 0)
+
+
+def test_a_clock_that_jumps_neither_loses_nor_hurries_an_image(checkout, tmp_path):
+    """A file from the future is taken once it stopped growing, and waits from now on."""
+    inbox = tmp_path / "inbox"
+    path = drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    os.utime(path, (time.time() + 1e8,) * 2)
+    params = make_tiny_params()
+    box = FolderInbox(inbox, settle_seconds=0.2)
+
+    assert [arrival.key for arrival in box.list_arrivals()] == ["disc/a.png"]
+    ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    with open_journal(checkout) as journal:
+        waiting = count_waiting(box, journal)
+    assert abs(waiting[0].oldest_at.timestamp() - time.time()) < 60
+    assert choose_due(waiting, params.retrain, now=datetime.now(tz=UTC)) == []
+
+
+def make_origin(checkout: Path, folder: Path) -> Path:
+    """A bare Git remote `origin` of a checkout."""
+    for command in (
+        ["git", "init", "-q", "--bare", str(folder)],
+        ["git", "-C", str(checkout), "remote", "add", "origin", str(folder)],
+    ):
+        subprocess.run(command, check=True)
+    return folder
+
+
+def test_an_image_leaves_the_inbox_only_when_data_and_commit_are_pushed(
+    checkout, tmp_path, s3_server, monkeypatch
+):
+    """With data in S3 and a Git remote that is down for a while: nothing leaves before both have it."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    dvc = [sys.executable, "-m", "dvc"]
+    url = f"s3://dvc-cache/{tmp_path.name}"
+    for command in (
+        ["add", "-d", "-q", "r", url],
+        ["modify", "-q", "r", "endpointurl", s3_server.endpoint],
+    ):
+        subprocess.run([*dvc, "remote", *command], cwd=checkout, check=True)
+    origin = make_origin(checkout, tmp_path / "origin.git")
+    origin.rename(tmp_path / "away.git")
+    inbox = tmp_path / "inbox"
+    drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+
+    with pytest.raises(versioning.VersioningError, match=r"Git remote origin.*retrain\.git_remote"):
+        ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    assert look(inbox)["inbox"] == {"a.png"}
+
+    (tmp_path / "away.git").rename(origin)
+    result = ingest(params, inbox=box, find_champion=nobody, root=checkout)
+
+    assert look(inbox)["inbox"] == set()
+    assert versioning.find_commit("onenip/arrivals", root=origin) == result.commit
+    clone = tmp_path / "clone"
+    subprocess.run(
+        ["git", "clone", "-q", "-b", "onenip/arrivals", str(origin), str(clone)], check=True
+    )
+    shutil.copy(checkout / ".dvc/config", clone / ".dvc/config")  # names the remote
+    versioning.pull(["data.dvc"], root=clone)
+    assert len(list((clone / "data/disc/train/good").iterdir())) == 5
+
+
+def test_two_checkouts_share_one_branch(checkout, tmp_path):
+    """What another checkout pushed is built upon or asked for, never overwritten."""
+    make_origin(checkout, tmp_path / "origin.git")
+    other = Path(shutil.copytree(checkout, tmp_path / "other", symlinks=True))
+    params, rng = make_tiny_params(), np.random.default_rng(1)
+    for name in ("one", "two"):
+        drop(tmp_path / name, f"disc/{name}.png", draw_normal("disc", rng))
+    ingest(params, inbox=FolderInbox(tmp_path / "one"), find_champion=nobody, root=checkout)
+    box = FolderInbox(tmp_path / "two")
+
+    with pytest.raises(DataError, match="newer arrivals"):
+        ingest(params, inbox=box, find_champion=nobody, root=other)
+    assert look(tmp_path / "two")["inbox"] == {"two.png"}
+
+    shutil.copytree(checkout / ".dvc/cache", other / ".dvc/cache", dirs_exist_ok=True)
+    for command in (
+        ["git", "checkout", "-q", "onenip/arrivals", "--", "data.dvc"],
+        [sys.executable, "-m", "dvc", "checkout", "-q", "data.dvc"],
+    ):
+        subprocess.run(command, cwd=other, check=True)
+    result = ingest(params, inbox=box, find_champion=nobody, root=other)
+    assert versioning.find_commit("onenip/arrivals", root=tmp_path / "origin.git") == result.commit
+    assert len(list((other / "data/disc/train/good").iterdir())) == 6
+
+
+def test_many_arrivals_are_versioned_in_parts(checkout, tmp_path, monkeypatch):
+    """Each part is safe before the next is read, so that a flood that is cut short is not lost."""
+    monkeypatch.setattr("onenip.ingestion.ingest._BATCH", 4)
+    inbox = tmp_path / "inbox"
+    fill(inbox, checkout / "data")
+
+    result = ingest(
+        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+    )
+
+    assert look(inbox) == EXPECTED
+    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    log = ["git", "log", "--format=%s", "main..onenip/arrivals"]
+    commits = subprocess.run(log, cwd=checkout, check=True, capture_output=True, text=True).stdout
+    assert len(commits.splitlines()) > 1
 
 
 _RUN = """

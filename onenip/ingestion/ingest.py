@@ -12,14 +12,16 @@ import logging
 import os
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip import versioning
+from onenip import branch, versioning
 from onenip.errors import BusyError, DataError
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.inspection import Verdict, inspect, placed_name, shelf_name
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 WORK_DIR = Path("artifacts/ingestion")
 
-_PAGE = 200
+_BATCH = 2000  # arrivals that are versioned together: a kill, or a full disk, costs no more
+_MAX_LISTED = 500
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ class IngestResult:
 
     Attributes:
         counts: by category, then by outcome.
-        set_aside: arrivals that were not accepted, with their reasons.
+        set_aside: the first arrivals that were not accepted, with their reasons; `counts` has all.
         commit: Git commit that names the new data, None if nothing new was accepted.
         data_version: what `data.dvc` names now.
     """
@@ -79,18 +82,24 @@ def ingest(
         VersioningError: if DVC or Git refuses.
     """
     work_dir = root / WORK_DIR
-    with _only_one(work_dir), _open_journal(work_dir) as journal:
+    with _disk_refusals(work_dir), _only_one(work_dir), _open_journal(work_dir) as journal:
         steps = _Steps(params, inbox, find_champion, root, journal)
+        steps.follow_branch()
         steps.require_same_line()
         steps.require_whole_data()
-        for arrival in inbox.list_arrivals():
-            steps.note(arrival)
+        steps.note(inbox.list_arrivals())
         steps.place_judged()
-        touched = steps.judge_arrived()
-        commit = steps.commit_placed()
-        touched |= steps.clear_inbox()
-        items = [item for item in journal.list_items() if item.id in touched]
-        return _summarise(items, commit, root, params)
+        tally = _Tally()
+        last, commit = 0, None
+        while True:
+            page = journal.list_items(state="arrived", after=last, limit=_BATCH)
+            steps.judge(page, tally)
+            commit = steps.commit_placed() or commit
+            steps.clear_inbox(tally)
+            if len(page) < _BATCH:
+                break
+            last = page[-1].id
+        return tally.finish(commit, versioning.read_data_version(root, pointer=steps.pointer))
 
 
 @contextmanager
@@ -120,21 +129,33 @@ class _Steps:
     def pointer(self) -> Path:
         return Path(f"{self.params.data.root}.dvc")
 
+    @cached_property
+    def git_remote(self) -> str | None:
+        """Git remote that the branch is shared through, None if there is none."""
+        name = self.params.retrain.git_remote
+        return name if branch.has_remote(name, root=self.root) else None
+
+    def follow_branch(self) -> None:
+        """Learn of arrivals that another checkout pushed."""
+        if self.git_remote:
+            branch.follow(self.params.retrain.branch, remote=self.git_remote, root=self.root)
+
     def require_same_line(self) -> None:
         """Refuse to build on data that lack what the branch of arrivals has."""
-        branch = self.params.retrain.branch
-        tip = versioning.find_commit(branch, root=self.root)
+        name = self.params.retrain.branch
+        tip = versioning.find_commit(f"refs/heads/{name}", root=self.root)
         if tip is None or versioning.is_ancestor(tip, root=self.root):
             return
-        if self.journal.list_items(state="placed"):
-            return  # killed between placing and committing
         theirs = versioning.read_version_at(tip, root=self.root, pointer=self.pointer)
-        if theirs != versioning.read_data_version(self.root, pointer=self.pointer):
-            raise DataError(
-                f"{self.pointer} is not that of the branch {branch}, which has newer arrivals; "
-                f"merge it, or `git checkout {branch} -- {self.pointer} && dvc checkout`",
-                path=self.pointer,
-            )
+        if theirs == versioning.read_data_version(self.root, pointer=self.pointer):
+            return
+        if self.journal.list_items(state="placed", limit=1) and self._has_all(theirs):
+            return  # killed between placing and committing
+        raise DataError(
+            f"{self.pointer} is not that of the branch {name}, which has newer arrivals; "
+            f"merge it, or `git checkout {name} -- {self.pointer} && dvc pull {self.pointer}`",
+            path=self.pointer,
+        )
 
     def require_whole_data(self) -> None:
         """Refuse to version data of which a part is not laid out here: it would count as deleted."""
@@ -147,32 +168,35 @@ class _Steps:
                 path=self.data_dir,
             )
 
-    def note(self, arrival: Arrival) -> None:
-        self.journal.add(
-            key=arrival.key,
-            version=arrival.version,
-            size=arrival.size,
-            arrived_at=arrival.arrived_at,
-            category=arrival.category,
-        )
+    def note(self, arrivals: Iterator[Arrival]) -> None:
+        """Write all arrivals into the journal, many at a time."""
+        now = datetime.now(tz=UTC)
+        while chunk := list(islice(arrivals, _BATCH)):
+            with self.journal.transaction():
+                for arrival in chunk:
+                    self.journal.add(
+                        key=arrival.key,
+                        version=arrival.version,
+                        size=arrival.size,
+                        arrived_at=min(arrival.arrived_at, now),  # a camera's clock may be wrong
+                        category=arrival.category,
+                    )
 
     def place_judged(self) -> None:
         """Complete what was judged before a kill."""
         for item in self.journal.list_items(state="judged", outcome="accepted"):
             self._place(item)
 
-    def judge_arrived(self) -> set[int]:
-        """Fetch, judge and place everything new, one image at a time; which items were."""
-        touched: set[int] = set()
-        known: KnownImages | None = None
-        last = 0
-        while page := self.journal.list_items(state="arrived", after=last, limit=_PAGE):
-            known = known or KnownImages(self.data_dir, self.journal)
-            for item in page:
-                self._judge(item, known)
-                touched.add(item.id)
-            last = page[-1].id
-        return touched
+    def judge(self, items: Sequence[Item], tally: _Tally) -> None:
+        """Fetch, judge and place new images, one at a time."""
+        for item in items:
+            if not self._judge(item, self.known):
+                tally.add(item, "gone")
+
+    @cached_property
+    def known(self) -> KnownImages:
+        """Images that are in the data."""
+        return KnownImages(self.data_dir, self.journal)
 
     def commit_placed(self) -> str | None:
         """Version, push and commit what was placed, all at once."""
@@ -184,38 +208,48 @@ class _Steps:
             versioning.push([str(self.pointer)], root=self.root)
         counts = Counter(item.category for item in items)
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        name = self.params.retrain.branch
         commit = versioning.commit(
             [self.pointer],
             message=f"Add arrived normal images: {summary}",
-            branch=self.params.retrain.branch,
+            branch=name,
             root=self.root,
         )
+        if self.git_remote:
+            branch.push(name, remote=self.git_remote, root=self.root)
         with self.journal.transaction():
             for item in items:
                 self.journal.update(item, {"state": "committed"})
-        log.info("%s: %s", self.params.retrain.branch, summary)
+        log.info("%s: %s", name, summary)
         return commit
 
-    def clear_inbox(self) -> set[int]:
-        """Remove what is committed, move the rest to its shelf; which items were."""
-        done = set()
+    def clear_inbox(self, tally: _Tally) -> None:
+        """Remove what is committed, move the rest to its shelf."""
         for item in self.journal.list_items(state="committed"):
             self.inbox.remove(_to_arrival(item))
             self.journal.update(item, {"state": "done"})
-            done.add(item.id)
+            tally.add(item, "accepted")
         for item in self.journal.list_items(state="judged"):
             self._set_aside(item)
-            done.add(item.id)
-        return done
+            tally.add(item, item.outcome)
 
-    def _judge(self, item: Item, known: KnownImages) -> None:
+    def _has_all(self, version: str) -> bool:
+        """Whether all files of a version of the data lie here."""
+        try:
+            names = versioning.list_files(version, root=self.root)
+        except versioning.VersioningError:  # made elsewhere
+            return False
+        return all((self.data_dir / name).is_file() for name in names)
+
+    def _judge(self, item: Item, known: KnownImages) -> bool:
+        """Decide about one arrival; whether it was still there."""
         staged = self._staged(item)
         staged.parent.mkdir(parents=True, exist_ok=True)
         if not self.inbox.fetch(_to_arrival(item), staged):
             reason = "it was gone, or replaced, before it was read"
             self.journal.update(item, {"state": "done", "reason": reason})
             staged.unlink(missing_ok=True)
-            return
+            return False
         _write_through(staged)
         found = self._inspect(staged, item, known, is_released=False)
         if found.reason and found.fingerprint and self.inbox.is_released(found.sha256):
@@ -247,6 +281,7 @@ class _Steps:
             known.add(name, found.fingerprint)
         else:
             staged.unlink(missing_ok=True)
+        return True
 
     def _inspect(
         self, staged: Path, item: Item, known: KnownImages, *, is_released: bool
@@ -292,6 +327,15 @@ class _Steps:
 
 
 @contextmanager
+def _disk_refusals(work_dir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or work_dir
+        raise DataError(f"{path}: {error.strerror or error}", path=path) from error
+
+
+@contextmanager
 def _only_one(work_dir: Path) -> Iterator[None]:
     work_dir.mkdir(parents=True, exist_ok=True)
     with (work_dir / "lock").open("w") as file:
@@ -325,15 +369,20 @@ def _write_through(path: Path) -> None:
         os.close(descriptor)
 
 
-def _summarise(items: list[Item], commit: str | None, root: Path, params: Params) -> IngestResult:
-    counts: dict[str, dict[str, int]] = defaultdict(dict)
-    for (category, outcome), count in sorted(
-        Counter((item.category, item.outcome or "gone") for item in items).items()
-    ):
-        counts[category][outcome] = count
-    return IngestResult(
-        counts=dict(counts),
-        set_aside=tuple(item for item in items if item.outcome in SHELVES),
-        commit=commit,
-        data_version=versioning.read_data_version(root, pointer=Path(f"{params.data.root}.dvc")),
-    )
+class _Tally:
+    """Counts of what became of the arrivals, and the first that were set aside."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._set_aside: list[Item] = []
+
+    def add(self, item: Item, outcome: str) -> None:
+        self._counts[item.category, outcome] += 1
+        if outcome in SHELVES and len(self._set_aside) < _MAX_LISTED:
+            self._set_aside.append(item)
+
+    def finish(self, commit: str | None, data_version: str | None) -> IngestResult:
+        counts: dict[str, dict[str, int]] = defaultdict(dict)
+        for (category, outcome), count in sorted(self._counts.items()):
+            counts[category][outcome] = count
+        return IngestResult(dict(counts), tuple(self._set_aside), commit, data_version)

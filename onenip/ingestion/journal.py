@@ -37,6 +37,7 @@ CREATE TABLE IF NOT EXISTS item (
     UNIQUE (key, version)
 );
 CREATE INDEX IF NOT EXISTS item_state ON item (state, outcome);
+CREATE INDEX IF NOT EXISTS item_sha256 ON item (sha256);
 CREATE TABLE IF NOT EXISTS known (
     path TEXT PRIMARY KEY,
     stamp TEXT NOT NULL,
@@ -45,6 +46,8 @@ CREATE TABLE IF NOT EXISTS known (
     thumbnail BLOB NOT NULL
 );
 """
+
+_UNTRAINED = "outcome = 'accepted' AND trained = '' AND state IN ('placed', 'committed', 'done')"
 
 
 @dataclass(frozen=True)
@@ -131,17 +134,16 @@ class Journal:
         An object that is in the inbox again after it was dealt with is a new arrival, even under
         the same key and with the same content.
         """
-        with self.transaction():
-            self._db.execute(
-                "UPDATE item SET version = version || '@' || id "
-                "WHERE key = ? AND version = ? AND state = 'done'",
-                (key, version),
-            )
-            self._db.execute(
-                "INSERT OR IGNORE INTO item (key, version, size, arrived_at, category) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (key, version, size, arrived_at.astimezone(UTC).isoformat(), category),
-            )
+        self._db.execute(
+            "UPDATE item SET version = version || '@' || id "
+            "WHERE key = ? AND version = ? AND state = 'done'",
+            (key, version),
+        )
+        self._db.execute(
+            "INSERT OR IGNORE INTO item (key, version, size, arrived_at, category) "
+            "VALUES (?, ?, ?, ?, ?)",
+            (key, version, size, arrived_at.astimezone(UTC).isoformat(), category),
+        )
 
     def update(self, item: Item, values: Mapping[str, str | float | None]) -> None:
         """Set columns of an item."""
@@ -180,19 +182,29 @@ class Journal:
         )
         return [_to_item(row) for row in rows]
 
-    def list_untrained(self) -> list[Item]:
-        """Images in the data that no model was trained with yet."""
+    def list_unremoved(self) -> set[tuple[str, str]]:
+        """Key and version of images that are in the data and still in the inbox."""
         rows = self._db.execute(
-            "SELECT * FROM item WHERE outcome = 'accepted' AND trained = '' "
-            "AND state IN ('placed', 'committed', 'done') ORDER BY id"
+            "SELECT key, version FROM item WHERE state IN ('placed', 'committed')"
         )
-        return [_to_item(row) for row in rows]
+        return {(row["key"], row["version"]) for row in rows}
 
-    def mark_trained(self, items: Sequence[Item], *, digest: str) -> None:
-        """Remember the model that was trained with some images."""
-        with self.transaction():
-            for item in items:
-                self.update(item, {"trained": digest})
+    def count_untrained(self) -> dict[str, tuple[int, datetime]]:
+        """By category, how many images in the data no model was trained with yet, and the oldest's time."""
+        rows = self._db.execute(
+            f"SELECT category, COUNT(*), MIN(arrived_at) FROM item WHERE {_UNTRAINED} GROUP BY category"
+        )
+        return {name: (count, datetime.fromisoformat(oldest)) for name, count, oldest in rows}
+
+    def last_id(self) -> int:
+        """Number of the latest arrival, 0 if there is none."""
+        return int(self._db.execute("SELECT COALESCE(MAX(id), 0) FROM item").fetchone()[0])
+
+    def mark_trained(self, *, digest: str, last: int) -> None:
+        """Remember the model that was trained with all images in the data up to the arrival `last`."""
+        self._db.execute(
+            f"UPDATE item SET trained = ? WHERE {_UNTRAINED} AND id <= ?", (digest, last)
+        )
 
     def is_placed(self, sha256: str) -> bool:
         """Whether an image with this content is being placed, or was."""

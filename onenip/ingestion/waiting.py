@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from onenip.ingestion.journal import Journal
 from onenip.params import RetrainParams
 from onenip.sources.inbox import Inbox
+
+_CLOCK_SKEW = timedelta(hours=1)  # by which clocks of different machines may differ
 
 
 @dataclass(frozen=True)
@@ -40,28 +42,40 @@ def count_waiting(inbox: Inbox | None, journal: Journal) -> list[Waiting]:
     Raises:
         SourceError: if the inbox cannot be reached.
     """
-    ingested = journal.list_untrained()
-    keys = {(item.key, item.version) for item in ingested}
-    times: dict[str, tuple[list[datetime], list[datetime]]] = defaultdict(lambda: ([], []))
-    for item in ingested:
-        times[item.category][1].append(item.arrived_at)
+    found = {
+        name: Waiting(name, 0, count, oldest)
+        for name, (count, oldest) in journal.count_untrained().items()
+    }
+    ingested = journal.list_unremoved() if inbox else set()
     for arrival in inbox.list_arrivals() if inbox else ():
-        if (arrival.key, arrival.version) not in keys:
-            times[arrival.category][0].append(arrival.arrived_at)
-    return [
-        Waiting(category, len(new), len(known), min([*new, *known]))
-        for category, (new, known) in sorted(times.items())
-    ]
+        if (arrival.key, arrival.version) in ingested:
+            continue
+        name = arrival.category
+        one = found.get(name) or Waiting(name, 0, 0, arrival.arrived_at)
+        oldest = min(one.oldest_at, arrival.arrived_at)
+        found[name] = replace(one, in_inbox=one.in_inbox + 1, oldest_at=oldest)
+    return [found[name] for name in sorted(found)]
 
 
 def choose_due(waiting: Sequence[Waiting], params: RetrainParams, *, now: datetime) -> list[str]:
     """Categories with enough new images, or with one that waited too long.
 
-    A clock that was turned back makes images wait longer, never for ever: they still count.
+    A time that lies far in the future tells nothing, because some clock is or was wrong: such images
+    count as having waited, for they might otherwise wait for ever.
     """
     longest = timedelta(hours=params.max_wait_hours)
     return [
         one.category
         for one in waiting
-        if one.count >= params.min_new_images or (one.count and now - one.oldest_at >= longest)
+        if one.count >= params.min_new_images
+        or (one.count and not -_CLOCK_SKEW <= now - one.oldest_at < longest)
+    ]
+
+
+def list_new_categories(waiting: Sequence[Waiting], data_dir: Path) -> list[str]:
+    """Categories that have images in the inbox and none in the data: their first ones are taken at once."""
+    return [
+        one.category
+        for one in waiting
+        if one.in_inbox and one.category and not (data_dir / one.category).is_dir()
     ]

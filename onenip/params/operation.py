@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from onenip.errors import ParamsError
 from onenip.params.section import Fraction, Section
@@ -19,6 +19,16 @@ GATE_METRICS = (
     "pixel_ap",
     "pixel_f1_max",
     "aupro",
+)
+
+
+REGISTRY_EVENTS = (
+    "registered_model.created",
+    "model_version.created",
+    "model_version_tag.set",
+    "model_version_tag.deleted",
+    "model_version_alias.created",
+    "model_version_alias.deleted",
 )
 
 
@@ -145,6 +155,9 @@ class RetrainParams(Section):
         10.0, ge=0, description="age of a file in an inbox folder before it counts as complete"
     )
     branch: str = Field("onenip/arrivals", description="Git branch that arrivals are committed to")
+    git_remote: str | None = Field(
+        "origin", description="Git remote that it is pushed to, where there is one; null: none"
+    )
 
     def policy_of(self, category: str) -> Literal["manual", "auto"]:
         """Policy of a category."""
@@ -186,4 +199,21 @@ class NotifyParams(Section):
     webhook: str | None = Field(
         None, description="URL that gets a JSON POST; $NAME is taken from the environment"
     )
+    registry_events: tuple[str, ...] = Field(
+        (
+            "model_version.created",
+            "model_version_tag.set",
+            "model_version_alias.created",
+            "model_version_alias.deleted",
+        ),
+        description="what MLflow's server itself POSTs there, in its own words; [] for a chat room",
+    )
     timeout_seconds: float = Field(10.0, gt=0, description="of one attempt to tell")
+
+    @field_validator("registry_events")
+    @classmethod
+    def _know_events(cls, events: tuple[str, ...]) -> tuple[str, ...]:
+        for name in events:
+            if name not in REGISTRY_EVENTS:
+                raise ValueError(f"no event {name!r}; there are {', '.join(REGISTRY_EVENTS)}")
+        return events

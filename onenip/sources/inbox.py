@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -144,13 +145,17 @@ class FolderInbox(Inbox):
         self._settle_seconds = settle_seconds
 
     def list_arrivals(self, *, shelf: Shelf | None = None) -> Iterator[Arrival]:
-        """See `Inbox`; hidden files and those that may still grow are left out."""
+        """See `Inbox`; hidden files and those that may still grow are left out.
+
+        The age of a file that is dated in the future tells nothing: it is looked at twice instead.
+        """
         root = self._shelf(shelf) if shelf else self._folder
         if not root.is_dir():
             if shelf:
                 return
             raise SourceError(f"retrain.inbox: there is no folder {root}")
         now = datetime.now(tz=UTC).timestamp()
+        undated = []
         for parent, folders, files in os.walk(root):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             for name in sorted(files):
@@ -158,9 +163,15 @@ class FolderInbox(Inbox):
                 found = _stat(path)
                 if name.startswith(".") or found is None:
                     continue
-                if not shelf and 0 <= now - found.st_mtime < self._settle_seconds:
-                    continue
-                yield _to_arrival(path.relative_to(root).as_posix(), found)
+                arrival = _to_arrival(path.relative_to(root).as_posix(), found)
+                age = now - found.st_mtime
+                if shelf or age >= self._settle_seconds:
+                    yield arrival
+                elif age <= -self._settle_seconds:
+                    undated.append(arrival)
+        if undated:
+            time.sleep(self._settle_seconds)
+        yield from filter(self._is_same, undated)
 
     def fetch(self, arrival: Arrival, path: Path) -> bool:
         """See `Inbox`."""
