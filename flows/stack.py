@@ -11,68 +11,32 @@ and MLFLOW_BACKEND_STORE_URI name PostgreSQL instead. State, logs and ports are 
 
 from __future__ import annotations
 
-import json
+import base64
 import os
-import socket
+import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.settings import STATE_DIR, apply_settings
 
 apply_settings()
 
-import httpx  # noqa: E402  # settings come first
-import psutil  # noqa: E402
-import typer  # noqa: E402
-from tenacity import (  # noqa: E402
-    RetryError,
-    Retrying,
-    retry_if_result,
-    stop_after_delay,
-    wait_fixed,
-)
+import typer  # noqa: E402  # settings come first
+from filelock import FileLock, Timeout  # noqa: E402
 
-from onenip.errors import OneNIPError  # noqa: E402
+from flows.databases import MLFLOW, PREFECT, describe_database, read_databases  # noqa: E402
+from flows.services import ServiceError, Services  # noqa: E402
+from onenip.errors import BusyError, OneNIPError  # noqa: E402
+from onenip.params import Params  # noqa: E402
 from onenip.sources.local_s3 import start_s3  # noqa: E402
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}
 POOLS = ("onenip-light", "onenip-training")
 BUCKETS = ("dvc", "inbox", "mlflow")
-
-_START_SECONDS = 180.0
-_STOP_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Service:
-    """A process of the stack.
-
-    Attributes:
-        name: what it is.
-        process_id: of the process that leads its group.
-        started_at: when that process started, in seconds since 1970, so that another with the same number
-            is not taken for it.
-        address: where it answers; empty for workers.
-    """
-
-    name: str
-    process_id: int
-    started_at: float
-    address: str = ""
-
-    def is_running(self) -> bool:
-        """Whether this very process is there."""
-        try:
-            process = psutil.Process(self.process_id)
-            same = abs(process.create_time() - self.started_at) < 1.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
+S3_ACCOUNT, S3_SECRET = "onenip", "onenip-local-only"  # the server listens on this machine alone
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -81,30 +45,50 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 def up() -> None:
     """Start what does not run yet, declare the schedules, print the addresses."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    services = {service.name: service for service in _read() if service.is_running()}
+    try:
+        with FileLock(FOLDER / "up.lock", timeout=0):
+            _up()
+    except Timeout as error:
+        raise BusyError("another `up` is at work in this checkout") from error
+
+
+def _up() -> None:
+    params = Params.load()  # a mistake there is told before anything starts
+    databases = read_databases(mlflow=f"sqlite:///{Path('mlflow.db').resolve()}")
+    services = Services(FOLDER)
     env = _start_storage(services)
-    prefect = f"http://127.0.0.1:{_port('prefect', services)}"
-    mlflow = f"http://127.0.0.1:{_port('mlflow', services)}"
+    prefect = f"http://127.0.0.1:{services.choose_port('prefect', PORTS['prefect'])}"
+    mlflow = f"http://127.0.0.1:{services.choose_port('mlflow', PORTS['mlflow'])}"
     env |= {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
     python = [sys.executable, "-m"]
-    port = prefect.rpartition(":")[2]
-    _start(
-        services, "prefect", [*python, "prefect", "server", "start", "--port", port], env, prefect
+    everybody = {**os.environ, "PYTHONUNBUFFERED": "1", **env}
+    server = services.start(
+        "prefect",
+        [*python, "prefect", "server", "start", "--port", prefect.rpartition(":")[2]],
+        env=everybody | _prefect_settings() | databases,
+        address=prefect,
     )
-    _start(services, "mlflow", _mlflow_command(mlflow, env), env, mlflow)
-    _wait("prefect", f"{prefect}/api/health")
-    _wait("mlflow", f"{mlflow}/health")
-    _declare(env)
+    tracker = services.start(
+        "mlflow",
+        _mlflow_command(mlflow, env),
+        env=everybody | _mlflow_settings() | databases,
+        address=mlflow,
+    )
+    services.wait_for(server, f"{prefect}/api/health")
+    services.wait_for(tracker, f"{mlflow}/health")
+    _run([*python, "flows.schedules"], everybody)
+    if params.notify.webhook is not None:
+        _run([*python, "onenip", "webhooks"], everybody)
     for pool in POOLS:
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
-        _start(services, f"worker {pool}", command, env, "")
-    _print(services, env)
+        services.start(f"worker {pool}", command, env=everybody)
+    _print(services, env, databases)
 
 
 @app.command()
 def status() -> None:
     """Say what runs; exit status 1 if something of the stack does not."""
-    services = _read()
+    services = list(Services(FOLDER))
     for service in services:
         state = "runs" if service.is_running() else "is down"
         typer.echo(f"{service.name:24} {state:8} {service.address}")
@@ -115,173 +99,95 @@ def status() -> None:
 @app.command()
 def down() -> None:
     """Stop everything that `up` started, workers first, and wait until it is gone."""
-    for service in reversed(_read()):
-        if service.is_running():
-            _stop(service.process_id)
-            typer.echo(f"{service.name} stopped")
-    (FOLDER / "services.json").unlink(missing_ok=True)
+    for service in Services(FOLDER).stop_all():
+        typer.echo(f"{service.name} stopped")
 
 
-def _start_storage(services: dict[str, Service]) -> dict[str, str]:
-    """Environment that names the S3 server; starts one if the user names none."""
-    if os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ACCESS_KEY_ID"):
+def _start_storage(services: Services) -> dict[str, str]:
+    """Environment that names the S3 server; starts one if the user names none but this."""
+    names_one = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ACCESS_KEY_ID")
+    if names_one and os.environ.get("AWS_SECRET_ACCESS_KEY") != S3_SECRET:
         return {}
-    port = PORTS["s3"]
-    if "s3" in services:
-        port = int(services["s3"].address.rpartition(":")[2])
-    elif not _is_free(port):
-        port = _free_port()
-    if "s3" not in services:
-        server = start_s3(FOLDER / "s3", buckets=BUCKETS, port=port, log=FOLDER / "s3.log")
-        _note(services, "s3", server.process_id, server.endpoint)
+    running = services.find("s3")
+    if running is None:
+        port = services.choose_port("s3", PORTS["s3"])
+        server = start_s3(
+            FOLDER / "s3",
+            buckets=BUCKETS,
+            access_key=S3_ACCOUNT,
+            secret_key=S3_SECRET,
+            port=port,
+            log=services.log_of("s3"),
+        )
+        running = services.note("s3", server.process_id, server.endpoint)
     return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "onenip",
-        "AWS_SECRET_ACCESS_KEY": "onenip-local-only",
+        "AWS_ENDPOINT_URL": running.address,
+        "AWS_ACCESS_KEY_ID": S3_ACCOUNT,
+        "AWS_SECRET_ACCESS_KEY": S3_SECRET,
         "AWS_DEFAULT_REGION": "us-east-1",
     }
 
 
+def _prefect_settings() -> dict[str, str]:
+    """Who holds a run's turn is kept in files: in memory, a restart would forget it for ever."""
+    leases = "prefect.server.concurrency.lease_storage.filesystem"
+    variable = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+    return {variable: os.environ.get(variable, leases)}
+
+
+def _mlflow_settings() -> dict[str, str]:
+    """Webhooks may go to a house's own network; their secrets stay readable after a restart."""
+    defaults = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+    }
+    settings = {key: os.environ.get(key, value) for key, value in defaults.items()}
+    variable = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
+    return settings | {variable: os.environ.get(variable) or _read_key(FOLDER / "webhooks.key")}
+
+
+def _read_key(path: Path) -> str:
+    """The key in a file that only its owner may read; made if absent."""
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.touch(mode=0o600)
+        partial.write_bytes(base64.urlsafe_b64encode(secrets.token_bytes(32)))
+        os.replace(partial, path)
+    return path.read_text(encoding="ascii")
+
+
 def _mlflow_command(address: str, env: Mapping[str, str]) -> list[str]:
-    store = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     own_s3 = "s3://mlflow" if "AWS_ENDPOINT_URL" in env else str(Path("mlartifacts").resolve())
     artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or own_s3
     port = address.rpartition(":")[2]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
-    command += ["--workers", "1", "--backend-store-uri", store]
-    return [*command, "--artifacts-destination", artifacts]
+    return [*command, "--workers", "1", "--artifacts-destination", artifacts]
 
 
-def _start(
-    services: dict[str, Service],
-    name: str,
-    command: list[str],
-    env: Mapping[str, str],
-    address: str,
-) -> None:
-    if name in services:
-        return
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}
-    log = FOLDER / f"{name.replace(' ', '-')}.log"
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | dict(env) | quiet,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _note(services, name, process.pid, address)
-
-
-def _note(services: dict[str, Service], name: str, process_id: int, address: str) -> None:
-    """Remember a process at once, so that `down` finds it even if `up` is killed."""
-    started_at = psutil.Process(process_id).create_time()
-    services[name] = Service(name, process_id, started_at, address)
-    path = FOLDER / "services.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([asdict(service) for service in services.values()], indent=2))
-    os.replace(partial, path)
-
-
-def _read() -> list[Service]:
-    path = FOLDER / "services.json"
-    if not path.is_file():
-        return []
-    return [Service(**values) for values in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def _wait(name: str, address: str) -> None:
-    """Wait until a server answers.
+def _run(command: Sequence[str], env: Mapping[str, str]) -> None:
+    """Run a command in a process of its own, which sees the new servers' addresses.
 
     Raises:
-        OneNIPError: if it does not within three minutes.
+        ServiceError: with the last line that it wrote, if it fails.
     """
-    attempts = Retrying(
-        retry=retry_if_result(lambda answers: not answers),
-        stop=stop_after_delay(_START_SECONDS),
-        wait=wait_fixed(0.5),
-    )
-    try:
-        attempts(_answers, address)
-    except RetryError as error:
-        raise OneNIPError(f"{name} did not start; see {FOLDER / name}.log") from error
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(address, timeout=5).is_success
-    except httpx.HTTPError:
-        return False
-
-
-def _declare(env: Mapping[str, str]) -> None:
-    """Declare the deployments in a process of its own, which sees the new server's address."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.schedules"],
-        env=os.environ | dict(env),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise OneNIPError(f"the deployments could not be declared:\n{done.stderr[-2000:]}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("onenip: ") if lines else f"exit status {done.returncode}"
+        raise ServiceError(f"`{' '.join(command[2:])}` failed: {reason}")
 
 
-def _stop(process_id: int) -> None:
-    """Stop a process and all that it started; the stubborn ones are killed."""
-    try:
-        leader = psutil.Process(process_id)
-        family = [leader, *leader.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in family:
-        _signal(process.terminate)
-    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS / 2)
-    for process in alive:  # a worker may wait for a second one
-        _signal(process.terminate)
-    _, alive = psutil.wait_procs(alive, timeout=_STOP_SECONDS / 2)
-    for process in alive:
-        _signal(process.kill)
-    psutil.wait_procs(alive, timeout=_STOP_SECONDS)
-
-
-def _signal(send: Callable[[], None]) -> None:
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _print(services: Mapping[str, Service], env: Mapping[str, str]) -> None:
-    for service in services.values():
-        typer.echo(f"{service.name:24} {service.address or 'runs'}")
+def _print(services: Services, env: Mapping[str, str], databases: Mapping[str, str]) -> None:
+    kinds = {"prefect": PREFECT, "mlflow": MLFLOW}
+    for service in services:
+        line = f"{service.name:24} {service.address or 'runs'}"
+        if service.name in kinds:
+            line += f"  ({describe_database(databases.get(kinds[service.name], 'sqlite'))})"
+        typer.echo(line)
     typer.echo("\nFor your shell:")
     for key, value in env.items():
         typer.echo(f"  export {key}={value}")
-
-
-def _port(name: str, services: Mapping[str, Service]) -> int:
-    if name in services:
-        return int(services[name].address.rpartition(":")[2])
-    return PORTS[name] if _is_free(PORTS[name]) else _free_port()
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,26 @@
 """Telling others: an event for Prefect's server, and a JSON POST to the team's webhook.
 
-Knows addresses and HTTP; what is worth telling is decided by the callers.
+Knows addresses, HTTP and signatures; what is worth telling is decided by the callers. With
+ONENIP_WEBHOOK_SECRET in the environment every POST is signed as standardwebhooks.com says, as
+MLflow's own are.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
+import json
 import logging
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 import httpx
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from onenip.errors import OneNIPError
 from onenip.params import NotifyParams
@@ -23,6 +31,7 @@ Kind = Literal["challenger-waits", "gate-failed", "run-failed", "champion-drifts
 
 ARRIVED_EVENT = "onenip.images.arrived"
 DRIFT_EVENT = "onenip.champion.drifts"
+SECRET = "ONENIP_WEBHOOK_SECRET"
 
 
 class NoticeError(OneNIPError):
@@ -72,8 +81,8 @@ def emit(
 def tell(kind: Kind, message: str, *, facts: Mapping[str, Any], params: NotifyParams) -> bool:
     """POST a notice to the team's webhook; whether it was taken.
 
-    The body has `text`, which chat services show, and `kind`, `at` and the facts for programs. That
-    nobody could be told is logged and stops nothing.
+    The body has `text`, which chat services show, and `kind`, `at` and the facts for programs. An
+    address that is down is tried three times; that nobody could be told is logged and stops nothing.
 
     Args:
         kind: what happened.
@@ -81,15 +90,58 @@ def tell(kind: Kind, message: str, *, facts: Mapping[str, Any], params: NotifyPa
         facts: plain values for a program.
         params: where to.
     """
-    if params.webhook is None:
+    address = read_address(params)
+    if address is None:
         return False
-    address = os.path.expandvars(params.webhook)
-    body = {"text": message, "kind": kind, "at": datetime.now(tz=UTC).isoformat(), **facts}
-    transport = httpx.HTTPTransport(retries=2)
+    notice = {"text": message, "kind": kind, "at": datetime.now(tz=UTC).isoformat(), **facts}
+    body = json.dumps(notice)
+    headers = {"Content-Type": "application/json"} | _sign(body)
+    attempts = Retrying(
+        retry=retry_if_exception(_is_passing),
+        stop=stop_after_attempt(3),
+        wait=wait_exponential(multiplier=0.5),
+        reraise=True,
+    )
     try:
-        with httpx.Client(transport=transport, timeout=params.timeout_seconds) as client:
-            client.post(address, json=body).raise_for_status()
+        attempts(_post, address, body, headers, params.timeout_seconds)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("nobody was told that %s: %s", message, type(error).__name__)
         return False
     return True
+
+
+def read_address(params: NotifyParams) -> str | None:
+    """The team's webhook with variables of the environment filled in; None if there is none."""
+    return None if params.webhook is None else os.path.expandvars(params.webhook)
+
+
+def read_secret() -> str | None:
+    """Key of signatures, from ONENIP_WEBHOOK_SECRET; None if there is none."""
+    return os.environ.get(SECRET) or None
+
+
+def _post(address: str, body: str, headers: Mapping[str, str], timeout_seconds: float) -> None:
+    answer = httpx.post(address, content=body, headers=dict(headers), timeout=timeout_seconds)
+    answer.raise_for_status()
+
+
+def _is_passing(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error or error.response.status_code == 429
+    return isinstance(error, httpx.TransportError)
+
+
+def _sign(body: str) -> dict[str, str]:
+    """Headers by which the receiver knows the sender: an HMAC-SHA256 over id, time and body."""
+    secret = read_secret()
+    if secret is None:
+        return {}
+    identifier, moment = str(uuid.uuid4()), str(int(time.time()))
+    content = f"{identifier}.{moment}.{body}".encode()
+    digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
+    return {
+        "webhook-id": identifier,
+        "webhook-timestamp": moment,
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }

@@ -1,4 +1,4 @@
-"""Commands about the registry: register, status, approve, reject, rollback, audit."""
+"""Commands about the registry: register, status, approve, reject, rollback, audit, webhooks."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command()(reject)
     app.command()(rollback)
     app.command()(audit)
+    app.command()(webhooks)
 
 
 def register_model(
@@ -158,6 +159,30 @@ def audit(
     breaks = trail.find_breaks(entries)
     if breaks:
         raise RegistryError("the audit trail is not whole: " + "; ".join(breaks))
+
+
+def webhooks(
+    *,
+    params: ParamsOption = PARAMS,
+    test: Annotated[bool, typer.Option("--test", help="Send an example.")] = False,
+) -> None:
+    """Make MLflow's server tell notify.webhook what changes in the registry; `make up` does it too.
+
+    Needs a server (MLFLOW_TRACKING_URI) that keeps webhooks. ONENIP_WEBHOOK_SECRET signs what it
+    sends. Doing it again changes nothing; without a webhook in params the earlier one is removed.
+    """
+    from onenip import notices
+    from onenip.errors import RegistryError
+    from onenip.params import Params
+    from onenip.registry.webhooks import ensure_webhook, send_example
+
+    notify = Params.load(params).notify
+    change = ensure_webhook(
+        notices.read_address(notify), events=notify.registry_events, secret=notices.read_secret()
+    )
+    typer.echo(f"registry webhook: {change}")
+    if test and (reason := send_example()):
+        raise RegistryError(f"the example did not arrive: {reason}")
 
 
 def _console() -> Console:
