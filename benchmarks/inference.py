@@ -28,7 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
-from onenip.detector import Detector, draw_maps
+from onenip.category import draw_maps
+from onenip.detector import Detector
 from onenip.edge import EdgeDetector
 from onenip.export import export_detector
 from onenip.network import Features, Network, Reference

@@ -5,7 +5,6 @@ Whatever is decided here is decided without test data, and stored in the model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.detector import CategoryState, Detector, draw_maps, embed_globally, fuse_for
+from onenip.category import CategoryState, draw_maps, embed_globally, fuse_for
 from onenip.errors import DataError
 from onenip.images import resize_image
 from onenip.memory import select_coreset
@@ -154,17 +153,18 @@ def calibrate_category(
     )
 
 
-def add_category(detector: Detector, name: str, images: Sequence[NDArray[np.uint8]]) -> Detector:
-    """A detector that also knows `name`, from normal images [H, W, 3] uint8; see `Detector`."""
-    if not re.fullmatch(r"\w[\w .-]*", name):
-        raise DataError(f"category {name!r}: a name is letters, digits, and any of `_ .-`")
-    if name in detector.spec.categories:
-        raise DataError(f"category {name!r} is there already")
-    if not images:
-        raise DataError(f"category {name!r} needs at least one normal image")
-    network, params = detector.network, detector.spec.calibrate
+def calibrate_given(
+    network: Network, params: CalibrateParams, images: Sequence[NDArray[np.uint8]]
+) -> tuple[CategoryState, CategorySpec]:
+    """State and description of a category that is added without training.
+
+    Args:
+        network: trained on others.
+        params: rates and rules.
+        images: normal images [H, W, 3] uint8, at least one; a lone one is shifted to tell the spread.
+    """
     with torch.inference_mode():
-        resized = [resize_image(image, detector.input_size) for image in images]
+        resized = [resize_image(image, network.params.input_size) for image in images]
         features = [_embed(network, image) for image in resized]
         fine = torch.cat([f.fine for f in features])
         reference, owners = build_reference(
@@ -191,16 +191,7 @@ def add_category(detector: Detector, name: str, images: Sequence[NDArray[np.uint
             calibrated_on="given",
             is_provisional=True,
         )
-    spec = detector.spec.model_copy(
-        update={"categories": {**detector.spec.categories, name: known}}
-    )
-    states = {other: detector.state(other) for other in detector.categories} | {name: state}
-    return Detector(
-        network,
-        spec=spec,
-        prompts={other: one.prompts for other, one in states.items()},
-        references={other: one.reference for other, one in states.items()},
-    )
+    return state, known
 
 
 def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,23 +17,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
+from onenip.calibration import calibrate_given
+from onenip.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
 from onenip.errors import CheckpointError, DataError
-from onenip.images import load_image, resize_image, to_rgb
-from onenip.model_file import CategorySpec, DetectorSpec, hash_model, read_model, write_model
+from onenip.image_like import ImageLike, to_array
+from onenip.images import resize_image
+from onenip.model_file import DetectorSpec, hash_model, read_model, write_model
 from onenip.network import Features, Network, Reference
-from onenip.params import CalibrateParams
 from onenip.prediction import Prediction as Prediction
 from onenip.regions import find_regions
-from onenip.scoring import fuse_maps, score_maps
-
-ImageLike = Path | str | Image.Image | NDArray[np.uint8] | Tensor
-
-_GREY_AXES = 2
-_RANGE_SLACK = 1e-2  # what resizing may overshoot 0..1 by
+from onenip.scoring import resize_map, score_maps
 
 
 @dataclass(frozen=True)
@@ -48,23 +44,6 @@ class ReconstructionResult:
     features: Tensor
     map: Tensor
     refined: Tensor
-
-
-@dataclass(frozen=True)
-class CategoryState:
-    """Tensors that the network needs of a category.
-
-    Attributes:
-        prompts: [K, H, W, 3] uint8 at input size.
-        encoded: [K, N, D] float, the prompts' encoded tokens.
-        embeddings: [K, C] float, the prompts' mean coarse features, which tell categories apart.
-        reference: usual features and memory.
-    """
-
-    prompts: Tensor
-    encoded: Tensor
-    embeddings: Tensor
-    reference: Reference
 
 
 class Detector:
@@ -94,7 +73,7 @@ class Detector:
         self.spec = spec
         self.digest = ""
         self._states = {
-            name: _build_state(self.network, prompts[name], references[name])
+            name: build_state(self.network, prompts[name], references[name])
             for name in sorted(spec.categories)
         }
 
@@ -258,9 +237,22 @@ class Detector:
         Raises:
             DataError: if the name is taken or no image is given.
         """
-        from onenip.calibration import add_category
-
-        return add_category(self, name, [to_array(image) for image in normal_images])
+        if not re.fullmatch(r"\w[\w .-]*", name):
+            raise DataError(f"category {name!r}: a name is letters, digits, and any of `_ .-`")
+        if name in self._states:
+            raise DataError(f"category {name!r} is there already")
+        if not normal_images:
+            raise DataError(f"category {name!r} needs at least one normal image")
+        state, known = calibrate_given(
+            self.network, self.spec.calibrate, [to_array(image) for image in normal_images]
+        )
+        states = {**self._states, name: state}
+        return type(self)(
+            self.network,
+            spec=self.spec.model_copy(update={"categories": {**self.spec.categories, name: known}}),
+            prompts={other: one.prompts for other, one in states.items()},
+            references={other: one.reference for other, one in states.items()},
+        )
 
     def _predict(self, image: ImageLike, category: str | None) -> Prediction:
         started_at = time.perf_counter()
@@ -284,6 +276,7 @@ class Detector:
             pixel_threshold=known.pixel_threshold,
             regions=find_regions(native, threshold=known.pixel_threshold),
             seconds=time.perf_counter() - started_at,
+            is_provisional=known.is_provisional,
         )
 
     def _embed(self, image: NDArray[np.uint8]) -> Features:
@@ -308,98 +301,6 @@ class Detector:
         }
 
 
-def draw_maps(
-    network: Network,
-    features: Features,
-    restored: Tensor,
-    reference: Reference,
-    *,
-    excluded: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """Every kind of map of a batch of one category.
-
-    Args:
-        network: in eval mode.
-        features: of the queries.
-        restored: their reconstruction, [B, C, h, w].
-        reference: the category's.
-        excluded: [B, M] bool, memory tokens that an image may not match, being its own.
-
-    Returns:
-        `restoration`, `refined` (logits) and, with a memory, `distance`: [B, H, W] float each.
-    """
-    fine = reference.standardize(features.fine)
-    maps = {"restoration": network.restoration_map(restored, features.coarse)}
-    distance, matched = fine[:, :0].flatten(1), fine[:, :0]
-    if network.uses_memory:
-        match = network.match(network.average_tokens(fine), reference.memory, excluded=excluded)
-        distance, matched = match.distance, reference.memory[match.index]
-        maps["distance"] = network.distance_map(distance)
-    logits = network.refine(
-        coarse=features.coarse, restored=restored, fine=fine, distance=distance, matched=matched
-    )
-    maps["refined"] = network.enlarge(logits)
-    return maps
-
-
-def fuse_for(maps: Mapping[str, Tensor], params: CalibrateParams, category: CategorySpec) -> Tensor:
-    """Fused map [B, H, W] by a category's own scales."""
-    return fuse_maps(
-        maps, params=params, scales=category.scales, fusion_constant=category.fusion_constant
-    )
-
-
-def embed_globally(coarse: Tensor) -> Tensor:
-    """Mean of coarse features [B, C, h, w] over positions, [B, C]: what an image looks like."""
-    return coarse.float().mean((2, 3))
-
-
-def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map [h, w] at another size (H, W) in px, bilinear: [H, W] float32."""
-    if values.shape == size:
-        return values
-    resized = functional.interpolate(
-        torch.tensor(values)[None, None], size=size, mode="bilinear", align_corners=False
-    )
-    return resized[0, 0].numpy()
-
-
-def to_array(image: ImageLike) -> NDArray[np.uint8]:
-    """Any image as [H, W, 3] uint8, RGB.
-
-    Raises:
-        ImageError: if a path cannot be read.
-        DataError: if an array or tensor has another shape or type.
-    """
-    if isinstance(image, (str, Path)):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if isinstance(image, Tensor):
-        return _tensor_to_array(image.detach().cpu())
-    array = np.asarray(image)
-    if array.ndim == _GREY_AXES:
-        array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise DataError(
-            f"an image array must be [H, W, 3] uint8, not {list(array.shape)} {array.dtype}"
-        )
-    return array
-
-
-def _tensor_to_array(values: Tensor) -> NDArray[np.uint8]:
-    if values.ndim != 3 or values.shape[0] != 3 or not values.numel():
-        raise DataError(f"an image tensor must be [3, H, W], not {list(values.shape)}")
-    if values.is_floating_point():
-        low, high = float(values.min()), float(values.max())
-        if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # NaN is neither
-            raise DataError(f"a float image tensor must be in 0..1, not {low:g}..{high:g}")
-        values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
-    if values.dtype != torch.uint8:
-        raise DataError(f"an image tensor must be uint8 or float, not {values.dtype}")
-    return values.permute(1, 2, 0).contiguous().numpy()
-
-
 def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> None:
     """Load all of a network's tensors.
 
@@ -417,13 +318,3 @@ def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> No
         if key not in own:
             raise CheckpointError(f"{origin}: unexpected tensor {key}")
     network.load_state_dict(state)
-
-
-def _build_state(network: Network, prompts: Tensor, reference: Reference) -> CategoryState:
-    device = network.coarse_mean.device
-    with torch.inference_mode():
-        coarse = torch.cat(
-            [network.embed(prompt[None].to(device)).coarse for prompt in prompts]
-        )  # [K, C, h, w]
-        encoded = torch.cat([network.encode(one[None]) for one in coarse])  # [K, N, D]
-    return CategoryState(prompts, encoded, embed_globally(coarse), reference)

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from onenip.detector import CategoryState, Detector, draw_maps, embed_globally
+from onenip.category import CategoryState, draw_maps, embed_globally
+from onenip.detector import Detector
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.network import Reference

@@ -9,7 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from onenip.calibration import (
     calibrate_category,
     choose_prompts,
 )
-from onenip.dataset import Sample, list_categories, select
-from onenip.detector import CategoryState, Detector, embed_globally
+from onenip.category import CategoryState, embed_globally
+from onenip.dataset import Sample, Subset, list_categories, select
+from onenip.detector import Detector
 from onenip.errors import CheckpointError, DataError
 from onenip.images import load_image, resize_image
 from onenip.loading import load_resized
@@ -36,6 +37,8 @@ from onenip.synthetic_bank import StoredAnomaly
 from onenip.training import OnLog, fit
 from onenip.training_set import BatchPlan, TrainingSet, build_training_set
 from onenip.weights import load_backbone_weights
+
+_FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 
 log = logging.getLogger(__name__)
 
@@ -234,13 +237,22 @@ def set_determinism(seed: int, *, is_deterministic: bool) -> None:
 def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:
     """Samples in which every category has an image to fit to.
 
+    A new category has few images, and their hashes may keep all of them for something else: then
+    those of calibration, or else those held out, are fitted to.
+
     Raises:
-        DataError: if a category has no normal training image at all, or none in the subset `fit`.
+        DataError: if a category has no normal training image at all.
     """
+    found = list(samples)
     for category in list_categories(samples):
-        if not select(samples, category=category, subset="fit"):
+        own = {name: select(samples, category=category, subset=name) for name in _FIT_ORDER}
+        first = next((name for name in _FIT_ORDER if own[name]), None)
+        if first is None:
             raise DataError(f"category {category}: no normal images to train on in train/good")
-    return list(samples)
+        if first != "fit":
+            taken = {sample.name for sample in own[first]}
+            found = [replace(s, subset="fit") if s.name in taken else s for s in found]
+    return found
 
 
 def _choose_state(

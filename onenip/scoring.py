@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,3 +64,13 @@ def measure_scale(maps: Tensor) -> MapScale:
     """Usual values of normal images' maps [B, H, W]."""
     values = maps.double()
     return MapScale(mean=float(values.mean()), std=max(float(values.std(correction=0)), 1e-6))
+
+
+def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map [h, w] at another size (H, W) in px, bilinear: [H, W] float32."""
+    if values.shape == size:
+        return values
+    resized = functional.interpolate(
+        torch.tensor(values)[None, None], size=size, mode="bilinear", align_corners=False
+    )
+    return resized[0, 0].numpy()

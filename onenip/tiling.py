@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onenip.detector import Detector, ImageLike, fuse_for, resize_map, to_array
+from onenip.category import fuse_for
+from onenip.detector import Detector
 from onenip.errors import DataError
+from onenip.image_like import ImageLike, to_array
 from onenip.images import resize_image
 from onenip.network import Features
 from onenip.prediction import Prediction
 from onenip.regions import find_regions
-from onenip.scoring import score_maps
+from onenip.scoring import resize_map, score_maps
 from onenip.thresholds import false_alarm_threshold
 
 _BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
@@ -166,6 +168,7 @@ class TiledDetector:
             pixel_threshold=known.pixel_threshold,
             regions=find_regions(blended, threshold=known.pixel_threshold),
             seconds=time.perf_counter() - started_at,
+            is_provisional=known.is_provisional,
         )
 
     def _score_tiles(

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from onenip.calibration import build_reference
-from onenip.detector import embed_globally
+from onenip.category import embed_globally
 from onenip.errors import DivergedError
 from onenip.network import Features, Network, Reference
 from onenip.synthesis import Synthesizer

@@ -41,7 +41,7 @@ def publish_model(store, tiny_detector, evaluation):
 
     def run(number=1):
         from onenip import Detector
-        from onenip.calibration import CategoryState
+        from onenip.category import CategoryState
 
         folder = store / f"model{number}"
         spec = tiny_detector.spec.model_copy(update={"provenance": {"number": number}})
