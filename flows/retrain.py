@@ -28,7 +28,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 from flows.approval import ask_people  # noqa: E402
 from flows.failures import may_pass, tell_failure  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
-from onenip import branch, retraining, versioning  # noqa: E402
+from onenip import branch, provisional, retraining, versioning  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
@@ -54,7 +54,9 @@ def take_in() -> IngestResult:
     address = params.retrain.require_inbox()
     inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
     champions = retraining.Champions()
-    result = ingest(params, inbox=inbox, find_champion=champions.find)
+    result = ingest(
+        params, inbox=inbox, find_champion=champions.find, find_unified=champions.find_unified
+    )
     create_table_artifact(
         key="arrivals",
         table=[{"category": name, **counts} for name, counts in result.counts.items()],
@@ -70,6 +72,24 @@ def take_in() -> IngestResult:
             description="Images that were not taken, and why; they lie on the inbox's shelves.",
         )
     return result
+
+
+@task(
+    name="provide for new categories",
+    retries=2,
+    retry_delay_seconds=[5, 30],
+    retry_condition_fn=may_pass,
+    persist_result=False,
+)
+def provide_for_new() -> None:
+    """Make the serving model usable on categories that it was not trained on, marked as provisional."""
+    found = provisional.provide(Params.load(), root=Path())
+    if found:
+        create_table_artifact(
+            key="provisional",
+            table=[{"category": one.category, "version": one.number} for one in found],
+            description="Categories that the serving model answers for without having been trained on.",
+        )
 
 
 @task(name="warm start", persist_result=False)
@@ -161,6 +181,7 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
     """Versions that wait for a person; None if too little is new."""
     if params.retrain.inbox is not None:
         take_in()
+    provide_for_new()
     with open_journal() as journal:
         due = choose_due(count_waiting(None, journal), params.retrain, now=datetime.now(tz=UTC))
         last = journal.last_id()

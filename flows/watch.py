@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 import typer
@@ -20,6 +21,14 @@ apply_settings()
 
 from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
 from prefect.client.schemas import FlowRun, State  # noqa: E402
+from prefect.client.schemas.filters import (  # noqa: E402
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType  # noqa: E402
 from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
@@ -28,7 +37,7 @@ from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import open_journal  # noqa: E402
-from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
+from onenip.ingestion.waiting import choose_due, count_waiting, list_new_categories  # noqa: E402
 from onenip.params import Params  # noqa: E402
 from onenip.registry import approval  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
@@ -54,6 +63,9 @@ def watch() -> State[Any]:
         return Failed(message=str(error))
     counts = ", ".join(f"{one.count} {one.category or 'unsorted'}" for one in waiting) or "nothing"
     due = choose_due(waiting, params.retrain, now=datetime.now(tz=UTC))
+    if params.retrain.new_categories:
+        new = list_new_categories(waiting, Path(params.data.root))
+        due += [f"the first of {name}" for name in new if name not in due]
     get_run_logger().info("waiting: %s; due: %s", counts, ", ".join(due) or "nothing")
     if not due:
         return Completed(message=f"waiting: {counts}; not due yet")
@@ -63,13 +75,22 @@ def watch() -> State[Any]:
 def start_retraining(*, force: bool) -> State[Any]:
     """Start retraining on the worker that has the deployment, or here if there is no server.
 
-    A second start while one is scheduled or runs waits its turn: the deployment allows one at a time.
+    A start while one runs waits its turn: the deployment allows one at a time, and one may wait.
     """
     with get_client(sync_client=True) as client:
         try:
             client.read_deployment_by_name(DEPLOYMENT)
         except ObjectNotFound:
             return retrain(force=force, return_state=True)
+        waiting = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["retrain"])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+            ),
+        )
+    same = [run for run in waiting if run.parameters.get("force", False) >= force]
+    if same:
+        return Completed(message=f"retraining waits for its turn already: {same[0].name}")
     parameters = {"force": force}
     run = cast(
         "FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)

@@ -68,6 +68,7 @@ def describe_prediction(found: Prediction) -> dict[str, Any]:
         "score": found.score,
         "threshold": found.threshold,
         "verdict": "anomalous" if found.is_anomalous else "normal",
+        "provisional": found.is_provisional,
         "regions": [
             {
                 "x": region.x,
@@ -136,7 +137,8 @@ def load_model(model: str, category: str | None) -> Predictor:
 
     Args:
         model: a model folder, an exported file (.onnx, .xml of OpenVINO, .pt of TorchScript),
-            `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for the champion of `category`.
+            `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for what serves `category`: its
+            champion, else its provisional model.
         category: needed without a model.
 
     Raises:
@@ -205,12 +207,12 @@ def _load_registered(model: str, category: str | None) -> Predictor:
         raise DataError("give --category, whose champion answers, or --model")
     if model and not model.startswith(_REGISTERED):
         raise DataError(f"{model}: not a model of onenip; say {_REGISTERED}CATEGORY@champion")
-    from onenip.registry.loading import load_champion, load_version
+    from onenip.registry.loading import load_champion, load_serving, load_version
     from onenip.registry.versions import aliased_version, find_version
 
     if not model:
         assert category is not None
-        return load_champion(category)[0]
+        return load_serving(category)[0]
     rest = model.removeprefix(_REGISTERED)
     name, _, alias = rest.partition("@")
     if alias == "champion":

@@ -25,6 +25,7 @@ class Prediction:
         pixel_threshold: a pixel of the map above it is defective.
         regions: connected defective regions, at the image's own size, highest score first.
         seconds: wall-clock time that this image took.
+        is_provisional: whether the model was never trained on this category, only shown its prompts.
     """
 
     category: str
@@ -37,3 +38,4 @@ class Prediction:
     pixel_threshold: float
     regions: tuple[Region, ...]
     seconds: float
+    is_provisional: bool = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from onenip.ingestion.journal import Journal
 from onenip.judging import collect_evidence
 from onenip.model_file import hash_model
 from onenip.params import Params
+from onenip.provisional import choose_unified, list_champions
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import fetch_weights
@@ -57,6 +57,15 @@ class Champions:
         if category not in self._versions:
             self._versions[category] = versions.champion(category)
         return self._versions[category]
+
+    def find_unified(self) -> Detector | None:
+        """The detector that serves most categories, None if none does.
+
+        Raises:
+            RegistryError: as for `find`.
+        """
+        version = choose_unified(list_champions())
+        return None if version is None else self.find(version.category)
 
     def find(self, category: str) -> Detector | None:
         """The serving detector of a category, None if none was approved yet.
@@ -104,7 +113,12 @@ def write_warm_start(params_path: Path, *, root: Path) -> str | None:
 
 
 def judge_categories(
-    params: Params, *, model_dir: Path, manifest: Path, champions: Champions
+    params: Params,
+    *,
+    model_dir: Path,
+    manifest: Path,
+    champions: Champions,
+    categories: Sequence[str] | None = None,
 ) -> dict[str, GateResult]:
     """What the gate says of a model, category by category.
 
@@ -116,6 +130,7 @@ def judge_categories(
         model_dir: the new model.
         manifest: the current one.
         champions: who serves.
+        categories: only these; None is all that the model knows.
 
     Raises:
         RegistryError: if a champion cannot be had.
@@ -124,7 +139,7 @@ def judge_categories(
     challenger = Detector.load(model_dir)
     samples = load_manifest(manifest, Path(params.data.root))
     results = {}
-    for category in challenger.categories:
+    for category in challenger.categories if categories is None else categories:
         serving = champions.version(category)
         if serving is not None and serving.digest == challenger.digest:
             continue
@@ -257,16 +272,11 @@ def _plan_warm_start(params: Params, root: Path) -> str | None:
 
 
 def _lay_out_champion(params: Params, root: Path) -> str | None:
-    serving = [
-        version for name in versions.list_categories() if (version := versions.champion(name))
-    ]
-    if not serving:
+    version = choose_unified(list_champions())
+    if version is None:
         return None
-    counts = Counter(version.digest for version in serving)
-    newest = {version.digest: version.created_at for version in serving}
-    digest = max(counts, key=lambda one: (counts[one], newest[one]))
-    version = next(version for version in serving if version.digest == digest)
     load_version(version)  # refuses what is not what was approved
+    digest = version.digest
     source = fetch_weights(version.weights_uri)
     model = json.loads((source / "detector.json").read_text(encoding="utf-8"))["model"]
     if model != params.model.model_dump(mode="json"):

@@ -184,7 +184,7 @@ class TiledDetector:
             ]
             with torch.inference_mode():
                 batch = torch.tensor(np.stack(cut)).to(detector.device)  # [B, H, W, 3]
-                features: Features = detector.network.embed(batch)
+                features: Features = detector.folded.embed(batch)
                 fused = fuse_for(detector.draw_maps(features, name), params, known)  # [B, H, W]
                 scores = score_maps(fused, pooling_px=params.pooling_px)
             yield from zip(fused.float().cpu().numpy(), scores.tolist(), strict=True)

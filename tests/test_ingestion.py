@@ -20,7 +20,7 @@ from PIL import Image
 from onenip import versioning
 from onenip.errors import BusyError, DataError, SourceError
 from onenip.ingestion.ingest import WORK_DIR, _only_one, ingest, open_journal
-from onenip.ingestion.waiting import Waiting, choose_due, count_waiting
+from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, S3Inbox, open_inbox
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
@@ -120,6 +120,7 @@ def look(inbox: Path) -> dict[str, set[str]]:
     }
 
 
+CLOSED = {"new_categories": False}
 EXPECTED = {
     "inbox": set(),
     "quarantine": {"flat.png", "empty.png", "cut.png", "notes.txt"},
@@ -135,7 +136,10 @@ def test_every_arrival_ends_where_it_belongs(checkout, tmp_path):
     before = versioning.read_data_version(checkout)
 
     result = ingest(
-        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+        make_tiny_params(retrain=CLOSED),
+        inbox=FolderInbox(inbox),
+        find_champion=nobody,
+        root=checkout,
     )
 
     assert look(inbox) == EXPECTED
@@ -215,16 +219,35 @@ def test_what_the_champion_doubts_is_held_until_a_person_releases_it(
     assert again.counts == {"disc": {"accepted": 1}}
 
 
-def test_a_new_category_starts_with_its_first_images_if_params_allow(checkout, tmp_path):
-    """Its folder appears in the data."""
-    inbox = tmp_path / "inbox"
-    drop(inbox, "bolt/0.png", draw_normal("stripes", np.random.default_rng(0)))
-    params = make_tiny_params(retrain={"new_categories": True})
+def test_a_new_category_starts_with_its_first_images(checkout, tmp_path, tiny_detector):
+    """Its folder appears in the data; what is likely a slip of the pen or of the hand is held instead."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(0)
+    new = draw_normal("stripes", rng).transpose(1, 0, 2)
+    drop(inbox, "bolt/0.png", new)
+    drop(inbox, "Discs/0.png", draw_normal("disc", rng))
+    drop(inbox, "widget/0.png", draw_normal("disc", rng))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+    with open_journal(checkout) as journal:
+        waiting = count_waiting(box, journal)
+    assert list_new_categories(waiting, checkout / "data") == ["Discs", "bolt", "widget"]
 
-    result = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
+    result = ingest(
+        params,
+        inbox=box,
+        find_champion=nobody,
+        find_unified=lambda: tiny_detector,
+        root=checkout,
+    )
 
-    assert result.counts == {"bolt": {"accepted": 1}}
+    assert result.counts["bolt"] == {"accepted": 1}
     assert len(list((checkout / "data/bolt/train/good").iterdir())) == 1
+    reasons = {item.key: item.reason for item in result.set_aside}
+    assert reasons["Discs/0.png"] == "unknown category Discs; is it disc?"
+    assert reasons["widget/0.png"] == "unknown category widget, but it looks like disc"
+    held = next(item for item in result.set_aside if item.key == "widget/0.png")
+    box.release(held.name, note={"sha256": held.sha256, "by": "Ada", "reason": "a new disc"})
+    again = ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    assert again.counts == {"widget": {"accepted": 1}}
 
 
 def test_nothing_leaves_the_inbox_when_the_remote_is_down(checkout, tmp_path):
@@ -259,7 +282,7 @@ def test_the_inbox_in_s3_does_as_a_folder(checkout, tmp_path, s3_server, monkeyp
         client.upload_file(str(path), "images", key)
 
     result = ingest(
-        make_tiny_params(),
+        make_tiny_params(retrain=CLOSED),
         inbox=S3Inbox("images", "line1/inbox"),
         find_champion=nobody,
         root=checkout,
@@ -444,7 +467,10 @@ def test_many_arrivals_are_versioned_in_parts(checkout, tmp_path, monkeypatch):
     fill(inbox, checkout / "data")
 
     result = ingest(
-        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+        make_tiny_params(retrain=CLOSED),
+        inbox=FolderInbox(inbox),
+        find_champion=nobody,
+        root=checkout,
     )
 
     assert look(inbox) == EXPECTED
@@ -460,7 +486,8 @@ from pathlib import Path
 from onenip.ingestion.ingest import ingest
 from onenip.sources.inbox import FolderInbox
 from tests.tiny import make_tiny_params
-ingest(make_tiny_params(), inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: None,
+params = make_tiny_params(retrain={"new_categories": False})
+ingest(params, inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: None,
        root=Path(sys.argv[2]))
 """
 

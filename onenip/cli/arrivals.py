@@ -32,18 +32,28 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     """
     from onenip.ingestion.ingest import ingest as take_in
     from onenip.params import Params
+    from onenip.provisional import provide
     from onenip.retraining import Champions
+    from onenip.sources.inbox import SHELVES
 
-    loaded = Params.load(params)
-    result = take_in(loaded, inbox=_open(loaded), find_champion=Champions().find)
+    loaded, champions = Params.load(params), Champions()
+    result = take_in(
+        loaded,
+        inbox=_open(loaded),
+        find_champion=champions.find,
+        find_unified=champions.find_unified,
+    )
     for category, counts in result.counts.items():
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
         typer.echo(f"{category or 'in no folder'}: {outcomes}")
     for item in result.set_aside[:_SHOWN]:
         typer.echo(f"  {item.key}: {item.outcome}: {item.reason}")
-    if len(result.set_aside) > _SHOWN:
-        typer.echo(f"  and {len(result.set_aside) - _SHOWN} more")
+    others = sum(counts.get(shelf, 0) for counts in result.counts.values() for shelf in SHELVES)
+    if others > _SHOWN:
+        typer.echo(f"  and {others - _SHOWN} more")
     typer.echo(f"data version {result.data_version or 'none'}")
+    for version in provide(loaded, root=Path()):
+        typer.echo(f"{version.category}: version {version.number} is provisional, never trained")
 
 
 def notify(
@@ -70,26 +80,35 @@ def held(*, params: ParamsOption = PARAMS) -> None:
 
 
 def release(
-    name: Annotated[str, typer.Argument(help="Held image, as `onenip held` names it.")],
+    name: Annotated[
+        str, typer.Argument(help="Held image, as `onenip held` names it, or a category.")
+    ],
     *,
     by: Annotated[str, typer.Option("--by", help="Who looked at it; kept with the image.")],
     reason: Annotated[str, typer.Option("--reason", help="Why it is normal; kept with the image.")],
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Say that a held image is normal after all: it goes back to the inbox and is taken next time."""
+    """Say that a held image is normal after all: it goes back to the inbox and is taken next time.
+
+    With the name of a category, all its held images do, such as those of a new product.
+    """
     from datetime import UTC, datetime
 
     from onenip.errors import SourceError
     from onenip.params import Params
+    from onenip.sources.inbox import NOTE_SUFFIX
 
     inbox = _open(Params.load(params))
-    note = inbox.read_note("held", name)
-    if note is None:
-        raise SourceError(f"no held image {name}; see `onenip held`")
-    at = datetime.now(tz=UTC).isoformat(timespec="seconds")
-    decided = {"by": by, "reason": reason, "at": at, "held_for": note.get("reason", "")}
-    inbox.release(name, note={"sha256": note["sha256"], **decided})
-    typer.echo(f"{Path(name).name}: back in the inbox")
+    folder = f"{name.rstrip('/')}/"
+    below = [one.key for one in inbox.list_arrivals(shelf="held") if one.key.startswith(folder)]
+    for key in [one for one in below if not one.endswith(NOTE_SUFFIX)] or [name]:
+        note = inbox.read_note("held", key)
+        if note is None:
+            raise SourceError(f"no held image {key}; see `onenip held`")
+        at = datetime.now(tz=UTC).isoformat(timespec="seconds")
+        decided = {"by": by, "reason": reason, "at": at, "held_for": note.get("reason", "")}
+        inbox.release(key, note={"sha256": note["sha256"], **decided})
+        typer.echo(f"{Path(key).name}: back in the inbox")
 
 
 def _open(params: Params) -> Inbox:

@@ -77,7 +77,10 @@ def status() -> None:
     table = _table("category", "", "version", *SHOWN_METRICS, "gate", "since (UTC)")
     for standing in standings:
         name = standing.category
-        for role, version in (("champion", standing.champion), ("challenger", standing.challenger)):
+        rows = [("champion", standing.champion), ("challenger", standing.challenger)]
+        if standing.champion is None and standing.provisional is not None:
+            rows.insert(0, ("provisional", standing.provisional))
+        for role, version in rows:
             table.add_row(name, role, *_describe(version))
             name = ""
         table.add_section()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,6 +64,7 @@ def ingest(
     *,
     inbox: Inbox,
     find_champion: FindChampion,
+    find_unified: Callable[[], Detector | None] = lambda: None,
     root: Path = versioning.HERE,
 ) -> IngestResult:
     """Take in everything that waits in the inbox; also completes what an earlier run left.
@@ -72,6 +73,7 @@ def ingest(
         params: where the data lie, and what is held.
         inbox: where images arrive.
         find_champion: gives the detector that serves a category, or None.
+        find_unified: gives the detector that serves most categories, or None.
         root: the checkout.
 
     Raises:
@@ -83,7 +85,7 @@ def ingest(
     """
     work_dir = root / WORK_DIR
     with _disk_refusals(work_dir), _only_one(work_dir), _open_journal(work_dir) as journal:
-        steps = _Steps(params, inbox, find_champion, root, journal)
+        steps = _Steps(params, inbox, find_champion, cache(find_unified), root, journal)
         steps.follow_branch()
         steps.require_same_line()
         steps.require_whole_data()
@@ -118,6 +120,7 @@ class _Steps:
     params: Params
     inbox: Inbox
     find_champion: FindChampion
+    find_unified: Callable[[], Detector | None]
     root: Path
     journal: Journal
 
@@ -291,7 +294,8 @@ class _Steps:
             item,
             known=known,
             champion=self.find_champion(item.category),
-            is_known_category=(self.data_dir / item.category).is_dir(),
+            unified=self.find_unified,
+            categories=sorted(path.name for path in self.data_dir.iterdir() if path.is_dir()),
             is_released=is_released,
             params=self.params.retrain,
         )

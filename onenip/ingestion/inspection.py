@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"\w[\w .+()-]*")
 _MIN_SIDE_PX = 16
 _MIN_SPREAD = 1.0  # levels: below it an image is one flat colour
+_SIMILAR_NAME = 0.8  # of 1: names this alike are taken for a slip of the pen
+_FOREIGN_SPREADS = 1.5  # an image this near to another category's prompts may be one of it
 _HEX_DIGITS = 24  # of a content-derived file name
 
 
@@ -56,7 +60,8 @@ def inspect(
     *,
     known: KnownImages,
     champion: Detector | None,
-    is_known_category: bool,
+    unified: Callable[[], Detector | None],
+    categories: Sequence[str],
     is_released: bool,
     params: RetrainParams,
 ) -> Verdict:
@@ -67,7 +72,8 @@ def inspect(
         item: where it came from.
         known: images in the data.
         champion: the detector that serves the category, None if none does.
-        is_known_category: whether the data has the category.
+        unified: gives the detector that serves most categories, None if none serves any.
+        categories: those of the data.
         is_released: whether a person looked at this very image before and let it pass.
         params: what is held.
     """
@@ -81,9 +87,10 @@ def inspect(
     same = known.find_same(sha256)
     if same is not None:
         return Verdict("duplicates", f"the same file as {same}", sha256, fingerprint)
-    if not is_known_category and not params.new_categories and not is_released:
-        reason = f"unknown category {item.category}; see retrain.new_categories"
-        return Verdict("held", reason, sha256, fingerprint)
+    if item.category not in categories and not is_released:
+        reason = _doubt_category(item.category, image, unified, categories, params)
+        if reason:
+            return Verdict("held", reason, sha256, fingerprint)
     levels = params.near_duplicate_levels
     similar = known.find_similar(item.category, fingerprint, levels=levels)
     if similar is not None and not is_released:
@@ -122,6 +129,43 @@ def _decode(path: Path, item: Item) -> tuple[NDArray[np.uint8] | None, str]:
     if float(image.std()) < _MIN_SPREAD:
         return None, "it is one flat colour"
     return image, ""
+
+
+def _doubt_category(
+    name: str,
+    image: NDArray[np.uint8],
+    unified: Callable[[], Detector | None],
+    categories: Sequence[str],
+    params: RetrainParams,
+) -> str:
+    """Why a new category may be a mistake, empty if nothing says so."""
+    if not params.new_categories:
+        return f"unknown category {name}; see retrain.new_categories"
+    if not params.hold_foreign:
+        return ""
+    folded = {one.casefold(): one for one in categories}
+    similar = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=_SIMILAR_NAME)
+    if similar:
+        return f"unknown category {name}; is it {folded[similar[0]]}?"
+    detector = unified()
+    if detector is None:
+        return ""
+    distances = detector.measure_distances(image)
+    nearest = min(distances, key=lambda one: distances[one])
+    spread = _measure_spread(detector, nearest)
+    if distances[nearest] > _FOREIGN_SPREADS * spread:
+        return ""
+    return f"unknown category {name}, but it looks like {nearest}"
+
+
+def _measure_spread(detector: Detector, category: str) -> float:
+    """How far apart normal images of a category look, by its prompts; 0 with a single one."""
+    embeddings = detector.state(
+        category
+    ).embeddings  # the last chosen is the farthest from the others
+    if len(embeddings) == 1:
+        return 0.0
+    return float((embeddings[:-1] - embeddings[-1]).norm(dim=1).min())
 
 
 def _ask(

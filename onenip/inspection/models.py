@@ -9,7 +9,7 @@ from onenip.detector import Detector
 from onenip.errors import OneNIPError
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import load_pinned
-from onenip.registry.versions import Version, challenger, champion, list_categories
+from onenip.registry.versions import Version, challenger, list_categories, serving
 
 LOCAL_MODEL = Path("artifacts/model")
 
@@ -19,7 +19,7 @@ class Candidate:
     """A detector to look with.
 
     Attributes:
-        role: champion, challenger or folder.
+        role: champion, provisional, challenger or folder.
         detector: what answers.
         version: in the registry; None for a folder.
     """
@@ -50,7 +50,7 @@ def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
 
 
 def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
-    """Detectors for a category: champion before challenger, else the folder's.
+    """Detectors for a category: champion or provisional before challenger, else the folder's.
 
     Raises:
         OneNIPError: if there is none.
@@ -58,9 +58,10 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     if folder is not None:
         return [Candidate("folder", Detector.load(folder))]
     found = []
-    serving, waiting = champion(category), challenger(category)
-    if serving is not None:
-        found.append(Candidate("champion", load_version(serving), serving))
+    answering, waiting = serving(category), challenger(category)
+    if answering is not None:
+        role = "provisional" if answering.approval == "provisional" else "champion"
+        found.append(Candidate(role, load_version(answering), answering))
     if waiting is not None:
         detector = load_pinned(waiting.weights_uri, waiting.digest)
         found.append(Candidate("challenger", detector, waiting))

@@ -86,6 +86,10 @@ def _draw_answer(name: str, image: NDArray[np.uint8], category: str, candidate: 
     st.markdown(
         f"{candidate.title}: {verdict}, score {found.score:.2f}, threshold {found.threshold:.2f}"
     )
+    if found.is_provisional:
+        st.warning(
+            "Provisional: the model was never trained on this category, only shown its prompts."
+        )
     highest = max(float(found.map.max()), 2 * found.pixel_threshold, 0.1)
     threshold = st.slider(
         "Pixel threshold",

@@ -140,13 +140,13 @@ class RetrainParams(Section):
         168.0, gt=0, description="hours that a flow run waits for a person's form"
     )
     new_categories: bool = Field(
-        False, description="whether images of an unknown category found it; if not they are held"
+        True, description="whether images of an unknown category found it; if not they are held"
     )
     hold_anomalous: bool = Field(
         True, description="hold normal images that the champion calls anomalous, for review"
     )
     hold_foreign: bool = Field(
-        True, description="hold images that look like another category, for review"
+        True, description="hold images that look like another category, or a new one named like it"
     )
     near_duplicate_levels: float = Field(
         0.7, ge=0, description="mean grey difference, 0..255, below which images are the same"

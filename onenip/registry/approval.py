@@ -16,6 +16,7 @@ from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
+    PROVISIONAL,
     Version,
     champion,
     find_version,
@@ -161,6 +162,7 @@ def reconcile(category: str) -> list[Entry]:
         _decide(serving, approval="approved", by=UNKNOWN, reason=reason)
         if CHALLENGER in serving.aliases:
             set_alias(category, CHALLENGER, None)
+        set_alias(category, PROVISIONAL, None)
         if before and before != serving.number:
             set_alias(category, PREVIOUS, before)
         return [_record(serving, action="by-hand", by=UNKNOWN, reason=reason)]
@@ -187,15 +189,21 @@ def _require_category(category: str) -> None:
 
 def _choose(category: str, number: int | None) -> Version:
     """The version that a decision is about, if it may still be decided about."""
-    versions = list_versions(category)
+    listed = list_versions(category)
+    versions = [version for version in listed if version.approval != "provisional"]
     waiting = next((v for v in versions if CHALLENGER in v.aliases), None)
     if number is None:
         if waiting is None:
             raise RegistryError(f"{category}: no challenger waits{_last_decision(versions)}")
         return waiting
-    target = next((v for v in versions if v.number == number), None)
+    target = next((v for v in listed if v.number == number), None)
     if target is None:
         raise RegistryError(f"{category}: there is no version {number}")
+    if target.approval == "provisional":
+        raise RegistryError(
+            f"{category} version {number} is provisional: it was never trained on {category}, and "
+            "answers until a trained version is approved"
+        )
     if CHAMPION in target.aliases:
         raise RegistryError(
             f"{category} version {number} is champion already: {_describe_decision(target)}"
@@ -238,6 +246,7 @@ def _promote(version: Version, *, by: str, reason: str, action: audit.Action) ->
     if before is not None and before != version.number:
         set_alias(category, PREVIOUS, before)
     set_alias(category, CHAMPION, version.number)
+    set_alias(category, PROVISIONAL, None)
     if CHALLENGER in version.aliases:
         set_alias(category, CHALLENGER, None)
     _record(version, action=action, by=by, reason=reason)

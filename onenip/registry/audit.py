@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "onenip-audit"
 
-Action = Literal["register", "gate", "approve", "reject", "rollback", "by-hand"]
+Action = Literal["register", "gate", "approve", "reject", "rollback", "by-hand", "provisional"]
 
 _TAG = "audit."
 _START = "0" * 64  # what the first entry of a category names as the one before it

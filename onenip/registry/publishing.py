@@ -26,6 +26,8 @@ from onenip.registry.turns import take_turn
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
+    PROVISIONAL,
+    Approval,
     Version,
     find_version,
     list_versions,
@@ -99,6 +101,59 @@ def publish(
         )
         for category in sorted(detector.categories)
     ]
+
+
+def publish_provisional(
+    model_dir: Path,
+    *,
+    images: Mapping[str, int],
+    built_on: Version,
+    facts: Mapping[str, str],
+    experiment: str = runs.EXPERIMENT,
+) -> list[Version]:
+    """Store a model with categories that it was never trained on, to stand in until they have champions.
+
+    A category that got a champion meanwhile is left alone.
+
+    Args:
+        model_dir: folder of the model.
+        images: how many normal images each of these categories was added from.
+        built_on: the approved version whose model the categories were added to.
+        facts: tags for every version, with `made_from`.
+        experiment: MLflow experiment of the run.
+
+    Returns:
+        The version of each category that it stands in for, sorted by category.
+
+    Raises:
+        RegistryError: if MLflow cannot be reached.
+        CheckpointError: if the folder holds no usable model.
+    """
+    from onenip.detector import Detector
+
+    detector = Detector.load(model_dir)
+    client = store.connect()
+    run_id = _ensure_run(client, detector.digest, params={}, facts=facts, experiment=experiment)
+    weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
+    found = []
+    for category, count in sorted(images.items()):
+        _ensure_registered(client, registered_name(category), category)
+        with take_turn(category):
+            aliases = read_aliases(category)
+            if CHAMPION in aliases:
+                continue
+            version = _find_or_create(
+                client, detector, category, weights_uri, run_id, {}, dict(facts), "provisional"
+            )
+            if aliases.get(PROVISIONAL) != version.number:
+                set_alias(category, PROVISIONAL, version.number)
+                reason = (
+                    f"from {count} normal images, without training, on the model of "
+                    f"{built_on.category} version {built_on.number}"
+                )
+                _record(version, action="provisional", by="pipeline", reason=reason)
+        found.append(find_version(category, version.number))
+    return found
 
 
 def fetch_weights(weights_uri: str) -> Path:
@@ -207,34 +262,51 @@ def _ensure_version(
     facts: dict[str, str],
     by: str,
 ) -> Version:
-    name = registered_name(category)
-    _ensure_registered(client, name, category)
+    _ensure_registered(client, registered_name(category), category)
     with take_turn(category):
-        known = list_versions(category)
-        version = next((v for v in reversed(known) if v.digest == detector.digest), None)
-        if version is None:
-            threshold = detector.spec.categories[category].image_threshold
-            tags = to_tags(
-                digest=detector.digest,
-                weights_uri=weights_uri,
-                threshold=threshold,
-                metrics=metrics,
-                facts=facts,
-            )
-            model = _store_pointer(
-                client, detector, category, weights_uri=weights_uri, run_id=run_id
-            )
-            with store.refusals(name):
-                created = client.create_model_version(
-                    name, source=model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id
-                )
-            version = find_version(category, int(created.version))
-            logger.info("%s: version %d", name, version.number)
+        version = _find_or_create(
+            client, detector, category, weights_uri, run_id, metrics, facts, "pending"
+        )
+        known = [v for v in list_versions(category) if v.approval != "provisional"]
         is_newest = all(other.number <= version.number for other in known)
         if version.approval == "pending" and is_newest and not version.aliases:
             set_alias(category, CHALLENGER, version.number)
-            _record(version, by=by)
+            reason = f"data {version.data_version or 'unknown'}, commit {version.git_commit[:12]}"
+            _record(version, action="register", by=by, reason=reason)
     return find_version(category, version.number)
+
+
+def _find_or_create(
+    client: MlflowClient,
+    detector: Detector,
+    category: str,
+    weights_uri: str,
+    run_id: str,
+    metrics: Metrics,
+    facts: dict[str, str],
+    approval: Approval,
+) -> Version:
+    """The version of a category with this model; a new one if there is none. The caller holds the turn."""
+    name = registered_name(category)
+    known = list_versions(category)
+    version = next((v for v in reversed(known) if v.digest == detector.digest), None)
+    if version is not None:
+        return version
+    tags = to_tags(
+        digest=detector.digest,
+        weights_uri=weights_uri,
+        threshold=detector.spec.categories[category].image_threshold,
+        metrics=metrics,
+        facts=facts,
+        approval=approval,
+    )
+    model = _store_pointer(client, detector, category, weights_uri=weights_uri, run_id=run_id)
+    with store.refusals(name):
+        created = client.create_model_version(
+            name, source=model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id
+        )
+    logger.info("%s: version %s", name, created.version)
+    return find_version(category, int(created.version))
 
 
 def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
@@ -302,15 +374,15 @@ def _store_folder(
         return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _record(version: Version, *, by: str) -> None:
+def _record(version: Version, *, action: audit.Action, by: str, reason: str) -> None:
     audit.record(
         audit.Entry(
             at=audit.now(),
             category=version.category,
-            action="register",
+            action=action,
             version=version.number,
             by=by,
-            reason=f"data {version.data_version or 'unknown'}, commit {version.git_commit[:12]}",
+            reason=reason,
             digest=version.digest,
             champion=read_aliases(version.category).get(CHAMPION, 0),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from onenip.registry.versions import Version, challenger, champion, list_categories
+from onenip.registry.versions import Version, challenger, champion, list_categories, provisional
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,13 @@ class Standing:
         category: the product category.
         champion: what serves, None if nothing was approved yet.
         challenger: what waits for a decision, None if nothing does.
+        provisional: what stands in while there is no champion, None if nothing does.
     """
 
     category: str
     champion: Version | None
     challenger: Version | None
+    provisional: Version | None = None
 
     @property
     def waiting_since(self) -> datetime | None:
@@ -35,6 +37,6 @@ def read_standings() -> list[Standing]:
         RegistryError: if the registry cannot be reached.
     """
     return [
-        Standing(category=name, champion=champion(name), challenger=challenger(name))
+        Standing(name, champion(name), challenger(name), provisional(name))
         for name in list_categories()
     ]

@@ -24,8 +24,9 @@ PREFIX = "onenip-"
 CHALLENGER = "challenger"
 CHAMPION = "champion"
 PREVIOUS = "previous"
+PROVISIONAL = "provisional"
 
-Approval = Literal["pending", "approved", "rejected"]
+Approval = Literal["pending", "approved", "rejected", "provisional"]
 GateVerdict = Literal["promote", "hold", "reject"]
 
 _METRIC_TAG = "metric."
@@ -62,8 +63,9 @@ class Version(BaseModel):
         digest: of the unified model that it points at, 64 hex digits.
         weights_uri: MLflow address of that model.
         threshold: image score from which an image is anomalous.
-        aliases: of challenger, champion, previous.
-        approval: pending, approved or rejected.
+        aliases: of challenger, champion, previous, provisional.
+        approval: pending, approved or rejected; provisional where nobody is to decide, because the
+            model was never trained on the category and only stands in until a champion is approved.
         approver: who decided, empty while nobody did.
         decided_at: UTC, None while nobody did.
         reason: why, in the decider's words.
@@ -74,6 +76,7 @@ class Version(BaseModel):
         git_commit: of the code and params.
         created_at: UTC.
         run_id: MLflow's identifier of the training's run.
+        made_from: hash of the model and images that a provisional version was made from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +98,7 @@ class Version(BaseModel):
     git_commit: str = ""
     created_at: datetime
     run_id: str = ""
+    made_from: str = ""
 
     @property
     def uri(self) -> str:
@@ -175,6 +179,18 @@ def challenger(category: str) -> Version | None:
     return aliased_version(category, CHALLENGER)
 
 
+def provisional(category: str) -> Version | None:
+    """The version that stands in while there is no champion, None if there is none."""
+    return aliased_version(category, PROVISIONAL)
+
+
+def serving(category: str) -> Version | None:
+    """The version that answers: the champion, else the provisional one, None if there is neither."""
+    aliases = read_aliases(category)
+    number = aliases.get(CHAMPION) or aliases.get(PROVISIONAL)
+    return None if number is None else find_version(category, number)
+
+
 def previous(category: str) -> Version | None:
     """The version that a rollback would bring back, None if there is none."""
     return aliased_version(category, PREVIOUS)
@@ -231,7 +247,13 @@ def set_gate_result(category: str, number: int, result: GateResult) -> None:
 
 
 def to_tags(
-    *, digest: str, weights_uri: str, threshold: float, metrics: Metrics, facts: dict[str, str]
+    *,
+    digest: str,
+    weights_uri: str,
+    threshold: float,
+    metrics: Metrics,
+    facts: dict[str, str],
+    approval: Approval = "pending",
 ) -> dict[str, str]:
     """Tags of a new version, which `to_version` reads back.
 
@@ -241,10 +263,11 @@ def to_tags(
         threshold: image score from which an image is anomalous.
         metrics: of the category; fractions in 0..1.
         facts: further tags, such as `data_version` and `git_commit`.
+        approval: pending, or provisional.
     """
     return {
         **facts,
-        "approval": "pending",
+        "approval": approval,
         "digest": digest,
         "weights": weights_uri,
         "threshold": repr(threshold),
@@ -288,6 +311,7 @@ def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> V
             git_commit=tags.get("git_commit", ""),
             created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
             run_id=found.run_id or "",
+            made_from=tags.get("made_from", ""),
         )
     except (KeyError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]

@@ -15,7 +15,8 @@ from pathlib import Path
 from onenip.detector import Detector
 from onenip.errors import OneNIPError
 from onenip.registry.loading import load_version
-from onenip.registry.versions import Version, champion, list_categories
+from onenip.registry.versions import Version, list_categories
+from onenip.registry.versions import serving as find_serving
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,16 @@ class Serving:
     detector: Detector
     version: int
     problem: str = ""
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether the model was never trained on the category."""
+        return self.detector.spec.categories[self.category].is_provisional
+
+    @property
+    def built_on(self) -> str:
+        """Digest of the trained model that answers, perhaps with categories added to it."""
+        return str(self.detector.spec.provenance.get("built_on", self.detector.digest))
 
 
 class Champions:
@@ -76,7 +87,7 @@ class Champions:
         """Ask the registry once, and load what changed; never raises for want of the registry."""
         with self._lock:
             try:
-                found = {name: champion(name) for name in list_categories()}
+                found = {name: find_serving(name) for name in list_categories()}
             except OneNIPError as error:
                 self.is_fresh, self.problem = False, str(error)
                 log.warning("the registry cannot be asked; the last champions go on: %s", error)

@@ -118,9 +118,9 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
         verdict = "anomalous" if found.is_anomalous else "normal"
         metrics.verdicts.labels(found.category, verdict).inc()
         return describe_prediction(found) | {
-            "version": serving.version,
-            "digest": serving.detector.digest,
-            "warning": serving.problem or champions.problem,
+            "version": answering.version,
+            "digest": answering.detector.digest,
+            "warning": answering.problem or champions.problem,
         }
 
     @app.post("/predict", dependencies=[Depends(check_key)])
@@ -185,9 +185,9 @@ def _choose(champions: Champions, category: str | None) -> Serving:
             known = ", ".join(s.category for s in serving)
             raise HTTPException(_NOT_FOUND, f"{category}: no approved model; there is {known}")
         return found
-    if len({s.detector.digest for s in serving}) > 1:
+    if len({s.built_on for s in serving}) > 1:
         raise HTTPException(_UNPROCESSABLE, "several models serve: say the category")
-    return serving[0]
+    return max(serving, key=lambda one: len(one.detector.categories))
 
 
 def _decode(content: bytes, max_pixels: int) -> NDArray[uint8]:
@@ -205,7 +205,7 @@ def _describe(serving: Serving) -> dict[str, Any]:
         "version": serving.version,
         "digest": serving.detector.digest,
         "threshold": known.image_threshold,
-        "is_provisional": known.is_provisional,
+        "provisional": serving.is_provisional,
         "warning": serving.problem,
     }
 

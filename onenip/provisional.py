@@ -1,0 +1,115 @@
+"""A model for brand-new categories until they have champions: the serving one, shown their first images.
+
+Nothing is trained; the versions are marked as provisional wherever they answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from onenip.dataset import GOOD
+from onenip.detector import Detector
+from onenip.images import IMAGE_SUFFIXES, hash_file
+from onenip.params import Params
+from onenip.registry import publishing, versions
+from onenip.registry.loading import load_version
+from onenip.registry.versions import Version
+from onenip.versioning import describe_checkout
+
+MODEL = Path("artifacts/provisional")
+
+_MAX_IMAGES = 64  # more change little, and cost time
+
+log = logging.getLogger(__name__)
+
+
+def choose_unified(serving: Sequence[Version]) -> Version | None:
+    """Of serving versions, one of the model that serves most categories, the newest of equals."""
+    counts = Counter(version.digest for version in serving)
+    return max(serving, key=lambda one: (counts[one.digest], one.created_at), default=None)
+
+
+def list_champions() -> list[Version]:
+    """The champions of all categories, sorted by category.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    found = (versions.champion(name) for name in versions.list_categories())
+    return [version for version in found if version is not None]
+
+
+def provide(params: Params, *, root: Path) -> list[Version]:
+    """Make the serving model usable on categories of the data that it does not know.
+
+    Does nothing while no model serves, or where nothing changed since the last time.
+
+    Args:
+        params: where the data lie.
+        root: the checkout; the model is written to `artifacts/provisional/`.
+
+    Returns:
+        The provisional versions that are new, sorted by category.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+        ImageError: if an image cannot be read.
+    """
+    serving = list_champions()
+    base = choose_unified(serving)
+    if base is None:
+        return []
+    images = _list_first_images(root / params.data.root, known={v.category for v in serving})
+    if not images:
+        return []
+    detector = load_version(base)
+    new = {name: paths for name, paths in images.items() if name not in detector.categories}
+    made_from = _hash(base, new)
+    now = [versions.provisional(name) for name in new]
+    if all(version is not None and version.made_from == made_from for version in now):
+        return []
+    _add(detector, new).save(root / MODEL)
+    found = publishing.publish_provisional(
+        root / MODEL,
+        images={name: len(paths) for name, paths in new.items()},
+        built_on=base,
+        facts={**describe_checkout(root), "made_from": made_from},
+        experiment=params.register_.experiment,
+    )
+    for version in found:
+        log.info("%s: version %d is provisional", version.category, version.number)
+    return found
+
+
+def _add(detector: Detector, new: Mapping[str, Sequence[Path]]) -> Detector:
+    extended = detector
+    for name, paths in sorted(new.items()):
+        extended = extended.add_category(name, list(paths))
+    facts = {
+        "built_on": detector.digest,
+        "provisional_images": {name: [path.name for path in paths] for name, paths in new.items()},
+    }
+    provenance = {**detector.spec.provenance, **facts}
+    extended.spec = extended.spec.model_copy(update={"provenance": provenance})
+    return extended
+
+
+def _list_first_images(data_dir: Path, *, known: set[str]) -> dict[str, list[Path]]:
+    """Normal images by category, sorted, of categories without a champion."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted(data_dir.glob(f"*/train/{GOOD}")):
+        category = folder.relative_to(data_dir).parts[0]
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if category not in known and paths:
+            found[category] = paths[:_MAX_IMAGES]
+    return found
+
+
+def _hash(base: Version, images: Mapping[str, Sequence[Path]]) -> str:
+    lines = [base.digest]
+    lines += [f"{name} {hash_file(path)}" for name, paths in images.items() for path in paths]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
