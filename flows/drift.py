@@ -22,8 +22,8 @@ from prefect.events import emit_event  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.failures import tell_failure  # noqa: E402
-from flows.retrain import MANIFEST  # noqa: E402
-from flows.watch import start_retraining  # noqa: E402
+from flows.retrain import MANIFEST, retrain  # noqa: E402
+from flows.watch import is_deployed  # noqa: E402
 from onenip import retraining  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import open_journal  # noqa: E402
@@ -33,7 +33,11 @@ from onenip.params import Params  # noqa: E402
 
 @flow(name="drift", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
 def drift() -> State[Any]:
-    """Measure drift of every category; past a limit raise an event, tell, and retrain if asked to."""
+    """Measure drift of every category; past a limit raise an event and tell the team.
+
+    With `drift.retrain` the event starts retraining: by an automation on the server that has the
+    deployment, and here where there is none.
+    """
     params = Params.load()
     try:
         with open_journal() as journal:
@@ -55,8 +59,8 @@ def drift() -> State[Any]:
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
         tell("champion-drifts", text, facts=result.dump(), params=params.notify)
-    if drifting and params.drift.retrain:
-        return start_retraining(force=True)
+    if drifting and params.drift.retrain and not is_deployed():
+        return retrain(force=True, return_state=True)
     names = ", ".join(result.category for result in drifting) or "nothing"
     return Completed(message=f"{len(found)} categories looked at; drifting: {names}")
 

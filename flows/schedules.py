@@ -8,6 +8,7 @@ Training has a pool of its own, so that it can run on other machines than the li
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from prefect.events import DeploymentEventTrigger  # noqa: E402
 from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
-from onenip.notices import ARRIVED_EVENT  # noqa: E402
+from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
 from onenip.params import Params  # noqa: E402
 
 LIGHT_POOL = "onenip-light"
 TRAINING_POOL = "onenip-training"
+
+_DRIFT_PERIOD = timedelta(minutes=30)
 
 
 def list_deployments(params: Params, *, root: Path) -> dict[str, list[RunnerDeployment]]:
@@ -40,13 +43,21 @@ def list_deployments(params: Params, *, root: Path) -> dict[str, list[RunnerDepl
     announced = DeploymentEventTrigger(
         name="images were announced", expect={ARRIVED_EVENT}, match={}, parameters={}
     )
+    drifted = DeploymentEventTrigger(
+        name="a champion drifts",
+        enabled=params.drift.retrain,
+        expect={DRIFT_EVENT},
+        match={},
+        within=_DRIFT_PERIOD,  # categories drift together: one retraining answers for all
+        parameters={"force": True},
+    )
     return {
         LIGHT_POOL: [
             _declare("watch", root, cron=params.retrain.cron, triggers=[announced]),
             _declare("drift", root, cron=params.drift.cron),
             _declare("approve", root, module="approval"),
         ],
-        TRAINING_POOL: [_declare("retrain", root)],
+        TRAINING_POOL: [_declare("retrain", root, triggers=[drifted])],
     }
 
 

@@ -77,11 +77,9 @@ def start_retraining(*, force: bool) -> State[Any]:
 
     A start while one runs waits its turn: the deployment allows one at a time, and one may wait.
     """
+    if not is_deployed():
+        return retrain(force=force, return_state=True)
     with get_client(sync_client=True) as client:
-        try:
-            client.read_deployment_by_name(DEPLOYMENT)
-        except ObjectNotFound:
-            return retrain(force=force, return_state=True)
         waiting = client.read_flow_runs(
             deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=["retrain"])),
             flow_run_filter=FlowRunFilter(
@@ -96,6 +94,16 @@ def start_retraining(*, force: bool) -> State[Any]:
         "FlowRun", run_deployment(DEPLOYMENT, parameters=parameters, timeout=0, as_subflow=False)
     )
     return Completed(message=f"retraining started: {run.name}")
+
+
+def is_deployed() -> bool:
+    """Whether the server has the deployment of retraining."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(DEPLOYMENT)
+        except ObjectNotFound:
+            return False
+    return True
 
 
 def main() -> None:

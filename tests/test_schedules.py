@@ -1,0 +1,107 @@
+"""What starts by itself, on a real Prefect server: events start flows, and none piles up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT, emit
+from onenip.preset import render
+from tests.acceptance.plant import prefect_server
+from tests.tiny import make_tiny_params
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def environment():
+    """Of processes that this module starts."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
+    return kept | {"DO_NOT_TRACK": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory, environment):
+    """Address of a Prefect server."""
+    with prefect_server(tmp_path_factory.mktemp("server"), environment) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def plant(tmp_path_factory, server, environment):
+    """Gives a function that runs Python in a checkout with deployments on the server, and no worker."""
+    folder = tmp_path_factory.mktemp("plant")
+    for name in ("flows", "onenip"):
+        (folder / name).symlink_to(ROOT / name)
+
+    def run(*arguments, drift_retrains=False):
+        params = make_tiny_params(drift={"retrain": drift_retrains})
+        (folder / "params.yaml").write_text(render(params))
+        own = environment | {"PREFECT_API_URL": server, "PYTHONPATH": str(folder)}
+        command = [sys.executable, *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=own, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    run("-m", "flows.schedules")
+    return run
+
+
+def list_runs(server, name):
+    """Runs of a deployment that its schedule did not make."""
+    body = {"deployments": {"name": {"any_": [name]}}}
+    runs = httpx.post(f"{server}/flow_runs/filter", json=body).raise_for_status().json()
+    return [run for run in runs if run["created_by"] and run["created_by"]["type"] != "SCHEDULE"]
+
+
+def wait_for_runs(server, name, count, seconds=90.0):
+    """The runs, once there are so many."""
+    deadline = time.monotonic() + seconds
+    while len(found := list_runs(server, name)) < count and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_events_start_what_they_should(server, plant, monkeypatch):
+    """An announcement starts `watch`; drift starts one retraining if params ask for it, whatever drifts."""
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    emit(DRIFT_EVENT, "bottle", payload={})
+    emit(ARRIVED_EVENT, "bottle", payload={})
+    assert len(wait_for_runs(server, "watch", 1)) == 1
+    assert list_runs(server, "retrain") == []  # drift.retrain is off
+
+    plant("-m", "flows.schedules", drift_retrains=True)
+    deadline = time.monotonic() + 90  # the server takes a while to follow a changed automation
+    while not list_runs(server, "retrain") and time.monotonic() < deadline:
+        emit(DRIFT_EVENT, "bottle", payload={})
+        emit(DRIFT_EVENT, "screw", payload={})
+        time.sleep(2)
+    time.sleep(3)
+
+    (run,) = list_runs(server, "retrain")
+    assert run["parameters"] == {"force": True}
+
+
+_START = "from flows.watch import start_retraining as s; print(s(force={}).message)"
+
+
+@pytest.mark.timeout(600)
+def test_starts_do_not_pile_up(server, plant):
+    """While one retraining waits for its turn, the schedule adds none."""
+    before = len(list_runs(server, "retrain"))
+
+    first = plant("-c", _START.format(True))
+    second = plant("-c", _START.format(False))
+
+    assert "waits for its turn already" in second
+    assert len(list_runs(server, "retrain")) <= before + 1
+    assert first.strip()
