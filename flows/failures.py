@@ -21,7 +21,12 @@ def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Hook for `on_failure` and `on_crashed` of a flow."""
+    """Hook for `on_failure` and `on_crashed` of a flow.
+
+    Of a deployment's run that crashed the server tells, see `flows.automations`.
+    """
+    if state.is_crashed() and flow_run.deployment_id is not None:
+        return
     try:
         params = Params.load().notify
     except ParamsError:  # the failure itself, perhaps; then nobody can be told

@@ -27,6 +27,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people  # noqa: E402
 from flows.failures import may_pass, tell_failure  # noqa: E402
+from flows.judging import judge_model  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
 from onenip import branch, provisional, retraining, versioning  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
@@ -98,16 +99,12 @@ def warm_start() -> str | None:
     return retraining.write_warm_start(DEFAULT_PATH, root=Path())
 
 
-@task(name="judge", persist_result=False)
-def judge_model() -> dict[str, GateResult]:
-    """Ask the gate about every category of the new model."""
-    champions = retraining.Champions()
-    results = retraining.judge_categories(
-        Params.load(), model_dir=MODEL, manifest=MANIFEST, champions=champions
-    )
+def judge_and_show() -> dict[str, GateResult]:
+    """Ask the gate about every category of the new model, and put its answers beside the run."""
+    results = judge_model(MODEL, MANIFEST)
     create_table_artifact(
         key="gate",
-        table=retraining.to_table(results, champions, MODEL),
+        table=retraining.to_table(results, retraining.Champions(), MODEL),
         description="Champion and challenger on the same images; changes are challenger minus champion.",
     )
     return results
@@ -193,7 +190,7 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
         if not state.is_completed():
             raise OneNIPError(state.message or f"{stage} failed")
     show()
-    waiting = register_judged(judge_model())
+    waiting = register_judged(judge_and_show())
     commit_training(last)
     return waiting
 

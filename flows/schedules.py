@@ -24,6 +24,7 @@ from prefect.events import DeploymentEventTrigger  # noqa: E402
 from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
+from flows.automations import declare_automations  # noqa: E402
 from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
 from onenip.params import Params  # noqa: E402
 
@@ -76,6 +77,7 @@ def declare(params: Params, *, root: Path) -> list[str]:
             build=False,
             push=False,
             print_next_steps_message=False,
+            ignore_warnings=True,
         )
         names += [f"{one.flow_name}/{one.name}" for one in deployments]
     return names
@@ -102,8 +104,9 @@ def _declare(
 
 
 def main() -> None:
-    """Declare the deployments of this checkout."""
-    for name in declare(Params.load(), root=Path().resolve()):
+    """Declare the deployments of this checkout, and what the server does when a run dies."""
+    params = Params.load()
+    for name in [*declare(params, root=Path().resolve()), *declare_automations(params.notify)]:
         typer.echo(name)
 
 

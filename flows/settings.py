@@ -22,6 +22,8 @@ def apply_settings(*, root: Path = Path()) -> None:
         "PREFECT_LOGGING_EXTRA_LOGGERS": "onenip",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
         "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_CLIENT_MAX_RETRIES": "8",  # about eight minutes: a server may be started again
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "60",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DVC_NO_ANALYTICS": "1",

@@ -77,12 +77,12 @@ def _up() -> None:
     services.wait_for(server, f"{prefect}/api/health")
     services.wait_for(tracker, f"{mlflow}/health")
     _run([*python, "flows.schedules"], everybody)
-    if params.notify.webhook is not None:
-        _run([*python, "onenip", "webhooks"], everybody)
     for pool in POOLS:
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         services.start(f"worker {pool}", command, env=everybody)
     _print(services, env, databases)
+    if params.notify.webhook is not None:  # last: all else works without it
+        _run([*python, "onenip", "webhooks"], everybody)
 
 
 @app.command()

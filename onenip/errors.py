@@ -65,6 +65,9 @@ class ImageError(DataError):
         super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[ImageError], tuple[Path | str, str]]:
+        return type(self), (self.path or "", self.reason)  # it crosses processes
+
 
 class SourceError(OneNIPError):
     """A data source could not be read completely, or holds something unsafe."""

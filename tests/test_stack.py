@@ -1,5 +1,6 @@
 """The whole stack, up and down, on real servers."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,50 +10,136 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.postgres import running_postgres
+from tests.tiny import CATEGORIES
+
 ROOT = Path(__file__).parents[1]
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-def call(checkout, *arguments):
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "MLFLOW_", "PREFECT_"))}
-    env |= {"PYTHONPATH": str(checkout), "DO_NOT_TRACK": "true"}
+REGISTER = """
+from pathlib import Path
+from onenip.registry.publishing import publish
+publish(Path({model!r}), evaluation_dir=Path({evaluation!r}), params={{}}, facts={{}})
+"""
+
+
+def call(checkout, *arguments, module="flows.stack", env=None):
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("AWS_", "MLFLOW_", "PREFECT_"))
+    }
+    kept |= {"PYTHONPATH": str(checkout), "DO_NOT_TRACK": "true", **(env or {})}
     return subprocess.run(
-        [sys.executable, "-m", "flows.stack", *arguments],
-        cwd=checkout, env=env, capture_output=True, text=True, timeout=400, check=False,
+        [sys.executable, *(["-m", module] if module else []), *arguments],
+        cwd=checkout, env=kept, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+def read_exports(started):
+    """The environment that `up` prints for a shell."""
+    assert started.returncode == 0, started.stderr[-2000:]
+    lines = [line for line in started.stdout.splitlines() if "export" in line]
+    return dict(line.split("export ")[1].split("=", 1) for line in lines)
+
+
+def make_checkout(folder, changes):
+    """A clone of this repository with other text in params.yaml."""
+    subprocess.run(["git", "clone", "-q", ROOT, folder], check=True)
+    params = (folder / "params.yaml").read_text()
+    for old, new in changes.items():
+        assert old in params
+        params = params.replace(old, new, 1)
+    (folder / "params.yaml").write_text(params)
+
+
+def list_runs(api, **state):
+    """Flow runs in a state, such as `type="COMPLETED"`, newest first."""
+    kind = {key: {"any_": [value]} for key, value in state.items()}
+    body = {"flow_runs": {"state": kind} if kind else {}, "sort": "START_TIME_DESC"}
+    return httpx.post(f"{api}/flow_runs/filter", json=body).raise_for_status().json()
+
+
+def wait_until(check, seconds):
+    """What `check` gives once it gives something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            found = check()
+        except httpx.HTTPError:
+            found = None
+        if found:
+            return found
+        time.sleep(1)
+    raise AssertionError(f"not within {seconds} s")
+
+
 def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
     """`up` brings servers, workers and schedules; a scheduled run really starts; `down` ends all."""
-    checkout = tmp_path / "checkout"
-    subprocess.run(["git", "clone", "-q", ROOT, checkout], check=True)
-    params = (checkout / "params.yaml").read_text()
-    inbox = tmp_path / "inbox"
+    checkout, inbox = tmp_path / "checkout", tmp_path / "inbox"
     inbox.mkdir()
-    params = params.replace("inbox:", f"inbox: {inbox} #", 1)
-    (checkout / "params.yaml").write_text(params.replace("'*/15 * * * *'", "'* * * * *'"))
+    make_checkout(checkout, {"inbox:": f"inbox: {inbox} #", "'*/15 * * * *'": "'* * * * *'"})
     try:
-        started = call(checkout, "up")
-        assert started.returncode == 0, started.stderr[-2000:]
-        exports = dict(
-            line.split("export ")[1].split("=", 1)
-            for line in started.stdout.splitlines()
-            if "export" in line
-        )
-        api = exports["PREFECT_API_URL"]
+        exports = read_exports(call(checkout, "up"))
         assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
         assert call(checkout, "status").returncode == 0
 
-        finished = []
-        deadline = time.monotonic() + 300
-        while not finished and time.monotonic() < deadline:
-            time.sleep(3)
-            body = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}}
-            runs = httpx.post(f"{api}/flow_runs/filter", json=body).json()
-            finished = [run for run in runs if run["auto_scheduled"]]
-        assert finished
+        def find():
+            runs = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
+            return [run for run in runs if run["auto_scheduled"]]
+
+        assert wait_until(find, 300)
     finally:
         stopped = call(checkout, "down")
     assert "prefect stopped" in stopped.stdout
     assert call(checkout, "status").returncode == 1
+
+
+def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model):
+    """One URL for each server; after `down` and `up` the flow run and the approved model are there."""
+    checkout = tmp_path / "checkout"
+    make_checkout(checkout, {})
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    rows = {name: {"image_auroc": 0.9} for name in CATEGORIES}
+    (evaluation / "metrics.json").write_text(json.dumps({"mean": {}, "categories": rows}))
+    script = REGISTER.format(model=str(tiny_model), evaluation=str(evaluation))
+    with running_postgres("prefect", "mlflow") as urls:
+        env = {
+            "PREFECT_API_DATABASE_CONNECTION_URL": urls["prefect"],
+            "MLFLOW_BACKEND_STORE_URI": urls["mlflow"],
+        }
+        try:
+            started = call(checkout, "up", env=env)
+            exports = read_exports(started)
+            assert started.stdout.count("(PostgreSQL 127.0.0.1/") == 2
+            done = call(checkout, "-c", script, module=None, env=exports)
+            assert done.returncode == 0, done.stderr[-2000:]
+            words = ("approve", "disc", "--by", "Ada", "--reason", "good")
+            assert call(checkout, *words, module="onenip", env=exports).returncode == 0
+            assert call(checkout, module="flows.drift", env=exports).returncode == 0
+            (run,) = list_runs(exports["PREFECT_API_URL"])
+            call(checkout, "down")
+            # a shell that keeps the exports gets the same servers again
+            exports = read_exports(call(checkout, "up", env=env | exports))
+            (again,) = list_runs(exports["PREFECT_API_URL"])
+            assert again["id"] == run["id"]
+            listed = call(checkout, "audit", module="onenip", env=exports)
+            assert "approve" in listed.stdout
+            loaded = call(
+                checkout,
+                "-c",
+                "from onenip.registry.loading import load_champion; load_champion('disc')",
+                module=None,
+                env=exports,
+            )
+            assert loaded.returncode == 0, loaded.stderr[-2000:]
+        finally:
+            call(checkout, "down")
+        assert not (checkout / "mlflow.db").exists()
+    refused = call(checkout, "up", env=env)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("onenip: PREFECT_API_DATABASE_CONNECTION_URL: postgresql")
+    assert len(refused.stderr.splitlines()) == 1
+    assert "s3cret" not in refused.stderr

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from onenip.errors import RegistryError
+from onenip.errors import RegistryError, RegistryUnreachableError
 from onenip.registry import store
 
 if TYPE_CHECKING:
@@ -89,10 +89,17 @@ def send_example() -> str:
 def _list(client: MlflowClient) -> list[Webhook]:
     found: list[Webhook] = []
     token = None
-    while token is None or token:
-        page = client.list_webhooks(page_token=token)
-        found += page
-        token = page.token or ""
+    try:
+        while token is None or token:
+            with store.refusals("registry webhooks"):
+                page = client.list_webhooks(page_token=token)
+            found += page
+            token = page.token or ""
+    except RegistryUnreachableError as error:
+        raise RegistryUnreachableError(
+            f"{error}; if the server runs, its MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY is not the one "
+            "that the webhooks in its database were stored with"
+        ) from error
     return found
 
 
