@@ -22,6 +22,7 @@ from torch import Tensor
 from onenip.calibration import calibrate_given
 from onenip.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
 from onenip.errors import CheckpointError, DataError
+from onenip.folding import fold_network
 from onenip.image_like import ImageLike, to_array
 from onenip.images import resize_image
 from onenip.model_file import DetectorSpec, hash_model, read_model, write_model
@@ -70,10 +71,11 @@ class Detector:
         references: Mapping[str, Reference],
     ) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)
+        self.folded = fold_network(self.network)  # what everything is scored with
         self.spec = spec
         self.digest = ""
         self._states = {
-            name: build_state(self.network, prompts[name], references[name])
+            name: build_state(self.folded, prompts[name], references[name])
             for name in sorted(spec.categories)
         }
 
@@ -200,10 +202,10 @@ class Detector:
     def draw_maps(self, features: Features, category: str) -> dict[str, Tensor]:
         """Every kind of map, [B, H, W] float each, of features of images of one category."""
         state = self.state(category)
-        encoded_query = self.network.encode(features.coarse)  # [B, N, D]
+        encoded_query = self.folded.encode(features.coarse)  # [B, N, D]
         nearest = self._nearest_prompt(features, state)  # [B]
-        restored = self.network.decode(encoded_query, state.encoded[nearest])  # [B, C, h, w]
-        return draw_maps(self.network, features, restored, state.reference)
+        restored = self.folded.decode(encoded_query, state.encoded[nearest])  # [B, C, h, w]
+        return draw_maps(self.folded, features, restored, state.reference)
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -218,10 +220,10 @@ class Detector:
         if self.network.params.refiner != "paper":
             raise DataError("reconstruct needs a model with `model.refiner: paper`; use predict")
         with torch.inference_mode():
-            encoded = self.network.encode(torch.cat([query, prompt])).chunk(2)
-            restored = self.network.decode(encoded[0], encoded[1])
+            encoded = self.folded.encode(torch.cat([query, prompt])).chunk(2)
+            restored = self.folded.decode(encoded[0], encoded[1])
             empty = Reference.measure(query[:, :0])
-            maps = draw_maps(self.network, Features(query, query[:, :0]), restored, empty)
+            maps = draw_maps(self.folded, Features(query, query[:, :0]), restored, empty)
         return ReconstructionResult(restored, maps["restoration"], maps["refined"].sigmoid())
 
     def add_category(self, name: str, normal_images: Sequence[ImageLike]) -> Detector:
@@ -244,7 +246,7 @@ class Detector:
         if not normal_images:
             raise DataError(f"category {name!r} needs at least one normal image")
         state, known = calibrate_given(
-            self.network, self.spec.calibrate, [to_array(image) for image in normal_images]
+            self.folded, self.spec.calibrate, [to_array(image) for image in normal_images]
         )
         states = {**self._states, name: state}
         return type(self)(
@@ -281,7 +283,7 @@ class Detector:
 
     def _embed(self, image: NDArray[np.uint8]) -> Features:
         resized = torch.tensor(resize_image(image, self.input_size))
-        return self.network.embed(resized[None].to(self.device))
+        return self.folded.embed(resized[None].to(self.device))
 
     def _fuse(self, maps: Mapping[str, Tensor], category: str) -> Tensor:
         return fuse_for(maps, self.spec.calibrate, self.spec.categories[category])

@@ -28,6 +28,7 @@ from onenip.category import CategoryState, embed_globally
 from onenip.dataset import Sample, Subset, list_categories, select
 from onenip.detector import Detector
 from onenip.errors import CheckpointError, DataError
+from onenip.folding import fold_network
 from onenip.images import load_image, resize_image
 from onenip.loading import load_resized
 from onenip.model_file import CategorySpec, DetectorSpec, read_model
@@ -146,13 +147,13 @@ def calibrate_detector(
     """Detector of a trained network: prompts, scales and thresholds for every category."""
     categories: dict[str, CategorySpec] = {}
     states: dict[str, CategoryState] = {}
-    network.eval()
+    folded = fold_network(network)  # as the detector will score
     with torch.inference_mode():
         for category in list_categories(samples):
-            state, names = _choose_state(network, params, data, category)
+            state, names = _choose_state(folded, params, data, category)
             held_out = select(samples, category=category, subset="calibration")
             normals = [
-                CalibrationImage(_embed_file(network, s.path))
+                CalibrationImage(_embed_file(folded, s.path))
                 for s in held_out[:MAX_CALIBRATION_IMAGES]
             ]
             calibrated_on = "calibration"
@@ -165,11 +166,11 @@ def calibrate_detector(
                     len(held_out),
                 )
             categories[category] = calibrate_category(
-                network,
+                folded,
                 params.calibrate,
                 state=state,
                 normals=normals,
-                anomalies=_pick_anomalies(network, bank, category, {s.name for s in held_out}),
+                anomalies=_pick_anomalies(folded, bank, category, {s.name for s in held_out}),
                 prompt_names=names,
                 calibrated_on=calibrated_on,
                 is_provisional=False,
