@@ -256,7 +256,11 @@ def _check_false_alarms(
     if alarms / count > limit:
         return Finding("hold", f"{text}: more than {limit:.0%}, but it may be chance", numbers)
     if not evidence.is_held_out:
-        return Finding("hold", f"{text}, but the thresholds rest on those images", numbers)
+        sentence = (
+            f"{text}, but the thresholds rest on those images; test/good, or data.holdout_fraction, "
+            "gives others"
+        )
+        return Finding("hold", sentence, numbers)
     return Finding("promote", f"{text}: at most {limit:.0%}", numbers)
 
 

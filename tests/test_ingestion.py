@@ -480,6 +480,39 @@ def test_many_arrivals_are_versioned_in_parts(checkout, tmp_path, monkeypatch):
     assert len(commits.splitlines()) > 1
 
 
+_FULL_DISK = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # as a full disk: writes end with an error
+"""
+_ONE_LINE = """
+import sys
+from onenip.errors import OneNIPError
+try:
+    exec(sys.argv[3])
+except OneNIPError as error:
+    sys.exit(f"onenip: {error}")
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(checkout, tmp_path):
+    """Nothing is lost while nothing can be written; with room again every image is taken."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(1)
+    drop(inbox, "disc/a.png", draw_normal("disc", rng))
+    drop(inbox, "disc/large.png", np.tile(rng.integers(0, 255, (256, 256, 3), np.uint8), (2, 2, 1)))
+    command = [sys.executable, "-c", _FULL_DISK + _ONE_LINE, str(inbox), str(checkout), _RUN]
+
+    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    command[2] = _ONE_LINE
+    roomy = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert full.returncode == 1
+    assert "File too large" in full.stderr.splitlines()[-1]
+    assert "Traceback" not in full.stderr
+    assert roomy.returncode == 0, roomy.stderr
+    assert look(inbox) == {shelf: set() for shelf in EXPECTED}
+    assert len(list((checkout / "data/disc/train/good").iterdir())) == 6
+
+
 _RUN = """
 import sys
 from pathlib import Path

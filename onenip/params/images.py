@@ -27,7 +27,8 @@ class DataParams(Section):
         0.0,
         ge=0,
         lt=1,
-        description="share of normal training images that nothing is fitted to, by hash",
+        description="share of normal training images that nothing is fitted to, by hash; the gate counts "
+        "false alarms on them and on test/good",
     )
 
     @model_validator(mode="after")

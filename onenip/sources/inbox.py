@@ -6,6 +6,7 @@ ingested is moved there with a note that says why, and nothing is ever deleted u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ NOTE_SUFFIX = ".json"
 
 _CHUNK_BYTES = 1 << 20
 _RELEASED = "released"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = ("404", "NoSuchKey", "NotFound")
 
 
@@ -176,7 +178,7 @@ class FolderInbox(Inbox):
     def fetch(self, arrival: Arrival, path: Path) -> bool:
         """See `Inbox`."""
         source = self._folder / arrival.key
-        with _file_refusals(source):
+        with _file_refusals(source, target=path):
             try:
                 shutil.copyfile(source, path)
             except FileNotFoundError:
@@ -384,10 +386,12 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _file_refusals(path: Path) -> Iterator[None]:
+def _file_refusals(path: Path, *, target: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if target is not None and error.errno in _FULL:
+            path = target
         raise SourceError(f"{path}: {error.strerror or error}") from error
 
 
