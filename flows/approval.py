@@ -7,7 +7,9 @@ line, wins; the other is told.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +37,10 @@ from onenip.registry.versions import Version  # noqa: E402
 
 DEPLOYMENT = "approve/approve"
 
-_PICTURES = 8
+_PICTURES = 9
+_PICTURES_IN_FORM = 3
+_KINDS = ("sample", "miss", "false_alarm")  # how `evaluate` names its pictures
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "recall", "accuracy")
 
 
 class Decision(RunInput):
@@ -59,9 +64,10 @@ def approve(category: str, number: int) -> State[Any]:
     version = versions.find_version(category, number)
     if version.approval != "pending":
         return Completed(message=f"{category} version {number} is {version.approval} already")
-    show_comparison(version)
+    comparison = show_comparison(version)
+    form = Decision.with_initial_data(description=comparison)
     wait = int(params.retrain.approval_wait_hours * 3600)
-    answer = suspend_flow_run(wait_for_input=Decision, timeout=wait, key="decision")
+    answer = suspend_flow_run(wait_for_input=form, timeout=wait, key="decision")
     try:
         message = decide(version, answer)
     except RegistryError as error:
@@ -86,8 +92,12 @@ def decide(version: Version, answer: Decision) -> str:
     return f"{category} version {number} is champion, approved by {answer.by}"
 
 
-def show_comparison(version: Version) -> None:
-    """Put champion and challenger side by side, the gate's reasons and heat maps beside the run."""
+def show_comparison(version: Version) -> str:
+    """Put champion and challenger side by side, the gate's reasons and heat maps beside the run.
+
+    Returns:
+        The same in short, as Markdown, for the form itself.
+    """
     champion = versions.champion(version.category)
     rows = [("challenger", version)] + ([("champion", champion)] if champion else [])
     slug = "".join(c if c.isalnum() else "-" for c in version.category.lower())
@@ -103,16 +113,16 @@ def show_comparison(version: Version) -> None:
         ],
         description=f"{version.category}: metrics at registration, fractions in 0..1.",
     )
-    reasons = version.gate.reasons if version.gate else ("the gate was not asked",)
-    verdict = version.gate.verdict if version.gate else "none"
-    lines = [f"# {version.category} version {version.number}", f"Gate: **{verdict}**"]
-    lines += [f"- {reason}" for reason in reasons]
-    lines += [f"![{path.stem}]({to_data_uri(path)})" for path in _list_heat_maps(version)]
+    pictures = _render_heat_maps(version)
+    gate = _render_gate(version)
     create_markdown_artifact(
         key=f"challenger-{slug}",
-        markdown="\n\n".join(lines),
-        description="What the gate says, and heat maps of the challenger.",
+        markdown="\n\n".join(
+            [f"# {version.category} version {version.number}", _render_table(rows), gate, *pictures]
+        ),
+        description="Champion and challenger, what the gate says, and heat maps of the challenger.",
     )
+    return "\n\n".join([_render_table(rows), gate, *pictures[:_PICTURES_IN_FORM]])
 
 
 def ask_people(waiting: Sequence[Version]) -> None:
@@ -137,12 +147,38 @@ def ask_people(waiting: Sequence[Version]) -> None:
         )
 
 
-def _list_heat_maps(version: Version) -> list[Path]:
-    import tempfile
+def _render_table(rows: Sequence[tuple[str, Version]]) -> str:
+    """Markdown table: a line per metric, a column per version."""
+    names = [name for name in _SHOWN if any(name in one.metrics for _, one in rows)]
+    lines = [
+        "| | " + " | ".join(f"{role} {one.number}" for role, one in rows) + " |",
+        "|---|" + "---|" * len(rows),
+    ]
+    for name in names:
+        cells = [f"{one.metrics[name]:.3f}" if name in one.metrics else "-" for _, one in rows]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
-    scratch = Path(tempfile.mkdtemp())
-    try:
-        folder = fetch_evaluation(version.run_id, scratch)
-    except RegistryError:  # the comparison alone is still worth showing
-        return []
-    return sorted((folder / "heatmaps" / version.category).glob("*.png"))[:_PICTURES]
+
+def _render_gate(version: Version) -> str:
+    if version.gate is None:
+        return "The gate was not asked."
+    reasons = "\n".join(f"- {reason}" for reason in version.gate.reasons)
+    return f"Gate: **{version.gate.verdict}**\n\n{reasons}"
+
+
+def _render_heat_maps(version: Version) -> list[str]:
+    """Captioned pictures of the challenger: image, heat map, mask; each kind in turn."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            folder = fetch_evaluation(version.run_id, Path(scratch))
+        except RegistryError:  # the comparison alone is still worth showing
+            return []
+        files = sorted((folder / "heatmaps" / version.category).glob("*.png"))
+        kinds = [[p for p in files if p.stem.startswith(kind)] for kind in _KINDS]
+        turns = [one for turn in zip_longest(*kinds) for one in turn if one is not None]
+        return [
+            f"**{path.stem.replace('_', ' ')}** (image, heat map, mask)\n\n"
+            f"![{path.stem}]({to_data_uri(path)})"
+            for path in turns[:_PICTURES]
+        ]
