@@ -1,33 +1,41 @@
 """One image, from array to verdict: ours beside the reference's own forward, ONNX Runtime and OpenVINO.
 
-    python -m benchmarks.inference [--rounds 40] [--model FOLDER]
+    python -m benchmarks.inference [--rounds 40] [--threads 2] [--model FOLDER]
 
 The reference's forward is built from the same modules with the paper's sizes (preset `paper-lite2`): for each
 image it runs all stages of the backbone on image and prompt, as one batch of two, and the encoder on both.
 It stops at the same verdict. All ways take turns in one run, so that a busy machine slows each alike; a
-ratio is the median over rounds of the ratio within a round. 2 threads, batch 1, input 224 x 224.
+ratio is the median over rounds of the ratio within a round. Batch 1, input 224 x 224. One thread is timed in
+processor time, several by the wall.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "2"
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.machine import (
+    PEAK_SIDE,
+    Spread,
+    choose_clock,
+    count_gflop,
+    divide,
+    measure_peak,
+    print_heading,
+    take_turns,
+)
 from onenip.category import draw_maps
 from onenip.detector import Detector
 from onenip.edge import EdgeDetector
@@ -38,7 +46,6 @@ from onenip.preset import load_preset
 from onenip.regions import find_regions
 from onenip.scoring import score_maps
 
-THREADS = 2
 SIDE_PX = 224
 CATEGORY = "part"
 _LEVELS = (0, 1, 2, 4)  # stages of EfficientNet-lite2 that give strides 2, 4, 8 and 16
@@ -93,47 +100,21 @@ def judge_as_reference(params: Params) -> Judge:
     return judge
 
 
-def measure(ways: dict[str, Judge], image: Image, *, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call of each way, taking turns, after a warm-up."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for judge in ways.values():
-        for _ in range(5):
-            judge(image)
-    for _ in range(rounds):
-        for name, judge in ways.items():
-            started_at = time.perf_counter()
-            judge(image)
-            seconds[name].append(time.perf_counter() - started_at)
-    return seconds
-
-
-def measure_peak() -> float:
-    """Best rate of a 1024 x 1024 matrix product in float32, in GFLOP/s."""
-    a, b = torch.rand(1024, 1024), torch.rand(1024, 1024)
-    best = np.inf
-    for _ in range(30):
-        started_at = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - started_at)
-    return 2 * 1024**3 / best / 1e9
-
-
-def count_flops(judge: Judge, image: Image) -> float:
-    """GFLOP of a call's convolutions and matrix products, as torch counts them."""
-    with FlopCounterMode(display=False) as counter:
-        judge(image)
-    return counter.get_total_flops() / 1e9
-
-
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", type=Path, help="a trained model instead of random weights")
     options = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
+    print_heading(
+        "benchmarks.inference",
+        threads=options.threads,
+        packages=["torch", "timm", "onnxruntime", "openvino"],
+    )
     ours = Detector.load(options.model) if options.model else build_ours(load_preset("cpu"))
     category = ours.categories[0]
     image = np.random.default_rng(2).integers(0, 255, (SIDE_PX, SIDE_PX, 3), np.uint8)
@@ -146,32 +127,29 @@ def main() -> None:
             name: export_detector(ours, Path(scratch) / "model", format=name, categories=[category])
             for name in ("onnx", "openvino")
         }
-        ways = {
+        edge = {
+            name: EdgeDetector.load(file, threads=options.threads) for name, file in files.items()
+        }
+        judges = {
             "the reference's forward": judge_as_reference(load_preset("paper-lite2")),
             "ours, PyTorch": judge_with(ours),
-            "ours, ONNX Runtime": judge_with(EdgeDetector.load(files["onnx"], threads=THREADS)),
-            "ours, OpenVINO": judge_with(EdgeDetector.load(files["openvino"], threads=THREADS)),
+            "ours, ONNX Runtime": judge_with(edge["onnx"]),
+            "ours, OpenVINO": judge_with(edge["openvino"]),
         }
-        seconds = measure(ways, image, rounds=options.rounds)
-    peak = measure_peak()
-    base = next(iter(ways))
-    own = count_flops(ways["ours, PyTorch"], image)
-    flops = {name: count_flops(ways[base], image) if name == base else own for name in ways}
-    print(
-        f"{platform.processor() or platform.machine()}, {THREADS} threads, torch {torch.__version__}"
-    )
-    print(f"float32 matrix product at its best: {peak:.0f} GFLOP/s\n")
+        ways = {name: partial(judge, image) for name, judge in judges.items()}
+        clock = choose_clock(options.threads)
+        seconds = take_turns(ways, rounds=options.rounds, warmup=5, clock=clock)
+    base = "the reference's forward"
+    peak, own = measure_peak(clock=clock), count_gflop(ways["ours, PyTorch"])
+    print(f"Peak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
     print("| way | ms, median | 10-90 % | faster, median (10-90 %) | GFLOP | of the peak |")
     print("|---|---|---|---|---|---|")
     for name, taken in seconds.items():
-        ratios = [b / t for b, t in zip(seconds[base], taken, strict=True)]
-        median = statistics.median(taken)
-        low, high = np.quantile(taken, [0.1, 0.9])
-        least, most = np.quantile(ratios, [0.1, 0.9])
+        ratio, spread = divide(seconds[base], taken), Spread.of(taken)
+        gflop = count_gflop(ways[base]) if name == base else own
         print(
-            f"| {name} | {1e3 * median:.1f} | {1e3 * low:.1f}-{1e3 * high:.1f} "
-            f"| {statistics.median(ratios):.2f} x ({least:.2f}-{most:.2f}) "
-            f"| {flops[name]:.2f} | {100 * flops[name] / median / peak:.0f} % |"
+            f"| {name} | {spread.show(scale=1e3)} | {ratio.median:.2f} x ({ratio.low:.2f}-{ratio.high:.2f}) "
+            f"| {gflop:.2f} | {100 * gflop / spread.median / peak:.0f} % |"
         )
 
 

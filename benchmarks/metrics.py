@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import resource
 import statistics
 import subprocess
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_curve
 
+from benchmarks.machine import print_heading
 from onenip.metrics import PixelScores
 
 SIDE_PX = 256
@@ -124,16 +125,20 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--maps", type=int, default=10_000)
+    parser.add_argument(
+        "--beside", type=int, nargs="+", default=NAIVE_MAPS, help="maps for both ways"
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--way", choices=["ours", "naive"], help="measure one way, in this process")
     arguments = parser.parse_args()
     if arguments.way:
         measure(arguments.way, arguments.maps)
         return
-    print(f"{platform.machine()}, numpy {np.__version__}, maps of {SIDE_PX} px")
+    packages = ["numpy", "scipy", "scikit-learn"]
+    print_heading("benchmarks.metrics", threads=len(os.sched_getaffinity(0)), packages=packages)
     print("| way | maps | seconds, median | spread | ms a map | peak GiB |")
     print("|---|---|---|---|---|---|")
-    for count in NAIVE_MAPS:
+    for count in arguments.beside:
         both = {way: repeat(way, count, runs=arguments.runs) for way in ("naive", "ours")}
         for way, found in both.items():
             print(describe(way, count, found), flush=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.machine import print_heading
 from onenip.params import DataParams, ValidateParams
 from onenip.validation import validate
 
@@ -84,7 +85,9 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[2000, 10000])
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    print(f"{os.cpu_count()} cores seen, {args.workers} workers, {SIDE}-px JPEGs")
+    print_heading(
+        "benchmarks.validation", threads=args.workers, packages=["great-expectations", "pillow"]
+    )
     print("| images | seconds | peak MiB, all processes |\n|---|---|---|")
     for count in args.images:
         with tempfile.TemporaryDirectory() as folder:

@@ -56,8 +56,14 @@ def score_maps(fused: Tensor, *, pooling_px: int) -> Tensor:
 
     Source: OneNIP section 3.6; spec section 7.
     """
-    window = (min(pooling_px, fused.shape[1]), min(pooling_px, fused.shape[2]))
-    return functional.avg_pool2d(fused[:, None], window, stride=1).flatten(1).amax(1)
+    height, width = min(pooling_px, fused.shape[1]), min(pooling_px, fused.shape[2])
+    columns = functional.avg_pool2d(
+        fused[:, None], (height, 1), stride=1
+    )  # one axis, then the other:
+    pooled = functional.avg_pool2d(
+        columns, (1, width), stride=1
+    )  # the same mean, far fewer additions
+    return pooled.flatten(1).amax(1)
 
 
 def measure_scale(maps: Tensor) -> MapScale:

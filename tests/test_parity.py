@@ -11,6 +11,7 @@ from onenip.losses import dice_loss, feature_mse
 from onenip.network import Network
 from onenip.preset import load_preset
 from onenip.reference import import_reference, load_reference_backbone, load_trained
+from tests.recipe import draw_features, draw_weights
 
 PARITY = Path(__file__).parents[2] / "shared" / "spec" / "parity"
 
@@ -20,29 +21,8 @@ pytestmark = [
 ]
 
 
-def draw_weights(keys_file, seed):
-    keys = json.loads((PARITY / keys_file).read_text())
-    rng = np.random.default_rng(seed)
-    state = {}
-    for key in sorted(keys):
-        if key.endswith("num_batches_tracked"):
-            continue
-        a = rng.standard_normal(keys[key], dtype=np.float32)
-        if key.endswith("running_var"):
-            a = np.abs(a) * 0.1 + 1
-        elif key.endswith("running_mean"):
-            a = a * 0.1
-        elif a.ndim == 1:
-            a = a * 0.1 + key.endswith("weight")
-        else:
-            a = a / np.sqrt(np.prod(keys[key][1:]))
-        state[key] = torch.tensor(np.asarray(a, np.float32))
-    return state
-
-
-def draw_features():
-    rng = np.random.default_rng(11)
-    return [torch.tensor(rng.standard_normal((2, 272, 14, 14), dtype=np.float32)) for _ in range(2)]
+def draw_listed(keys_file, seed):
+    return draw_weights(json.loads((PARITY / keys_file).read_text()), seed)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +36,7 @@ def relative_error(ours, theirs):
 
 def test_reconstruction_agrees_with_the_reference(network):
     """Features, restoration map and refiner logits agree to 1e-4 of their range."""
-    load_trained(network, draw_weights("reconstruction_keys.json", 7), origin="recipe")
+    load_trained(network, draw_listed("reconstruction_keys.json", 7), origin="recipe")
     query, prompt = draw_features()
     expected = np.load(PARITY / "reconstruction.npz")
 
@@ -73,7 +53,7 @@ def test_reconstruction_agrees_with_the_reference(network):
 
 def test_backbone_and_neck_agree_with_the_reference(network):
     """EfficientNet-B4 with 380-pixel padding and the neck agree to 1e-4 of their range."""
-    load_reference_backbone(network, draw_weights("backbone_keys.json", 13), origin="recipe")
+    load_reference_backbone(network, draw_listed("backbone_keys.json", 13), origin="recipe")
     images = np.random.default_rng(17).standard_normal((2, 3, 224, 224), dtype=np.float32)
     expected = np.load(PARITY / "backbone.npz")
 
@@ -106,8 +86,8 @@ def test_a_checkpoint_of_the_recipe_imports_end_to_end(tmp_path, prefix):
 
     state = {
         f"{prefix}reconstruction.{k}": v
-        for k, v in draw_weights("reconstruction_keys.json", 7).items()
-    } | {f"{prefix}backbone.{k}": v for k, v in draw_weights("backbone_keys.json", 13).items()}
+        for k, v in draw_listed("reconstruction_keys.json", 7).items()
+    } | {f"{prefix}backbone.{k}": v for k, v in draw_listed("backbone_keys.json", 13).items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "ckpt.pth.tar")
     expected = np.load(PARITY / "reconstruction.npz")
 

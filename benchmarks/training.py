@@ -1,0 +1,345 @@
+"""Training steps: what cached features save, ours beside a plain step of the paper's size, share of the peak.
+
+    python -m benchmarks.training [--rounds 12] [--threads 2]
+
+A step takes 8 normal images, 8 synthetic anomalies and 8 prompts from the drawing of the anomalies to the
+optimiser, through the very functions that `onenip train` runs, at 224 x 224. Ways take turns in one run; a
+ratio is the median of the ratios within a round. One thread is timed in processor time, several by the wall.
+
+The first table recomputes the backbone (as far as it is used) for normal images, anomalies and prompts, where
+ours recomputes it for the anomalies alone; all else is the same. EfficientNet-B4 has random weights.
+
+The second table sets ours beside a plain step of the same size (preset `paper-lite2`), written from the paper
+alone: the whole backbone for all 24 images, tokens as [N, B, D], torch's `MultiheadAttention` with its
+weights returned, and so not fused, a float neighbour mask built by loops in each forward pass. Synthetic
+anomalies, losses, clipping and AdamW are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import (
+    PEAK_SIDE,
+    Clock,
+    Spread,
+    choose_clock,
+    count_gflop,
+    divide,
+    measure_peak,
+    print_heading,
+    take_turns,
+)
+from benchmarks.synthesis import load_normals
+from onenip import synthetic_bank
+from onenip.fitting import build_network, start_fabric
+from onenip.losses import dice_loss, feature_mse
+from onenip.network import Network
+from onenip.params import Params
+from onenip.preset import load_preset, merge
+from onenip.refiner import PaperRefiner, upsample_logits
+from onenip.training import Trainee, build_optimizer, take_step
+from onenip.training_set import Batch, BatchPlan, TrainingSet, build_training_set
+
+BATCH_SIZE = 8
+AUTHORS_SECONDS = 5.0  # the authors' loop, a step of 8 samples of the paper's size
+AUTHORS_GFLOPS = 92.0  # GFLOP/s, the peak of the two cores that it ran on, at `PEAK_SIDE`
+_B4 = {"backbone": "tf_efficientnet_b4", "weights": "random", "levels": [0, 1, 2, 3]}
+_LITE2_LEVELS = (0, 1, 2, 4)  # blocks of EfficientNet-lite2 that give strides 2, 4, 8 and 16
+
+Step = Callable[[int], None]
+
+
+class Recomputing(Trainee):
+    """A trainee that computes anew what `TrainingSet` holds: features and matches of its normal images."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """As `Trainee.forward`."""
+        network, data = self.network, self.data
+        used = torch.cat([batch.indices, batch.prompts])
+        with torch.no_grad():
+            features = network.embed(torch.from_numpy(data.images[used.numpy()]))
+            data.features.coarse[used] = features.coarse
+            data.features.fine[used] = features.fine.to(data.features.fine.dtype)
+            for index in batch.indices.tolist() if network.uses_memory else []:
+                category = data.categories[index]
+                reference = data.references[category]
+                tokens = network.average_tokens(
+                    reference.standardize(data.features.fine[index][None])
+                )
+                excluded = (data.owners[category] == index)[None]
+                match = network.match(tokens, reference.memory, excluded=excluded)
+                data.distances[index], data.matches[index] = match.distance[0], match.index[0]
+        return super().forward(batch)
+
+
+class PlainNetwork(nn.Module):
+    """The paper's network, written plainly: tokens [N, B, D], nothing fused, nothing kept."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        params = network.params
+        self.params = params
+        self.backbone: Any = timm.create_model(params.backbone, pretrained=False).eval()
+        self.backbone.requires_grad_(requires_grad=False)
+        self.fuse, self.mean, self.std = network.fuse, network.backbone.mean, network.backbone.std
+        self.grid, width = network.grid, params.width
+        self.input_projection = nn.Linear(network.channels, width)
+        self.output_projection = nn.Linear(width, network.channels)
+        self.position = nn.Parameter(torch.rand(self.grid[0] * self.grid[1], 1, width))
+        self.encoder = nn.ModuleList(
+            nn.ModuleList([_attention(params), *_norms(width, 2), _mlp(params, inner=True)])
+            for _ in range(params.encoder_layers)
+        )
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    _attention(params),
+                    _attention(params),
+                    *_norms(width, 3),
+                    _mlp(params, inner=False),
+                ]
+            )
+            for _ in range(params.decoder_layers)
+        )
+        self.final, self.final_norm = _attention(params), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(params.dropout)
+        self.refiner = PaperRefiner(channels=network.channels, width=params.refiner_width)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Coarse features [B, C, h, w] of images [B, H, W, 3] uint8, through the whole backbone."""
+        model = self.backbone
+        x = ((images - self.mean) / self.std).permute(0, 3, 1, 2).contiguous()
+        x, levels = model.bn1(model.conv_stem(x)), []
+        for number, stage in enumerate(model.blocks):
+            x = stage(x)
+            if number in _LITE2_LEVELS:
+                levels.append(x)
+        model.bn2(model.conv_head(x))
+        return self.fuse(levels).coarse
+
+    def forward(self, queries: Tensor, prompts: Tensor, *, jitter_scale: float) -> Tensor:
+        """Reconstructed [2B, C, h, w] of queries [2B, C, h, w] by prompts [B, C, h, w]."""
+        x = torch.cat([queries, prompts]).flatten(2).permute(2, 0, 1)  # [N, 3B, C]
+        noise = torch.randn(x.shape) * x.norm(dim=2, keepdim=True) / x.shape[2] * jitter_scale
+        mask, where = self._build_mask(), self.position
+        x = self.input_projection(x + noise)
+        for attention, norm1, norm2, mlp in self.encoder:  # type: ignore[misc]
+            x = norm1(x + attention(x + where, x + where, x, attn_mask=mask)[0])
+            x = norm2(x + mlp(x))
+        q, p = x[:, : len(queries)], x[:, len(queries) :].repeat(1, 2, 1)
+        for reads, is_read, norm1, norm2, norm3, mlp in self.decoder:  # type: ignore[misc]
+            p = norm1(p + self.dropout(reads(p + where, q + where, q, attn_mask=mask)[0]))
+            p = norm2(p + self.dropout(mlp(p)))
+            q = norm3(q + self.dropout(is_read(q + where, p + where, p, attn_mask=mask)[0]))
+        p = self.final_norm(p + self.final(p + where, q + where, q)[0])
+        return self.output_projection(p).permute(1, 2, 0).unflatten(2, self.grid)
+
+    def _build_mask(self) -> Tensor:
+        height, width = self.grid
+        reach = self.params.neighbor_size // 2
+        mask = torch.zeros(height, width, height, width)
+        for y in range(height):
+            for x in range(width):
+                rows = slice(max(y - reach, 0), y + reach + 1)
+                mask[y, x, rows, max(x - reach, 0) : x + reach + 1] = float("-inf")
+        return mask.reshape(height * width, height * width)
+
+
+def _attention(params: Any) -> nn.Module:
+    return nn.MultiheadAttention(params.width, params.heads)
+
+
+def _norms(width: int, count: int) -> list[nn.Module]:
+    return [nn.LayerNorm(width) for _ in range(count)]
+
+
+def _mlp(params: Any, *, inner: bool) -> nn.Module:
+    dropout = nn.Dropout(params.dropout if inner else 0.0)
+    width, hidden = params.width, params.feedforward
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), dropout, nn.Linear(hidden, width))
+
+
+def build(params: Params) -> tuple[Network, TrainingSet, BatchPlan]:
+    """A network with its backbone's weights, the demo set's normal images, and their batches."""
+    torch.manual_seed(0)
+    network = build_network(params, start_fabric(params.train))
+    normals = load_normals()
+    data = build_training_set(
+        network,
+        np.stack([image for images in normals.values() for image in images]),
+        names=[f"{name}/{i}" for name, images in normals.items() for i in range(len(images))],
+        categories=[name for name, images in normals.items() for _ in images],
+        seed=0,
+        cache_dir=None,
+        progress=False,
+    )
+    synthesizer = synthetic_bank.build_synthesizer(
+        params.synthesize, size=params.model.input_size, seed=0
+    )
+    plan = BatchPlan(
+        data, synthesizer, batch_size=BATCH_SIZE, seed=0, prompt_choice=params.train.prompt_choice
+    )
+    return network, data, plan
+
+
+def step_ours(network: Network, plan: BatchPlan, params: Params, kind: type[Trainee]) -> Step:
+    """A step as `onenip train` takes it, from drawing to optimiser."""
+    fabric = start_fabric(params.train)
+    data = plan.data
+    if kind is Recomputing:  # writes into its own copy
+        features = replace(
+            data.features, coarse=data.features.coarse.clone(), fine=data.features.fine.clone()
+        )
+        data = replace(
+            data, features=features, distances=data.distances.clone(), matches=data.matches.clone()
+        )
+    trainee, optimizer = fabric.setup(
+        kind(network, data, params.train), build_optimizer(network, params.train)
+    )
+    trainee.train()
+
+    def take(step: int) -> None:
+        rate = params.train.learning_rate
+        take_step(fabric, trainee, optimizer, [plan[step]], step=step, rate=rate, seed=0)
+
+    return take
+
+
+def step_plainly(network: Network, plan: BatchPlan, params: Params) -> Step:
+    """The plain step, with the same draws, losses and optimiser."""
+    plain = PlainNetwork(network).train()
+    plain.backbone.eval()
+    trainable = [p for p in plain.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, 1e-4, weight_decay=1e-4)
+    images = torch.from_numpy(plan.data.images)
+
+    def take(step: int) -> None:
+        batch = plan[step]
+        with torch.no_grad():
+            features = plain.embed(
+                torch.cat([images[batch.indices], batch.anomalous, images[batch.prompts]])
+            )
+        queries, prompts = features[: 2 * BATCH_SIZE], features[2 * BATCH_SIZE :]
+        restored = plain(queries, prompts, jitter_scale=params.train.jitter_scale)
+        logits = plain.refiner((restored - queries).abs())
+        size = params.model.input_size
+        refined = upsample_logits(logits, size).sigmoid()
+        masks = torch.cat([torch.zeros_like(batch.masks), batch.masks]).float()
+        loss = feature_mse(restored, queries[:BATCH_SIZE].repeat(2, 1, 1, 1))
+        loss = loss + 0.5 * dice_loss(refined, masks, overlap_weight=1)
+        if not torch.isfinite(loss):
+            raise ArithmeticError("the plain step diverged")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainable, params.train.gradient_clip)
+        optimizer.step()
+
+    return take
+
+
+def count_up(step: Step) -> Callable[[], None]:
+    """A call that takes the next step each time."""
+    numbers = itertools.count()
+    return lambda: step(next(numbers))
+
+
+def compare_caching(*, rounds: int, clock: Clock) -> None:
+    """Print what cached features save."""
+    sizes = {
+        "`paper`, EfficientNet-B4": vary("paper", {"weights": "random"}),
+        "`paper`, EfficientNet-lite2": load_preset("paper-lite2"),
+        "`cpu`, EfficientNet-B4": vary("cpu", _B4),
+        "`cpu`, EfficientNet-lite2": load_preset("cpu"),
+    }
+    print(
+        "| preset, backbone | recomputed: s, median | 10-90 % | cached: s, median | 10-90 % | saved |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, params in sizes.items():
+        network, _, plan = build(params)
+        network.train()
+        ways = {
+            kind.__name__: count_up(step_ours(network, plan, params, kind))
+            for kind in (Recomputing, Trainee)
+        }
+        seconds = take_turns(ways, rounds=rounds, warmup=1, clock=clock)
+        slow, fast = seconds["Recomputing"], seconds["Trainee"]
+        saved = 100 * (1 - divide(fast, slow).median)
+        cells = (Spread.of(slow).show(digits=2), Spread.of(fast).show(digits=2), f"{saved:.0f} %")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def compare_steps(*, rounds: int, clock: Clock) -> None:
+    """Print ours beside the plain step, the authors' figure, and the share of the peak."""
+    params = load_preset("paper-lite2")
+    network, _, plan = build(params)
+    ways = {
+        "plain": count_up(step_plainly(network, plan, params)),
+        "ours": count_up(step_ours(network, plan, params, Trainee)),
+    }
+    small_params = load_preset("cpu")
+    small, _, small_plan = build(small_params)
+    ways["ours, preset `cpu`"] = count_up(step_ours(small, small_plan, small_params, Trainee))
+    seconds = take_turns(ways, rounds=rounds, warmup=2, clock=clock)
+    peak = measure_peak(clock=clock)
+    print(f"\nPeak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
+    print(
+        "| step of 8 | s, median | 10-90 % | faster (10-90 %) | samples/s | GFLOP | of the peak |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, taken in seconds.items():
+        spread, ratio = Spread.of(taken), divide(seconds["plain"], taken)
+        gflop = count_gflop(ways[name])
+        print(
+            f"| {name} | {spread.show(digits=2)} | {ratio.median:.2f} x ({ratio.low:.2f}-{ratio.high:.2f}) "
+            f"| {BATCH_SIZE / spread.median:.2f} | {gflop:.0f} "
+            f"| {100 * gflop / spread.median / peak:.0f} % |"
+        )
+    ours = Spread.of(seconds["ours"]).median
+    scaled = AUTHORS_SECONDS * AUTHORS_GFLOPS / peak
+    print(
+        f"\nThe authors' loop: {AUTHORS_SECONDS} s on cores with a peak of {AUTHORS_GFLOPS:.0f} GFLOP/s; "
+        f"ours is {AUTHORS_SECONDS / ours:.2f} times as fast as it stands, and {scaled / ours:.2f} times "
+        f"where its time is scaled to this machine's peak ({scaled:.2f} s)."
+    )
+
+
+def vary(name: str, model: dict[str, Any]) -> Params:
+    """A preset with some of its architecture changed."""
+    return Params.parse(merge(load_preset(name).dump(), {"model": model}))
+
+
+def main() -> None:
+    """Measure and print both tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", choices=["caching", "steps"], help="one of the two tables")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    logging.disable(logging.WARNING)
+    print_heading(
+        "benchmarks.training", threads=options.threads, packages=["torch", "timm", "numpy"]
+    )
+    clock = choose_clock(options.threads)
+    if options.table != "steps":
+        compare_caching(rounds=options.rounds, clock=clock)
+    if options.table != "caching":
+        compare_steps(rounds=options.rounds, clock=clock)
+
+
+if __name__ == "__main__":
+    main()
