@@ -27,13 +27,15 @@ from prefect.input import RunInput  # noqa: E402
 from prefect.states import Completed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
+from flows.failures import tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip.errors import RegistryError  # noqa: E402
-from onenip.params import Params  # noqa: E402
+from onenip.notices import Kind, tell  # noqa: E402
+from onenip.params import NotifyParams, Params  # noqa: E402
 from onenip.registry import approval as decisions  # noqa: E402
 from onenip.registry import versions  # noqa: E402
 from onenip.registry.evaluations import fetch_evaluation  # noqa: E402
-from onenip.registry.versions import Version  # noqa: E402
+from onenip.registry.versions import GateResult, Version  # noqa: E402
 
 DEPLOYMENT = "approve/approve"
 
@@ -52,7 +54,13 @@ class Decision(RunInput):
     override: bool = Field(default=False, description="Approve although the gate rejected it.")
 
 
-@flow(name="approve", persist_result=True, flow_run_name="approve {category} {number}")
+@flow(
+    name="approve",
+    persist_result=True,
+    flow_run_name="approve {category} {number}",
+    on_failure=[tell_failure],
+    on_crashed=[tell_failure],
+)
 def approve(category: str, number: int) -> State[Any]:
     """Show one version beside its champion, wait for a person, and do as they say.
 
@@ -123,6 +131,36 @@ def show_comparison(version: Version) -> str:
         description="Champion and challenger, what the gate says, and heat maps of the challenger.",
     )
     return "\n\n".join([_render_table(rows), gate, *pictures[:_PICTURES_IN_FORM]])
+
+
+def list_waiting() -> list[Version]:
+    """Challengers that nobody decided about, sorted by category.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    found = [versions.challenger(category) for category in versions.list_categories()]
+    return [version for version in found if version is not None and version.approval == "pending"]
+
+
+def tell_waiting(version: Version, result: GateResult | None, params: NotifyParams) -> None:
+    """Tell the team that a version waits for a person, or failed the gate.
+
+    Args:
+        version: a challenger.
+        result: what the gate found; None where it was not asked.
+        params: whom to tell.
+    """
+    facts: dict[str, Any] = {"category": version.category, "version": version.number}
+    text = f"{version.category}: version {version.number} "
+    if result is None:
+        tell("challenger-waits", f"{text}waits for approval", facts=facts, params=params)
+        return
+    facts |= {"verdict": result.verdict, "reasons": list(result.reasons)}
+    failed = result.verdict == "reject"
+    text += "failed the gate" if failed else f"waits for approval (gate: {result.verdict})"
+    kind: Kind = "gate-failed" if failed else "challenger-waits"
+    tell(kind, f"{text}: {result.reasons[0]}", facts=facts, params=params)
 
 
 def ask_people(waiting: Sequence[Version]) -> None:

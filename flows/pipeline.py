@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact  #
 from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows.failures import UNREACHABLE, may_pass  # noqa: E402
+from flows.approval import ask_people, list_waiting, tell_waiting  # noqa: E402
+from flows.failures import UNREACHABLE, may_pass, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
@@ -126,17 +128,28 @@ def show() -> None:
     )
 
 
-@flow(name="pipeline", persist_result=False)
+@flow(name="pipeline", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
 def pipeline(request: dict[str, Any]) -> State[Any]:
-    """Chain download, the DVC stages and registration."""
+    """Chain download, the DVC stages and registration; then ask people about what is new."""
     steps = [partial(reproduce, stage, return_state=True) for stage in STAGES]
     if request["sources"]:
         steps.insert(0, partial(download, request, return_state=True))
-    for step in [*steps, partial(register, return_state=True)]:
+    for step in steps:
         state = step()
         if not state.is_completed():
             return Failed(message=state.message)
+    try:
+        known = {(version.category, version.number) for version in list_waiting()}
+        state = register(return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
+        new = [one for one in list_waiting() if (one.category, one.number) not in known]
+    except OneNIPError as error:
+        return Failed(message=f"register: {error}")
     show()
+    for version in new:
+        tell_waiting(version, version.gate, Params.load().notify)
+    ask_people(new)
     return Completed(message="every category has a challenger")
 
 
@@ -249,9 +262,10 @@ def _print_summary() -> None:
     console.print(f"report      {EVALUATION / 'report.html'}", highlight=False)
     console.print("data docs   artifacts/validation/data_docs/index.html", highlight=False)
     console.print("synthetic   artifacts/synthesis/contact_sheet.png", highlight=False)
-    console.print(
-        "mlflow      .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db", highlight=False
-    )
+    tracker = os.environ.get("MLFLOW_TRACKING_URI", "")
+    local = ".venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    is_server = tracker.startswith(("http://", "https://"))
+    console.print(f"mlflow      {tracker if is_server else local}", highlight=False)
     console.print("next        onenip status; onenip approve CATEGORY --by NAME --reason TEXT")
 
 

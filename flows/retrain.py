@@ -25,7 +25,7 @@ from prefect.artifacts import create_table_artifact  # noqa: E402
 from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows.approval import ask_people  # noqa: E402
+from flows.approval import ask_people, tell_waiting  # noqa: E402
 from flows.failures import may_pass, tell_failure  # noqa: E402
 from flows.judging import judge_model  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
@@ -34,7 +34,6 @@ from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
 from onenip.model_file import hash_model  # noqa: E402
-from onenip.notices import tell  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
@@ -168,7 +167,7 @@ def retrain(*, force: bool = False) -> State[Any]:
     if waiting is None:
         return Completed(message="too little is new to train")
     for version, result in waiting:
-        _tell_waiting(version, result, params)
+        tell_waiting(version, result, params.notify)
     ask_people([version for version, _ in waiting])
     names = ", ".join(version.category for version, _ in waiting) or "nobody"
     return Completed(message=f"waiting for a person: {names}")
@@ -193,20 +192,6 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
     waiting = register_judged(judge_and_show())
     commit_training(last)
     return waiting
-
-
-def _tell_waiting(version: Version, result: GateResult, params: Params) -> None:
-    facts = {
-        "category": version.category,
-        "version": version.number,
-        "verdict": result.verdict,
-        "reasons": list(result.reasons),
-    }
-    failed = result.verdict == "reject"
-    text = f"{version.category}: version {version.number} "
-    text += "failed the gate" if failed else f"waits for approval (gate: {result.verdict})"
-    text += f": {result.reasons[0]}"
-    tell("gate-failed" if failed else "challenger-waits", text, facts=facts, params=params.notify)
 
 
 def main(

@@ -33,6 +33,7 @@ from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
+from flows.approval import ask_people, list_waiting  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
@@ -49,14 +50,17 @@ DEPLOYMENT = "retrain/retrain"
 def watch() -> State[Any]:
     """Count what waits, and start retraining if it is due.
 
-    Also notices a champion that somebody set by hand in MLflow, and records it.
+    Also notices a champion that somebody set by hand in MLflow, and records it, and sees to it that
+    every version that waits has its form.
     """
     params = Params.load()
     try:
         for entry in approval.reconcile_all():
             get_run_logger().warning("%s: %s", entry.category, entry.reason)
-        address = params.retrain.require_inbox()
-        inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
+        ask_people(list_waiting())  # again, in case that whoever registered them was killed
+        if params.retrain.inbox is None:
+            return Completed(message="there is no inbox: retrain.inbox names none")
+        inbox = open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds)
         with open_journal() as journal:
             waiting = count_waiting(inbox, journal)
     except OneNIPError as error:
