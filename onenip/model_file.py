@@ -70,11 +70,18 @@ def write_model(folder: Path, spec: DetectorSpec, tensors: dict[str, Tensor]) ->
 
     Returns:
         The digest, 64 hex digits.
+
+    Raises:
+        CheckpointError: if the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
     partial = folder / f".{TENSORS_FILE}.partial"
-    save_file(ordered, partial)
+    try:
+        save_file(ordered, partial)
+    except SafetensorError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{partial}: {error}") from error
     os.replace(partial, folder / TENSORS_FILE)
     text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
     partial = folder / f".{SPEC_FILE}.partial"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import logging
@@ -85,4 +86,10 @@ def main() -> None:
         app()
     except OneNIPError as error:
         typer.echo(f"onenip: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"onenip: {where}{error.strerror}; make room and run it again", err=True)
         sys.exit(2)

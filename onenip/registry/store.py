@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from onenip.errors import RegistryError, RegistryUnreachableError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_SQLITE = "sqlite:///"
+
 LOCAL_DATABASE = "mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
 
@@ -24,6 +26,7 @@ LOCAL_ARTIFACTS = "mlartifacts"
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -52,10 +55,39 @@ def connect() -> MlflowClient:
 
     uri = tracking_uri()
     with refusals(f"cannot open {uri}"):
+        if uri.startswith(_SQLITE):
+            _create_database(Path(uri.removeprefix(_SQLITE)))
         mlflow.set_tracking_uri(uri)
         registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
         mlflow.set_registry_uri(registry_uri)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
+
+
+def _create_database(path: Path) -> None:
+    """Make the file of a local store, whole or not at all: MLflow cannot go on with a half-made one."""
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        draft.unlink(missing_ok=True)
+        artifacts = (path.resolve().parent / LOCAL_ARTIFACTS).as_uri()
+        made = SqlAlchemyStore(f"{_SQLITE}{draft}", artifacts)  # type: ignore[no-untyped-call]
+        made.engine.dispose()
+        with suppress(FileExistsError):  # another process was faster
+            _link(draft, path)
+    except OSError as error:
+        raise RegistryError(f"{path}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except PermissionError:  # a drive without hard links
+        os.replace(source, target)
 
 
 def ensure_experiment(client: MlflowClient, name: str) -> str:
@@ -92,9 +124,12 @@ def refusals(what: str) -> Iterator[None]:
     A fault of the server, which may pass, becomes a `RegistryUnreachableError`.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
+    except SQLAlchemyError as error:
+        raise RegistryError(f"{what}: {shorten(str(error).splitlines()[0])}") from error
     except MlflowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         is_fault = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
