@@ -26,7 +26,7 @@ BUCKET = "plant"
 SECTIONS = {
     "data": {"holdout_fraction": 0.2},
     "model": {"input_size": [128, 128], "backbone": "tf_efficientnet_lite0", "memory_tokens": 512},
-    "train": {"max_steps": 30, "checkpoint_seconds": 2.0},
+    "train": {"max_steps": 20, "checkpoint_seconds": 2.0},
     "gate": {
         "floors": {"image_auroc": 0.6},
         "margins": {"image_auroc": 0.15, "pixel_auroc": 0.15},
@@ -113,8 +113,10 @@ def _choose_largest(images: list[Path], source: Path, name: str) -> Path:
 
 
 def make_checkout(folder: Path, env: dict[str, str], *, inbox: str, remote: str) -> Products:
-    """A clone of this repository with the data of the plant, versioned and pushed."""
-    run(["git", "clone", "-q", str(ROOT), str(folder)], folder.parent, env)
+    """A clone of the team's repository with the data of the plant, versioned and pushed."""
+    origin = folder.with_name(f"{folder.name}.git")
+    run(["git", "clone", "-q", "--bare", str(ROOT), str(origin)], folder.parent, env)
+    run(["git", "clone", "-q", str(origin), str(folder)], folder.parent, env)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     products = lay_out_data(folder / "data")
     write_params(folder, SECTIONS | {"retrain": {**SECTIONS["retrain"], "inbox": inbox}})
@@ -162,7 +164,7 @@ def base_environment(checkout: Path) -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "DO_NOT_TRACK": "true",
         "GX_ANALYTICS_ENABLED": "false",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
 
 
@@ -218,6 +220,26 @@ def mlflow_server(folder: Path, env: dict[str, str], *, artifacts: str) -> Itera
 
 
 @contextmanager
+def product_server(checkout: Path, env: dict[str, str]) -> Iterator[str]:
+    """`onenip serve`, which follows the champions; its address, once it is ready to answer."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-m",
+        "onenip",
+        "serve",
+        "--port",
+        str(port),
+        "--refresh-seconds",
+        "2",
+    ]
+    address = f"http://127.0.0.1:{port}"
+    with running(command, checkout, env, checkout.parent / "serve.log"):
+        wait_until(lambda: _answers(f"{address}/ready"), 180, "onenip serve")
+        yield address
+
+
+@contextmanager
 def workers(checkout: Path, env: dict[str, str], pools: tuple[str, ...]) -> Iterator[None]:
     """A worker for each pool."""
     with ExitStack() as stack:
@@ -229,8 +251,8 @@ def workers(checkout: Path, env: dict[str, str], pools: tuple[str, ...]) -> Iter
 
 
 def wait_until(check: Callable[[], T | None], seconds: float, what: str) -> T:
-    """What `check` gives once it gives something."""
-    deadline = time.monotonic() + seconds
+    """What `check` gives once it gives something; a busy machine gets more time."""
+    deadline = time.monotonic() + seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     while time.monotonic() < deadline:
         found = check()
         if found:

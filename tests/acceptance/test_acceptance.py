@@ -107,6 +107,9 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
                 env,
             )
         before, _ = load_champion(first)
+        server = stack.enter_context(plant.product_server(checkout, env))
+        picture = sorted((checkout / "data" / first / "test/good").iterdir())[0]
+        assert ask(server, first, picture)["digest"] == before.digest
 
         # twelve images arrive; schedule and event do the rest
         names = plant.run([*python, "flows.schedules"], checkout, env).split()
@@ -132,17 +135,16 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
         assert versions.champion(second).number == 1
         after, _ = load_champion(first)
         assert after.digest != before.digest
+        plant.wait_until(
+            lambda: ask(server, first, picture)["digest"] == after.digest, 60, "the served model"
+        )
+        assert ask(server, second, picture)["version"] == 1
 
         # a person fills in the form
-        run_id = plant.wait_until(
-            lambda: find_suspended(env["PREFECT_API_URL"]), 180, "the form of the held version"
-        )
-        answer = {"decision": "approve", "by": "Grace", "reason": "looked at it", "override": False}
-        httpx.post(
-            f"{env['PREFECT_API_URL']}/flow_runs/{run_id}/resume", json={"run_input": answer}
-        ).raise_for_status()
+        fill_in_form(env["PREFECT_API_URL"])
         plant.wait_until(lambda: versions.champion(second).number == 2, 180, "the approval")
         assert versions.champion(second).approver == "Grace"
+        plant.wait_until(lambda: ask(server, second, picture)["version"] == 2, 60, "its serving")
 
         # a mistake is rolled back with one command, and the record is whole
         plant.run(
@@ -151,6 +153,9 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             env,
         )
         assert load_champion(first)[0].digest == before.digest
+        plant.wait_until(
+            lambda: ask(server, first, picture)["digest"] == before.digest, 60, "the old model"
+        )
         with capsys.disabled():
             sys.stdout.write(plant.run([*python, "onenip", "audit"], checkout, env))
         actions = [entry.action for entry in audit.read_trail(first)]
@@ -166,9 +171,12 @@ def check_arrivals(client, checkout: Path) -> None:
     assert sum(key.startswith("inbox-quarantine/") for key in images) == 2
     assert any("slipped-in" in key for key in images if key.startswith("inbox-held"))
     assert any("again" in key for key in images if key.startswith("inbox-duplicates"))
-    assert versioning.read_version_at("onenip/arrivals", root=checkout) != (
-        versioning.read_version_at("main", root=checkout)
-    )
+    arrived = versioning.read_version_at("onenip/arrivals", root=checkout)
+    assert arrived != versioning.read_version_at("main", root=checkout)
+    origin = checkout.with_name(f"{checkout.name}.git")
+    reference = "refs/heads/onenip/arrivals"
+    pushed = versioning.find_commit(reference, root=origin)
+    assert pushed == versioning.find_commit(reference, root=checkout)
 
 
 def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeypatch):
@@ -177,6 +185,7 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
     env = plant.base_environment(origin)
     env.pop("MLFLOW_TRACKING_URI", None)
     products = plant.make_checkout(origin, env, inbox="inbox", remote=str(tmp_path / "remote"))
+    team = tmp_path / "origin.git"
     sections = plant.SECTIONS | {
         "gate": {**plant.SECTIONS["gate"], "categories": {products.second: plant.CAUTIOUS}},
         "retrain": {**plant.SECTIONS["retrain"], "inbox": "inbox", "policy": "auto"},
@@ -199,7 +208,8 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
         ends = []
         for name, kills in (("calm", 0), ("killed", 10)):
             # the same place each time, because MLflow's local store names its own path
-            shutil.copytree(origin, tmp_path / f"{name}-start", symlinks=True)
+            for folder in (origin, team):
+                shutil.copytree(folder, tmp_path / f"{name}-{folder.name}", symlinks=True)
             chance = random.Random(23)
             own = env | {"PREFECT_HOME": str(tmp_path / f"{name}-home")}
             for _ in range(kills):
@@ -220,8 +230,12 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
                     break
             assert last.returncode == 0, last.stdout[-2000:] + last.stderr[-2000:]
             ends.append(describe(origin, products, monkeypatch))
-            shutil.rmtree(origin)
-            (tmp_path / f"{name}-start").rename(origin)
+            reference = "refs/heads/onenip/arrivals"
+            tips = {versioning.find_commit(reference, root=root) for root in (origin, team)}
+            assert len(tips) == 1  # all was pushed
+            for folder in (origin, team):
+                shutil.rmtree(folder)
+                (tmp_path / f"{name}-{folder.name}").rename(folder)
 
     assert ends[0] == ends[1]
     assert ends[0]["champions"][products.first]["by"] == "gate"
@@ -255,6 +269,20 @@ def describe(checkout: Path, products: plant.Products, monkeypatch) -> dict[str,
         "left": [str(p) for p in (checkout / "inbox").rglob("*") if p.is_file()],
         "images": sorted(str(p.relative_to(checkout)) for p in (checkout / "data").rglob("*.*")),
     }
+
+
+def ask(server: str, category: str, picture: Path) -> dict[str, object]:
+    """What the running server answers."""
+    body = {"files": {"file": picture.read_bytes()}, "data": {"category": category}}
+    answer = httpx.post(f"{server}/predict/file", timeout=120, **body)
+    return answer.raise_for_status().json()
+
+
+def fill_in_form(api: str) -> None:
+    """Approve in Prefect's page: what its form sends."""
+    run_id = plant.wait_until(lambda: find_suspended(api), 180, "the form of the held version")
+    answer = {"decision": "approve", "by": "Grace", "reason": "looked at it", "override": False}
+    httpx.post(f"{api}/flow_runs/{run_id}/resume", json={"run_input": answer}).raise_for_status()
 
 
 def find_suspended(api: str) -> str | None:
