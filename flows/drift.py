@@ -5,7 +5,6 @@ python -m flows.drift
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from prefect.client.schemas import State  # noqa: E402
 from prefect.events import emit_event  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
+from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import MANIFEST, retrain  # noqa: E402
 from flows.watch import is_deployed  # noqa: E402
@@ -67,12 +67,12 @@ def drift() -> State[Any]:
 
 def main() -> None:
     """Look for drift once."""
+    require_server()
     state = drift(return_state=True)
     if not state.is_completed():
-        typer.echo(f"onenip: {state.message}", err=True)
-        sys.exit(2)
+        raise OneNIPError(state.message or "drift failed")
     typer.echo(state.message)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

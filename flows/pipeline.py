@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,7 @@ from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people, list_waiting, tell_waiting  # noqa: E402
+from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import UNREACHABLE, may_pass, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
@@ -211,20 +212,10 @@ def main(
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
     Params.load()
+    require_server()
     request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
     run_pipeline(request)
     _print_summary()
-
-
-def run_cli(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line; an error that the user can act on is one line and exit status 2."""
-    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
-    app.command()(main)
-    try:
-        app(arguments)
-    except OneNIPError as error:
-        typer.echo(f"onenip: {error}", err=True)
-        sys.exit(2)
 
 
 def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
@@ -270,4 +261,4 @@ def _print_summary() -> None:
 
 
 if __name__ == "__main__":
-    run_cli()
+    run_command(main)

@@ -8,7 +8,6 @@ Every step may be repeated: a run that was killed is simply started again.
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people, tell_waiting  # noqa: E402
+from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import may_pass, tell_failure  # noqa: E402
 from flows.judging import judge_model  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
@@ -201,12 +201,12 @@ def main(
     ] = False,
 ) -> None:
     """Ingest what arrived; if enough is new, train, judge and register, then let policy or people decide."""
+    require_server()
     state = retrain(force=force, return_state=True)
     if not state.is_completed():
-        typer.echo(f"onenip: {state.message}", err=True)
-        sys.exit(2)
+        raise OneNIPError(state.message or "retrain failed")
     typer.echo(state.message)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -25,6 +25,7 @@ from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
 from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows.automations import declare_automations  # noqa: E402
+from flows.command import require_server, run_command  # noqa: E402
 from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
 from onenip.params import Params  # noqa: E402
 
@@ -106,9 +107,10 @@ def _declare(
 def main() -> None:
     """Declare the deployments of this checkout, and what the server does when a run dies."""
     params = Params.load()
+    require_server()
     for name in [*declare(params, root=Path().resolve()), *declare_automations(params.notify)]:
         typer.echo(name)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

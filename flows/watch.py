@@ -8,7 +8,6 @@ somebody announces images with `onenip notify`.
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +33,7 @@ from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people, list_waiting  # noqa: E402
+from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
@@ -112,12 +112,12 @@ def is_deployed() -> bool:
 
 def main() -> None:
     """Look into the inbox once, and retrain if it is due."""
+    require_server()
     state = watch(return_state=True)
     if not state.is_completed():
-        typer.echo(f"onenip: {state.message}", err=True)
-        sys.exit(2)
+        raise OneNIPError(state.message or "watch failed")
     typer.echo(state.message)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
+_NO_ANSWER = ("NewConnectionError", "ConnectTimeout", "Connection aborted", "NameResolutionError")
 
 LOCAL_DATABASE = "mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
@@ -132,6 +133,9 @@ def refusals(what: str) -> Iterator[None]:
         raise RegistryError(f"{what}: {shorten(str(error).splitlines()[0])}") from error
     except MlflowException as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if any(word in reason for word in _NO_ANSWER):
+            message = f"{what}: MLflow does not answer at {tracking_uri()}; is its server up?"
+            raise RegistryUnreachableError(message) from error
         is_fault = error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
         kind = RegistryUnreachableError if is_fault else RegistryError
         raise kind(f"{what}: {shorten(reason)}") from error
