@@ -65,6 +65,7 @@ def configure(
             "PIL",
         ):
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each attempt
 
 
 for _group in GROUPS:
