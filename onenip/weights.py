@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
+import zipfile
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises of a file that holds more than tensors
 from typing import Any
 
 import timm
@@ -124,10 +126,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    _refuse_bomb(path)
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
+    except UnpicklingError as error:
+        raise CheckpointError(f"{path}: holds more than tensors; nothing of it was run") from error
     except Exception as error:  # torch raises many types for a damaged or unsafe file
         raise CheckpointError(f"{path}: not a file of tensors: {_first_line(error)}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -135,6 +140,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: not a mapping of names to tensors")
     return {str(key): value for key, value in state.items()}
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse an archive that unpacks to more than its own size; torch compresses nothing."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return  # torch says what is wrong
+    if unpacked > path.stat().st_size:
+        raise CheckpointError(
+            f"{path}: {path.stat().st_size / 1e6:.1f} MB would unpack to {unpacked / 1e6:.0f} MB, which "
+            "no file of torch's does"
+        )
 
 
 def hash_backbone(backbone: Backbone) -> str:

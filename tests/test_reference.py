@@ -1,6 +1,7 @@
 """Importing authors' checkpoints: strict, safe, and usable like a model of ours."""
 
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -86,6 +87,28 @@ def test_a_pickle_with_code_runs_nothing(tmp_path):
         with pytest.raises(CheckpointError, match=name):
             import_reference(tmp_path / name)
     assert not mark.exists()
+
+
+def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
+    """A zip bomb is told by its directory, before anything is unpacked."""
+    torch.save({"state_dict": {"backbone.x": torch.zeros(4)}}, tmp_path / "small.pth")
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(tmp_path / "small.pth") as small, zipfile.ZipFile(bomb, "w") as archive:
+        for entry in small.infolist():
+            grows = entry.filename.endswith("data/0")
+            content = bytes(50_000_000) if grows else small.read(entry)
+            archive.writestr(entry.filename, content, compress_type=zipfile.ZIP_DEFLATED)
+
+    with pytest.raises(CheckpointError, match=r"bomb\.pth: 0\.0 MB would unpack to 50 MB"):
+        import_reference(bomb)
+
+
+def test_another_architecture_is_told_by_its_first_key(tmp_path):
+    """A checkpoint of another model is one line."""
+    torch.save({"state_dict": {"layer1.0.conv1.weight": torch.zeros(1)}}, tmp_path / "other.pth")
+
+    with pytest.raises(CheckpointError, match=r"unexpected key layer1\.0\.conv1\.weight|missing"):
+        import_reference(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
