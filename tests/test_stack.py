@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.postgres import running_postgres
+from tests.receiver import receiving
 from tests.tiny import CATEGORIES
 
 ROOT = Path(__file__).parents[1]
@@ -76,24 +77,50 @@ def wait_until(check, seconds):
 
 
 def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
-    """`up` brings servers, workers and schedules; a scheduled run really starts; `down` ends all."""
+    """`up` brings all; a scheduled run really starts; a run that died is told; `down` ends all."""
     checkout, inbox = tmp_path / "checkout", tmp_path / "inbox"
     inbox.mkdir()
-    make_checkout(checkout, {"inbox:": f"inbox: {inbox} #", "'*/15 * * * *'": "'* * * * *'"})
-    try:
-        exports = read_exports(call(checkout, "up"))
-        assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
-        assert call(checkout, "status").returncode == 0
+    with receiving() as receiver:
+        changes = {
+            "inbox:": f"inbox: {inbox} #",
+            "'*/15 * * * *'": "'* * * * *'",
+            "  webhook:": f"  webhook: {receiver.address} #",
+        }
+        make_checkout(checkout, changes)
+        try:
+            exports = read_exports(call(checkout, "up"))
+            api = exports["PREFECT_API_URL"]
+            assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
+            assert call(checkout, "status").returncode == 0
 
-        def find():
-            runs = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
-            return [run for run in runs if run["auto_scheduled"]]
+            def find():
+                return [run for run in list_runs(api, type="COMPLETED") if run["auto_scheduled"]]
 
-        assert wait_until(find, 300)
-    finally:
-        stopped = call(checkout, "down")
+            assert wait_until(find, 300)
+            check_crash_is_told(api, receiver)
+            tested = call(checkout, "webhooks", "--test", module="onenip", env=exports)
+            assert tested.stdout == "registry webhook: unchanged\n"
+            assert receiver.deliveries[-1].content["entity"] == "model_version"
+        finally:
+            stopped = call(checkout, "down")
     assert "prefect stopped" in stopped.stdout
     assert call(checkout, "status").returncode == 1
+
+
+def check_crash_is_told(api, receiver):
+    """The server tells of a deployment's run that is called crashed."""
+    deployment = httpx.get(f"{api}/deployments/name/drift/drift").raise_for_status().json()["id"]
+    run = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json={"state": None})
+    address = f"{api}/flow_runs/{run.raise_for_status().json()['id']}/set_state"
+    state = {"type": "CRASHED", "message": "the host is gone"}
+    httpx.post(address, json={"state": state, "force": True}).raise_for_status()
+
+    def find():
+        return [one for one in receiver.deliveries if "crashed" in one.body]
+
+    (told,) = wait_until(find, 60)
+    assert told.content["kind"] == "run-failed"
+    assert told.content["text"] == "drift crashed: the host is gone"
 
 
 def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model):
@@ -119,12 +146,13 @@ def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model
             words = ("approve", "disc", "--by", "Ada", "--reason", "good")
             assert call(checkout, *words, module="onenip", env=exports).returncode == 0
             assert call(checkout, module="flows.drift", env=exports).returncode == 0
-            (run,) = list_runs(exports["PREFECT_API_URL"])
+            before = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
+            assert before
             call(checkout, "down")
             # a shell that keeps the exports gets the same servers again
             exports = read_exports(call(checkout, "up", env=env | exports))
-            (again,) = list_runs(exports["PREFECT_API_URL"])
-            assert again["id"] == run["id"]
+            after = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
+            assert {run["id"] for run in before} <= {run["id"] for run in after}
             listed = call(checkout, "audit", module="onenip", env=exports)
             assert "approve" in listed.stdout
             loaded = call(
