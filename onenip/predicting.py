@@ -158,8 +158,8 @@ def load_model(model: str, category: str | None) -> Predictor:
         return _load_registered(model, category)
     except ModuleNotFoundError as error:
         raise OneNIPError(
-            f"{model or 'the registry'}: {error.name} is not installed; an edge runs exported files "
-            f"only: --model FILE.onnx"
+            f"{model or 'the registry'}: {error.name} is not installed: pip install 'onenip[full]', or "
+            f"run an exported file: --model FILE.onnx"
         ) from error
 
 
@@ -171,9 +171,9 @@ def save_heatmap(answer: Answer, folder: Path) -> Path:
     """
     assert answer.prediction is not None
     try:
-        from onenip.evaluation.gallery import draw_picture
+        from onenip.pictures import draw_picture
     except ModuleNotFoundError as error:
-        raise OneNIPError(f"--heatmaps needs the whole onenip: no {error.name} here") from error
+        raise OneNIPError(f"--heatmaps needs {error.name}: pip install 'onenip[edge]'") from error
     picture = draw_picture(
         load_image(answer.path),
         answer.prediction.map,
@@ -236,7 +236,7 @@ def _fetch_objects(address: str, folder: Path) -> list[tuple[str, Path]]:
     try:
         from onenip.sources.s3 import Bucket
     except ModuleNotFoundError as error:
-        raise OneNIPError(f"{address}: needs the whole onenip: no {error.name} here") from error
+        raise OneNIPError(f"{address}: needs {error.name}: pip install 'onenip[full]'") from error
     bucket = Bucket(address)
     chosen = [o for o in bucket.list_objects() if Path(o.key).suffix.lower() in IMAGE_SUFFIXES]
     folder.mkdir(parents=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import importlib.util
 import logging
 import os
 import sys
@@ -69,8 +68,7 @@ def configure(
 
 
 for _group in GROUPS:
-    if importlib.util.find_spec(f"onenip.cli.{_group}") is not None:  # an edge has few
-        importlib.import_module(f"onenip.cli.{_group}").register(app)
+    importlib.import_module(f"onenip.cli.{_group}").register(app)
 
 
 def main() -> None:
@@ -93,4 +91,10 @@ def main() -> None:
             raise
         where = f"{error.filename}: " if error.filename else ""
         typer.echo(f"onenip: {where}{error.strerror}; make room and run it again", err=True)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        name = error.name or ""
+        if name.partition(".")[0] == "onenip":
+            raise
+        typer.echo(f"onenip: needs {name}: pip install 'onenip[full]'", err=True)
         sys.exit(2)

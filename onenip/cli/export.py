@@ -43,7 +43,7 @@ def export(
 ) -> None:
     """Write a model as one file that runs without torch, with its thresholds beside it.
 
-    `onenip predict --model FILE` runs it; `pip install onenip-edge` is enough for that.
+    `onenip predict --model FILE` runs it; `pip install 'onenip[edge]'` is enough for that.
     """
     from onenip.detector import Detector
     from onenip.errors import DataError

@@ -350,7 +350,7 @@ def _store_pointer(
                 },
                 artifacts={"prompt": str(prompt)},
                 signature=pointer_signature(),
-                pip_requirements=[f"onenip=={__version__}"],
+                pip_requirements=[f"onenip[full]=={__version__}"],
             )
         name = registered_name(category)
         tags = {"onenip.points_at": weights_uri}
