@@ -30,6 +30,12 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; more get 503.")
     ] = 64,
+    recent: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep the latest 200 images and answers there, for `onenip inspect`. [default: none]"
+        ),
+    ] = None,
 ) -> None:
     """Answer images over HTTP, for all categories in one process.
 
@@ -50,6 +56,7 @@ def serve(
         max_bytes=max_mb << 20,
         max_waiting=max_waiting,
         refresh_seconds=refresh_seconds if model is None else 0.0,
+        recent=recent,
     )
     uvicorn.run(build_app(champions, settings), host=host, port=port, log_level="warning")
 
@@ -65,6 +72,9 @@ def inspect(
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Images to browse. [default: data/]")
     ] = None,
+    recent: Annotated[
+        Path, typer.Option(help="Recent predictions to look at, that `serve --recent` keeps.")
+    ] = Path("artifacts/recent"),
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:
@@ -78,6 +88,7 @@ def inspect(
     env = os.environ | {
         "ONENIP_INSPECT_MODEL": str(model or ""),
         "ONENIP_INSPECT_FOLDER": str(folder or "data"),
+        "ONENIP_INSPECT_RECENT": str(recent),
     }
     options = {
         "server.port": port,
@@ -85,6 +96,11 @@ def inspect(
         "server.headless": "true",
         "browser.gatherUsageStats": "false",
         "server.fileWatcherType": "none",
+        "server.maxUploadSize": 64,  # MB
+        "client.toolbarMode": "minimal",
+        "client.showErrorDetails": "none",
+        "theme.base": "light",
+        "theme.primaryColor": "#1d4ed8",  # red and green are the verdicts'
     }
     flags = [f"--{key}={value}" for key, value in options.items()]
     typer.echo(f"http://{host}:{port}")

@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw
 
 from onenip.regions import Region
 
+NORMAL_COLOUR = "#15803d"
+ANOMALOUS_COLOUR = "#b91c1c"
+_GREY = "#64748b"
 _OPACITY = 0.6
 _BOX = (255, 255, 255)
 
@@ -47,14 +50,16 @@ def draw_heat(
 
 
 def draw_score(score: float, threshold: float, normal_scores: Sequence[float]) -> Figure:
-    """The score and the threshold among the scores of normal images."""
-    figure = Figure(figsize=(5, 1.9), layout="constrained")
+    """The score and the threshold above the histogram of the scores of normal images."""
+    figure = Figure(figsize=(4.6, 1.6), dpi=160, layout="constrained")
     axes = figure.subplots()
-    axes.hist(normal_scores, bins=12, color="#9aa5b1", label="normal images")
-    axes.axvline(threshold, color="#b45309", linestyle="--", label="threshold")
-    axes.axvline(score, color="#b91c1c" if score > threshold else "#15803d", label="this image")
-    axes.set_xlabel("score")
+    colour = ANOMALOUS_COLOUR if score > threshold else NORMAL_COLOUR
+    axes.hist(normal_scores, bins=12, color="#cbd5e1", label=f"{len(normal_scores)} normal images")
+    axes.axvline(threshold, color=_GREY, linestyle="--", linewidth=1.5, label="threshold")
+    axes.axvline(score, color=colour, linewidth=2.5, label="this image")
     axes.set_yticks([])
-    axes.legend(fontsize=7, frameon=False)
+    axes.tick_params(labelsize=8, colors=_GREY)
+    axes.set_xlabel("image score", fontsize=8, color=_GREY)
     axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     return figure

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onenip.detector import Detector
-from onenip.errors import OneNIPError
+from onenip.errors import OneNIPError, UnreachableError
+from onenip.images import load_image
+from onenip.prediction import Prediction
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, challenger, list_categories, serving
@@ -31,7 +37,9 @@ class Candidate:
     @property
     def title(self) -> str:
         """What a person calls it."""
-        return self.role if self.version is None else f"{self.role}: version {self.version.number}"
+        if self.version is None:
+            return "this model"
+        return f"{self.role}: version {self.version.number}"
 
 
 def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
@@ -57,8 +65,13 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     """
     if folder is not None:
         return [Candidate("folder", Detector.load(folder))]
+    try:
+        answering, waiting = serving(category), challenger(category)
+    except UnreachableError:
+        if not LOCAL_MODEL.is_dir():
+            raise
+        answering, waiting = None, None
     found = []
-    answering, waiting = serving(category), challenger(category)
     if answering is not None:
         role = "provisional" if answering.approval == "provisional" else "champion"
         found.append(Candidate(role, load_version(answering), answering))
@@ -68,3 +81,16 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     if not found:
         found.append(Candidate("folder", Detector.load(LOCAL_MODEL)))
     return found
+
+
+def judge_upload(
+    content: bytes, category: str, candidates: Sequence[Candidate]
+) -> tuple[NDArray[np.uint8], list[Prediction]]:
+    """The image [H, W, 3] uint8 of a file's bytes, and what each candidate says of it.
+
+    Raises:
+        ImageError: if the bytes are no usable image.
+        DataError: if a candidate does not know the category.
+    """
+    image = load_image(content)
+    return image, [one.detector.predict([image], category=category)[0] for one in candidates]

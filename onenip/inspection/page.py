@@ -9,30 +9,53 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from onenip.errors import OneNIPError
-from onenip.images import IMAGE_SUFFIXES, load_image
-from onenip.inspection.drawing import draw_heat, draw_score
-from onenip.inspection.models import Candidate, find_candidates, list_known_categories
-from onenip.regions import find_regions
-from onenip.registry import approval
+from onenip.errors import ImageError, OneNIPError
+from onenip.images import IMAGE_SUFFIXES
+from onenip.inspection.decision import draw_decision
+from onenip.inspection.drawing import (
+    ANOMALOUS_COLOUR,
+    NORMAL_COLOUR,
+    draw_heat,
+    draw_score,
+)
+from onenip.inspection.models import (
+    Candidate,
+    find_candidates,
+    judge_upload,
+    list_known_categories,
+)
+from onenip.prediction import Prediction
+from onenip.recent import list_recent
+from onenip.regions import Region, find_regions
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MAX_LISTED = 500
+_MIN_AREA_PX = 4
 _CACHE_SECONDS = 60
+_KEPT_ANSWERS = 16
+_STYLE = """
+<style>
+.block-container {padding-top: 2.5rem; max-width: 1500px}
+.verdict {border-radius: .5rem; color: white; padding: .5rem .9rem; display: flex; flex-wrap: wrap;
+  align-items: baseline; gap: .2rem 1rem; margin-bottom: .4rem}
+.verdict b {font-size: 1.35rem; letter-spacing: .03em}
+.verdict .who {margin-left: auto; opacity: .9}
+</style>
+"""
 
 
 def main() -> None:
     """Draw the page."""
-    st.set_page_config(page_title="onenip", layout="wide")
+    st.set_page_config(page_title="onenip inspect", layout="wide")
+    st.html(_STYLE)
     named = os.environ.get("ONENIP_INSPECT_MODEL", "")
-    folder = Path(named) if named else None
     try:
-        _draw(folder, Path(os.environ.get("ONENIP_INSPECT_FOLDER", "data")))
+        _draw(Path(named) if named else None)
     except OneNIPError as error:
         st.error(str(error))
 
 
-def _draw(model: Path | None, images: Path) -> None:
+def _draw(model: Path | None) -> None:
     categories, problem = list_known_categories(model)
     st.sidebar.title("onenip")
     if problem:
@@ -42,13 +65,18 @@ def _draw(model: Path | None, images: Path) -> None:
         return
     category = st.sidebar.selectbox("Category", categories)
     candidates = _load_candidates(category, str(model or ""))
-    chosen = _choose_images(category, images)
+    chosen = _choose_images(category)
     if not chosen:
-        st.info("Drop images on the left, or choose some of the folder.")
+        st.info("Drop images on the left, or choose some of the folder or of the recent ones.")
     for name, content in chosen:
         _draw_image(name, content, category, candidates)
-    _draw_prompts(category, candidates)
-    _draw_decision(category, candidates)
+    with st.expander("What the model was told is normal: its prompts"):
+        for candidate in candidates:
+            st.caption(candidate.title)
+            st.image(list(candidate.detector.prompt_images(category)), width=140)
+    if draw_decision(category, candidates):
+        _load_candidates.clear()
+        st.rerun()
 
 
 @st.cache_resource(ttl=_CACHE_SECONDS, show_spinner="Loading the model…")
@@ -56,40 +84,66 @@ def _load_candidates(category: str, model: str) -> list[Candidate]:
     return find_candidates(category, Path(model) if model else None)
 
 
-def _choose_images(category: str, folder: Path) -> list[tuple[str, bytes]]:
-    uploads = st.sidebar.file_uploader("Drop images", _UPLOAD_TYPES, accept_multiple_files=True)
+def _choose_images(category: str) -> list[tuple[str, bytes]]:
+    """Name and bytes of each image that was dropped, picked from the folder or from recent answers."""
+    side = st.sidebar
+    uploads = side.file_uploader("Drop images", _UPLOAD_TYPES, accept_multiple_files=True) or []
+    folder = Path(os.environ.get("ONENIP_INSPECT_FOLDER", "data"))
     own = folder / category / "test"
     root = own if own.is_dir() else folder
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)[:_MAX_LISTED]
-    names = {p.relative_to(root).as_posix(): p for p in files}
-    picked = st.sidebar.multiselect(f"Or from {root}", list(names), default=list(names)[:1])
-    found = [(upload.name, upload.getvalue()) for upload in uploads or []]
-    return found + [(name, names[name].read_bytes()) for name in picked]
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    names = {p.relative_to(root).as_posix(): p for p in files[:_MAX_LISTED]}
+    first = [] if uploads else list(names)[:1]
+    picked = side.multiselect("Or browse the folder", list(names), default=first)
+    side.caption(
+        f"{root}"
+        + (f": the first {_MAX_LISTED} of {len(files)}" if len(files) > len(names) else "")
+    )
+    recent = list_recent(Path(os.environ.get("ONENIP_INSPECT_RECENT", "")), category)
+    titles = {one.title: one.image for one in recent}
+    asked = side.multiselect("Or recent predictions", list(titles), placeholder="latest first")
+    if not recent:
+        side.caption(
+            "None are kept: start the server with `onenip serve --recent artifacts/recent`."
+        )
+    return (
+        [(upload.name, upload.getvalue()) for upload in uploads]
+        + [(name, names[name].read_bytes()) for name in picked]
+        + [(title, titles[title].read_bytes()) for title in asked if titles[title].exists()]
+    )
+
+
+@st.cache_data(max_entries=_KEPT_ANSWERS, show_spinner="Looking…")
+def _judge(
+    content: bytes,
+    category: str,
+    digests: tuple[str, ...],  # noqa: ARG001  # part of the cache's key
+    _candidates: list[Candidate],
+) -> tuple[NDArray[np.uint8], list[Prediction]]:
+    return judge_upload(content, category, _candidates)
 
 
 def _draw_image(name: str, content: bytes, category: str, candidates: list[Candidate]) -> None:
     st.subheader(name, divider="gray")
     try:
-        image = load_image(content)
-    except OneNIPError as error:
-        st.error(f"{name}: {error}")
+        digests = tuple(one.detector.digest for one in candidates)
+        image, found = _judge(content, category, digests, candidates)
+    except ImageError as error:
+        st.error(f"{name} cannot be judged: {error.reason}")
         return
-    for candidate, column in zip(candidates, st.columns(len(candidates)), strict=True):
+    left, *columns = st.columns(1 + len(candidates))
+    with left:
+        st.image(image, caption=f"{image.shape[1]} x {image.shape[0]} px", width="stretch")
+    for candidate, prediction, column in zip(candidates, found, columns, strict=True):
         with column:
-            _draw_answer(name, image, category, candidate)
+            _draw_answer(name, image, candidate, prediction)
 
 
-def _draw_answer(name: str, image: NDArray[np.uint8], category: str, candidate: Candidate) -> None:
-    detector = candidate.detector
-    found = detector.predict([image], category=category)[0]
-    verdict = ":red[**anomalous**]" if found.is_anomalous else ":green[**normal**]"
-    st.markdown(
-        f"{candidate.title}: {verdict}, score {found.score:.2f}, threshold {found.threshold:.2f}"
-    )
-    if found.is_provisional:
-        st.warning(
-            "Provisional: the model was never trained on this category, only shown its prompts."
-        )
+def _draw_answer(
+    name: str, image: NDArray[np.uint8], candidate: Candidate, found: Prediction
+) -> None:
+    _draw_verdict(candidate, found)
+    place = st.empty()
     highest = max(float(found.map.max()), 2 * found.pixel_threshold, 0.1)
     threshold = st.slider(
         "Pixel threshold",
@@ -97,66 +151,44 @@ def _draw_answer(name: str, image: NDArray[np.uint8], category: str, candidate: 
         highest,
         min(max(found.pixel_threshold, 0.0), highest),
         key=f"{name}/{candidate.role}",
+        help="Changes the boxes below and the colours, not the verdict.",
     )
-    regions = find_regions(found.map, threshold=threshold, min_area_px=4)
-    left, right = st.columns(2)
-    left.image(image, caption="image", width="stretch")
+    regions = find_regions(found.map, threshold=threshold, min_area_px=_MIN_AREA_PX)
     heat = draw_heat(image, found.map, regions, threshold=threshold)
-    right.image(heat, caption="heat map", width="stretch")
-    st.pyplot(
-        draw_score(found.score, found.threshold, detector.spec.categories[category].normal_scores)
-    )
+    place.image(heat, caption=f"heat map, {_count(len(regions), 'region')}", width="stretch")
+    known = candidate.detector.spec.categories[found.category]
+    st.pyplot(draw_score(found.score, found.threshold, known.normal_scores))
     if regions:
-        rows = [
-            {
-                "x": r.x,
-                "y": r.y,
-                "width": r.width,
-                "height": r.height,
-                "area px": r.area_px,
-                "score": round(r.score, 2),
-            }
-            for r in regions
-        ]
-        st.dataframe(rows, hide_index=True)
+        st.dataframe([_to_row(region) for region in regions], hide_index=True)
 
 
-def _draw_prompts(category: str, candidates: list[Candidate]) -> None:
-    with st.expander("What the model was told is normal: its prompts"):
-        for candidate in candidates:
-            st.caption(candidate.title)
-            st.image(list(candidate.detector.prompt_images(category)), width=140)
-
-
-def _draw_decision(category: str, candidates: list[Candidate]) -> None:
-    """The form with which a person decides about the challenger."""
-    waiting = next((c.version for c in candidates if c.role == "challenger"), None)
-    if waiting is None:
-        return
-    st.subheader(f"Version {waiting.number} of {category} waits for a decision", divider="gray")
-    serving = next((c.version for c in candidates if c.role == "champion"), None)
-    st.dataframe(
-        [
-            {"": f"{role} {version.number}", **{k: round(v, 3) for k, v in version.metrics.items()}}
-            for role, version in (("champion", serving), ("challenger", waiting))
-            if version is not None
-        ],
-        hide_index=True,
+def _draw_verdict(candidate: Candidate, found: Prediction) -> None:
+    colour = ANOMALOUS_COLOUR if found.is_anomalous else NORMAL_COLOUR
+    word = "anomalous" if found.is_anomalous else "normal"
+    st.html(
+        f'<div class="verdict" style="background: {colour}"><b>{word}</b>'
+        f"<span>score {found.score:.2f}, threshold {found.threshold:.2f}</span>"
+        f'<span class="who">{candidate.title}</span></div>'
     )
-    if waiting.gate is not None:
-        st.markdown(f"The gate says **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
-    with st.form("decision"):
-        by = st.text_input("Your name")
-        reason = st.text_input("Reason")
-        left, right = st.columns(2)
-        approved = left.form_submit_button("Approve", type="primary")
-        rejected = right.form_submit_button("Reject")
-    if not (approved or rejected):
-        return
-    decide = approval.approve if approved else approval.reject
-    now = decide(category, by=by, reason=reason, version=waiting.number)
-    _load_candidates.clear()
-    st.success(f"Version {now.number} was {now.approval} by {by}.")
+    if found.is_provisional:
+        st.warning(
+            "Provisional: the model was never trained on this category, only shown its prompts."
+        )
+
+
+def _to_row(region: Region) -> dict[str, float]:
+    return {
+        "x": region.x,
+        "y": region.y,
+        "width": region.width,
+        "height": region.height,
+        "area px": region.area_px,
+        "score": round(region.score, 2),
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 main()

@@ -1,0 +1,56 @@
+"""The part of the page with which a person decides about a challenger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from onenip.inspection.models import Candidate
+from onenip.registry import approval
+from onenip.registry.versions import Version
+
+_DONE = "decided"
+
+
+def draw_decision(category: str, candidates: Sequence[Candidate]) -> bool:
+    """The comparison and the form, if a challenger waits; gives whether a person decided just now.
+
+    Raises:
+        RegistryError: if the name or the reason is missing, or the registry refuses.
+    """
+    if _DONE in st.session_state:
+        st.success(st.session_state.pop(_DONE))
+    waiting = next((c.version for c in candidates if c.role == "challenger"), None)
+    if waiting is None:
+        return False
+    st.subheader(f"Version {waiting.number} of {category} waits for a decision", divider="gray")
+    serving = next((c.version for c in candidates if c.role == "champion"), None)
+    st.dataframe(compare_figures(serving, waiting), hide_index=True)
+    if waiting.gate is not None:
+        st.markdown(f"The gate says **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
+    with st.form("decision"):
+        by = st.text_input("Your name")
+        reason = st.text_input("Reason")
+        with st.container(horizontal=True):
+            approved = st.form_submit_button("Approve", type="primary")
+            rejected = st.form_submit_button("Reject")
+    if not (approved or rejected):
+        return False
+    decide = approval.approve if approved else approval.reject
+    now = decide(category, by=by, reason=reason, version=waiting.number)
+    st.session_state[_DONE] = f"Version {now.number} was {now.approval} by {by}."
+    return True
+
+
+def compare_figures(serving: Version | None, waiting: Version) -> list[dict[str, str]]:
+    """A row per figure on the test set: the champion's, the challenger's and the change."""
+    rows = []
+    for name, value in waiting.metrics.items():
+        row = {"figure": name.replace("_", " "), f"challenger {waiting.number}": f"{value:.3f}"}
+        if serving is not None:
+            before = serving.metrics.get(name)
+            row[f"champion {serving.number}"] = "" if before is None else f"{before:.3f}"
+            row["change"] = "" if before is None else f"{value - before:+.3f}"
+        rows.append(row)
+    return rows
