@@ -35,7 +35,6 @@ _DECODING_ERRORS = (
     OverflowError,
     ZeroDivisionError,
     struct.error,
-    Image.DecompressionBombError,
 )
 _UINT8_MAX = 255
 _UINT16_MAX = 65535
@@ -138,6 +137,8 @@ def _decode(
         raise ImageError(name, "no such file") from error
     except UnidentifiedImageError as error:
         raise ImageError(name, _why_unidentified(source)) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(name, f"more than {max_pixels} pixels") from error
     except _DECODING_ERRORS as error:
         raise ImageError(name, f"cannot be decoded ({error})") from error
 

@@ -110,8 +110,39 @@ def test_metrics_and_description(client, image_file):
     client.post("/predict", json={"image": encode(image_file.read_bytes()), "category": "disc"})
 
     assert 'onenip_verdicts_total{category="disc"' in client.get("/metrics").text
-    assert "/predict" in client.get("/openapi.json").json()["paths"]
+    described = client.get("/openapi.json").json()
+    answer = described["paths"]["/predict"]["post"]["responses"]["200"]["content"]
+    assert answer["application/json"]["schema"]["$ref"].endswith("/ImageAnswer")
     assert [row["category"] for row in client.get("/categories").json()] == ["disc", "stripes"]
+
+
+def test_the_description_needs_no_network(client):
+    """The page at /docs takes script and style from the server itself."""
+    page = client.get("/docs").text
+
+    assert "http://" not in page
+    assert "https://" not in page
+    script = page.split('<script src="')[1].split('"')[0]
+    assert client.get(script).status_code == 200
+
+
+def test_recent_answers_are_kept_and_the_oldest_forgotten(tiny_model, image_file, tmp_path):
+    """With a folder set, the latest images and answers lie there, and never more than so many."""
+    from onenip.recent import list_recent, remember
+
+    settings = ServeSettings(recent=tmp_path)
+    body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+    with TestClient(build_app(Champions.of_folder(tiny_model), settings)) as client:
+        answer = client.post("/predict", json=body).json()
+
+    kept = list_recent(tmp_path, "disc")
+    assert [one.answer for one in kept] == [answer]
+    assert kept[0].image.read_bytes() == image_file.read_bytes()
+    assert list_recent(tmp_path, "stripes") == []
+    for number in range(5):
+        remember(tmp_path, b"x", answer | {"score": number}, max_kept=3)
+    assert [one.answer["score"] for one in list_recent(tmp_path)] == [4, 3, 2]
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_file):

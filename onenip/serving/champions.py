@@ -89,8 +89,9 @@ class Champions:
             try:
                 found = {name: find_serving(name) for name in list_categories()}
             except OneNIPError as error:
-                self.is_fresh, self.problem = False, str(error)
-                log.warning("the registry cannot be asked; the last champions go on: %s", error)
+                self.is_fresh = False
+                self.problem = f"the registry cannot be asked; the last champions go on: {error}"
+                log.warning("%s", self.problem)
                 return
             self.is_fresh, self.problem = True, ""
             serving = dict(self._serving)

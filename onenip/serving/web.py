@@ -9,22 +9,25 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.security import APIKeyHeader
+from fastapi_offline import FastAPIOffline
 from numpy import uint8
 from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse
 
 from onenip.errors import ImageError
 from onenip.images import load_image
 from onenip.predicting import describe_prediction
+from onenip.recent import remember
 from onenip.serving.champions import Champions, Serving
 from onenip.serving.queue import BusyQueueError, JudgingQueue
+from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
 from onenip.version import __version__
 
 _KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
@@ -42,6 +45,7 @@ class ServeSettings:
         max_waiting: requests that may wait; more get 503.
         max_batch: requests judged in one go.
         refresh_seconds: time between two looks into the registry; 0 never looks.
+        recent: folder that the latest images and answers are kept in; None keeps none.
     """
 
     api_key: str = ""
@@ -50,13 +54,7 @@ class ServeSettings:
     max_waiting: int = 64
     max_batch: int = 8
     refresh_seconds: float = 20.0
-
-
-class ImageRequest(BaseModel):
-    """An image to judge."""
-
-    image: str = Field(description="base64 of an image file: PNG, JPEG, BMP, TIFF or WebP")
-    category: str | None = Field(None, description="product category; left out, it is told")
+    recent: Path | None = None
 
 
 class _Metrics:
@@ -67,15 +65,32 @@ class _Metrics:
         labels = ["category", "verdict"]
         self.verdicts = Counter("onenip_verdicts", "Verdicts given", labels, registry=self.registry)
         self.refused = Counter(
-            "onenip_refused", "Requests refused", ["code"], registry=self.registry
+            "onenip_refused", "Requests refused, by HTTP status", ["code"], registry=self.registry
         )
         self.seconds = Histogram(
-            "onenip_predict_seconds", "Time to judge an image", registry=self.registry
+            "onenip_predict_seconds",
+            "Time to judge an image, waiting included",
+            registry=self.registry,
         )
-        self.waiting = Gauge("onenip_waiting", "Requests that wait", registry=self.registry)
+        self.waiting = Gauge(
+            "onenip_waiting_requests", "Requests that wait", registry=self.registry
+        )
         self.version = Gauge(
-            "onenip_version", "Version that serves", ["category"], registry=self.registry
+            "onenip_serving_version", "Version that serves", ["category"], registry=self.registry
         )
+        self.fresh = Gauge(
+            "onenip_registry_up",
+            "1 if the last look into the registry worked, else 0",
+            registry=self.registry,
+        )
+
+    def render(self, queue: JudgingQueue, champions: Champions) -> bytes:
+        """All figures, as they are now, in Prometheus' text format."""
+        self.waiting.set(queue.waiting)
+        self.fresh.set(champions.is_fresh)
+        for serving in champions.list_serving():
+            self.version.labels(serving.category).set(serving.version)
+        return generate_latest(self.registry)
 
 
 def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
@@ -96,7 +111,12 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
         following.cancel()
         await queue.stop()
 
-    app = FastAPI(title="onenip", version=__version__, lifespan=run)
+    app = FastAPIOffline(
+        title="onenip",
+        version=__version__,
+        lifespan=run,
+        description="Says of an image whether it is anomalous, where, and how surely.",
+    )
     _limit_requests(app, settings, metrics)
 
     def check_key(key: Annotated[str | None, Depends(_KEY_HEADER)]) -> None:
@@ -117,13 +137,21 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
             raise HTTPException(_NOT_FOUND, detail)
         verdict = "anomalous" if found.is_anomalous else "normal"
         metrics.verdicts.labels(found.category, verdict).inc()
-        return describe_prediction(found) | {
+        answer = describe_prediction(found) | {
             "version": answering.version,
             "digest": answering.detector.digest,
             "warning": answering.problem or champions.problem,
         }
+        if settings.recent is not None:
+            await asyncio.to_thread(remember, settings.recent, content, answer)
+        return answer
 
-    @app.post("/predict", dependencies=[Depends(check_key)])
+    @app.post(
+        "/predict",
+        dependencies=[Depends(check_key)],
+        response_model=ImageAnswer,
+        responses=REFUSALS,
+    )
     async def predict(request: ImageRequest) -> dict[str, Any]:
         """Judge an image that is sent as base64."""
         try:
@@ -132,7 +160,12 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
             raise HTTPException(_UNPROCESSABLE, f"image: not base64: {error}") from error
         return await judge(content, request.category)
 
-    @app.post("/predict/file", dependencies=[Depends(check_key)])
+    @app.post(
+        "/predict/file",
+        dependencies=[Depends(check_key)],
+        response_model=ImageAnswer,
+        responses=REFUSALS,
+    )
     async def predict_file(
         file: Annotated[UploadFile, File(description="an image file")],
         category: Annotated[str | None, Form()] = None,
@@ -140,7 +173,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
         """Judge an image that is uploaded as a file."""
         return await judge(await file.read(), category)
 
-    @app.get("/categories", dependencies=[Depends(check_key)])
+    @app.get("/categories", dependencies=[Depends(check_key)], response_model=list[CategoryAnswer])
     async def categories() -> list[dict[str, Any]]:
         """Which version answers for which category."""
         return [_describe(serving) for serving in champions.list_serving()]
@@ -150,7 +183,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
         """Whether the process lives."""
         return {"status": "alive"}
 
-    @app.get("/ready")
+    @app.get("/ready", response_model=Readiness)
     async def ready(response: Response) -> dict[str, Any]:
         """Whether anything can be answered; 503 until a champion is loaded."""
         serving = champions.list_serving()
@@ -161,10 +194,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     @app.get("/metrics")
     async def show_metrics() -> Response:
         """Figures for Prometheus."""
-        metrics.waiting.set(queue.waiting)
-        for serving in champions.list_serving():
-            metrics.version.labels(serving.category).set(serving.version)
-        return Response(generate_latest(metrics.registry), media_type=METRICS_TYPE)
+        return Response(metrics.render(queue, champions), media_type=METRICS_TYPE)
 
     return app
 
