@@ -1,4 +1,8 @@
-"""INT8 files of OpenVINO, calibrated on normal images, and what accuracy that costs."""
+"""INT8 files of OpenVINO, calibrated on normal images, and what accuracy that costs.
+
+Only the backbone's convolutions become INT8, without those before its first feature map: these see the
+image's full contrast, the transformer and the distances small differences of large numbers.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,11 @@ from onenip.export import describe, export_detector, write_description
 from onenip.images import load_image, resize_image
 
 MAX_CALIBRATION_IMAGES = 300
+
+_DISTANCES = "distances"
+_PASSIVE = frozenset({"Constant", "Parameter", "Result"})
+_CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
+_EXACT_CONVOLUTIONS = 3  # the stem and the first block, which has no expansion
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ def export_int8(
     normals: Mapping[str, Sequence[Path]],
     tests: Mapping[str, Sequence[tuple[Path, bool]]],
 ) -> tuple[Path, Loss]:
-    """Write an OpenVINO file with INT8 convolutions and matrix products, and measure its loss.
+    """Write an OpenVINO file whose backbone computes in INT8, and measure its loss.
 
     Thresholds stay those of fp32.
 
@@ -81,8 +90,8 @@ def export_int8(
         graph,
         nncf.Dataset(inputs),
         subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
-        ignored_scope=nncf.IgnoredScope(names=_list_matching(graph, detector, names)),
-        preset=nncf.QuantizationPreset.MIXED,
+        ignored_scope=nncf.IgnoredScope(names=_list_exact(graph)),
+        preset=nncf.QuantizationPreset.PERFORMANCE,
     )
     path = out.with_suffix(".xml")
     openvino.save_model(quantized, str(path), compress_to_fp16=False)
@@ -137,14 +146,22 @@ def _measure_auroc(
     return before, after
 
 
-def _list_matching(graph: Any, detector: Detector, categories: Sequence[str]) -> list[str]:
-    """Names of the products that match tokens with the memory: small differences of large numbers."""
-    tokens = max(len(detector.state(name).reference.memory) for name in categories)
-    return [
-        node.get_friendly_name()
-        for node in graph.get_ops()
-        if node.get_type_name() == "MatMul" and list(node.get_output_shape(0))[-1] == tokens
-    ]
+def _list_exact(graph: Any) -> list[str]:
+    """Names of the operations that stay fp32: all but the backbone, and its first convolutions.
+
+    The backbone is what the distances from the prompts, one of the outputs, are computed from.
+    """
+    found = next(r for r in graph.get_results() if _DISTANCES in r.get_friendly_name())
+    backbone, waiting = set(), [found]
+    while waiting:
+        node = waiting.pop()
+        if node.get_friendly_name() not in backbone:
+            backbone.add(node.get_friendly_name())
+            waiting += [value.get_node() for value in node.input_values()]
+    computing = [n for n in graph.get_ordered_ops() if n.get_type_name() not in _PASSIVE]
+    outside = [n for n in computing if n.get_friendly_name() not in backbone]
+    convolutions = [n for n in computing if n.get_type_name() in _CONVOLUTIONS]
+    return [n.get_friendly_name() for n in [*outside, *convolutions[:_EXACT_CONVOLUTIONS]]]
 
 
 def _load_inputs(
