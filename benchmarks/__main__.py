@@ -68,6 +68,10 @@ def main() -> int:
     for name in options.names:
         if name not in known:
             parser.error(f"no benchmark {name!r}; there are {', '.join(known)}")
+    if not options.names:
+        print(
+            "left out: soak, a server's memory; it needs a model, see `python -m benchmarks.soak --help`"
+        )
     failed = []
     for name in options.names or list(known):
         benchmark = known[name]

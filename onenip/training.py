@@ -22,7 +22,7 @@ from tqdm import trange
 
 from onenip.averaging import WeightAverage
 from onenip.checkpoint import Checkpoint, TrainingState, identify
-from onenip.errors import DivergedError
+from onenip.errors import CheckpointError, DivergedError
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.network import Network
 from onenip.params import ModelParams, TrainParams
@@ -170,6 +170,7 @@ def fit(
 
     Raises:
         DivergedError: if a loss or a gradient is not finite; the last good checkpoint is kept.
+        CheckpointError: if the checkpoint is damaged, or only some of several hosts see it.
     """
     total = count_steps(params, plan.steps_per_epoch)
     wrapped, optimizer = fabric.setup(
@@ -180,6 +181,7 @@ def fit(
     identity = identify(params, model_params, plan, seed=seed, total=total)
     checkpoint = Checkpoint(checkpoint_dir, identity=identity)
     checkpoint.resume(state)
+    _check_same_step(fabric, state.step, checkpoint.path)
     wrapped.train()
     batches = _load_batches(plan, state.step, total, workers)
     saved_at = time.monotonic()
@@ -314,16 +316,28 @@ def _start_average(network: Network, params: TrainParams) -> WeightAverage | Non
     return WeightAverage(trained, decay=params.ema_decay)
 
 
+def _check_same_step(fabric: Fabric, step: int, path: Path) -> None:
+    """Stop if some hosts resume and others, which do not see the checkpoint, begin."""
+    if fabric.world_size == 1:
+        return
+    mean: Any = fabric.all_reduce(torch.tensor(float(step), device=fabric.device))
+    if float(mean) != step:
+        raise CheckpointError(f"{path}: not all hosts see it; share its folder, or delete it")
+
+
 def _check_loss(
     fabric: Fabric, loss: Tensor, batch: Batch, names: Sequence[str], step: int
 ) -> None:
     """Stop all processes alike if the loss of any is not finite, naming its images."""
     finite, indices = loss.isfinite(), batch.indices
+    broken: Any = (~finite).float()
+    if fabric.world_size > 1:
+        broken = fabric.all_reduce(broken, reduce_op="sum")
+    if float(broken) == 0:
+        return
     if fabric.world_size > 1:
         everyone: Any = fabric.all_gather([finite, indices.to(fabric.device)])
         finite, indices = (one.cpu() for one in everyone)  # [world], [world, B]
-    if bool(finite.all()):
-        return
     suspects = describe(names, indices[~finite].flatten())
     raise DivergedError(f"loss is not finite at step {step + 1}, on images {suspects}")
 
