@@ -19,7 +19,7 @@ from onenip.registry.loading import load_serving
 from onenip.registry.publishing import publish
 from onenip.serving.champions import Champions
 from onenip.serving.web import ServeSettings, build_app
-from tests.tiny import CATEGORIES, draw_normal, make_tiny_params
+from tests.tiny import CATEGORIES, draw_normal, fit_tiny, make_tiny_params
 
 
 def draw_bolt(seed: int) -> np.ndarray:
@@ -165,3 +165,14 @@ def test_without_a_champion_there_is_nothing_to_stand_in(tmp_path, monkeypatch):
     put_bolts(tmp_path, 1)
 
     assert provisional.provide(make_tiny_params(), root=tmp_path) == []
+
+
+def test_a_category_of_one_image_can_be_trained(tmp_path, tiny_data):
+    """Even if its hash keeps the image for calibration: one newcomer must not stop everybody's training."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    put_bolts(tmp_path, 1)
+    params = make_tiny_params(data={"calibration_fraction": 0.99})
+
+    found = fit_tiny(tmp_path / "data", params, tmp_path)
+
+    assert not found.detector.spec.categories["bolt"].is_provisional

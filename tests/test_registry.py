@@ -1,6 +1,8 @@
 """Registration and approval on a real MLflow store: who decides, what serves, what is remembered."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -194,3 +196,32 @@ def test_a_killed_training_goes_on_in_its_run(store):
     history = connect().get_metric_history(again.run_id, "loss")
     assert again.run_id == run.run_id
     assert [point.step for point in history] == [1, 2]
+
+
+_OPEN = """
+import resource, sys
+if sys.argv[1:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)  # as a full disk
+from onenip.errors import OneNIPError
+from onenip.registry.versions import list_categories
+try:
+    print(list_categories())
+except OneNIPError as error:
+    sys.exit(f"onenip: {error}")
+"""
+
+
+def test_a_local_store_is_made_whole_or_not_at_all(store):
+    """A disk that is full at the first contact leaves nothing half-made behind: the next attempt works."""
+    full = subprocess.run(
+        [sys.executable, "-c", _OPEN, "200000"], capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1
+    assert full.stderr.splitlines()[-1].startswith("onenip: cannot open sqlite:///")
+    assert not list(store.glob("*mlflow.db*"))
+
+    roomy = subprocess.run(
+        [sys.executable, "-c", _OPEN], capture_output=True, text=True, check=False
+    )
+
+    assert roomy.stdout.strip() == "[]", roomy.stderr
