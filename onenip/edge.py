@@ -21,8 +21,9 @@ from onenip.errors import CheckpointError, DataError
 from onenip.images import hash_file, load_image, resize_image, to_rgb
 from onenip.prediction import Prediction
 from onenip.regions import find_regions
+from onenip.tiles import cut_tile, list_tiles, weigh_tile
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2 looks at tiles
 
 # [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
 Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
@@ -45,6 +46,7 @@ class EdgeDetector:
         self._known: dict[str, Any] = description["categories"]
         self.input_size = (int(description["input_size"][0]), int(description["input_size"][1]))
         self.digest = str(description["model_digest"])
+        self._tiles: dict[str, Any] = description.get("tiles", {})
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int | None = None) -> Self:
@@ -102,16 +104,14 @@ class EdgeDetector:
     ) -> Prediction:
         started_at = time.perf_counter()
         pixels = _to_array(image)
-        resized = resize_image(pixels, self.input_size)[None]  # [1, H, W, 3]
-        name = category
-        outputs = self._run(resized, self._number(name or self.categories[0]))
-        if name is None:
-            numbers = {self._known[one]["number"]: one for one in self._known}
-            name = numbers[int(outputs[2].argmin())]
-            outputs = self._run(resized, self._number(name))
+        name = category or self._tell_category(pixels)
         known = self._known[name]
-        score = float(outputs[1][0])
-        native = resize_bilinear(outputs[0][0], (pixels.shape[0], pixels.shape[1]))
+        if self._tiles:
+            score, native = self._look_at_tiles(pixels, name)
+            drawn = resize_bilinear(native, self.input_size)
+        else:
+            score, drawn = self._look(pixels, name)
+            native = resize_bilinear(drawn, (pixels.shape[0], pixels.shape[1]))
         return Prediction(
             category=name,
             category_was_told=category is None,
@@ -119,11 +119,41 @@ class EdgeDetector:
             threshold=known["image_threshold"],
             is_anomalous=score > known["image_threshold"],
             map=native,
-            input_map=outputs[0][0],
+            input_map=drawn,
             pixel_threshold=known["pixel_threshold"],
             regions=find_regions(native, threshold=known["pixel_threshold"]),
             seconds=time.perf_counter() - started_at,
         )
+
+    def _look(self, pixels: NDArray[np.uint8], category: str) -> tuple[float, NDArray[np.float32]]:
+        """Score of an image [H, W, 3] of any size, and its map [h, w] at input size."""
+        resized = resize_image(pixels, self.input_size)[None]  # [1, h, w, 3]
+        outputs = self._run(resized, self._number(category))
+        return float(outputs[1][0]), outputs[0][0]
+
+    def _look_at_tiles(
+        self, pixels: NDArray[np.uint8], category: str
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Score of the worst tile, and the blended map [H, W] at the image's own size."""
+        size = (pixels.shape[0], pixels.shape[1])
+        total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        score = -np.inf
+        for box in list_tiles(size, self._tiles["tile_px"], self._tiles["overlap"]):
+            y, x, height, width = box
+            own, drawn = self._look(cut_tile(pixels, box), category)
+            window = np.outer(weigh_tile(height), weigh_tile(width))
+            total[y : y + height, x : x + width] += window * resize_bilinear(drawn, (height, width))
+            weights[y : y + height, x : x + width] += window
+            score = max(score, own)
+        return score, total / weights
+
+    def _tell_category(self, pixels: NDArray[np.uint8]) -> str:
+        if len(self._known) == 1:
+            return self.categories[0]
+        resized = resize_image(pixels, self.input_size)[None]
+        distances = self._run(resized, self._number(self.categories[0]))[2]
+        numbers = {known["number"]: name for name, known in self._known.items()}
+        return numbers[int(distances.argmin())]
 
     def _number(self, category: str) -> NDArray[np.int64]:
         return np.array([self._known[category]["number"]], np.int64)
@@ -144,10 +174,10 @@ def read_description(file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{beside}: missing; it belongs to {file.name}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{beside}: cannot be read: {error}") from error
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") not in FORMAT_VERSIONS:
         raise CheckpointError(
             f"{beside}: format version {content.get('format_version')}, this onenip reads "
-            f"{FORMAT_VERSION}"
+            f"{FORMAT_VERSIONS[0]} to {FORMAT_VERSIONS[-1]}"
         )
     for name, digest in content["files"].items():
         part = file.parent / name

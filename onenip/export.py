@@ -25,10 +25,12 @@ from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.network import Reference
 from onenip.scoring import score_maps
+from onenip.tiling import TiledDetector
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 FORMAT_VERSION = 1
+TILED_FORMAT_VERSION = 2  # a runner of 1 would look at the whole image
 
 _OPSET = 18
 _OUTPUTS = ("map", "score", "distances")
@@ -145,6 +147,35 @@ def export_detector(
             f"--format {format} needs {error.name}; install onenip[export]"
         ) from error
     write_description(path, describe(detector, names))
+    return path
+
+
+def export_tiled(
+    tiled: TiledDetector,
+    out: Path,
+    *,
+    format: Format,  # noqa: A002  # the word that users say
+) -> Path:
+    """Write a detector that looks at tiles, as `export_detector` does; its file tiles by itself.
+
+    Raises:
+        DataError: as `export_detector`.
+        OneNIPError: as `export_detector`.
+    """
+    names = tiled.describe()
+    own = sorted(known["own_name"] for known in names.values())
+    path = export_detector(tiled.detector, out, format=format, categories=own)
+    content = describe(tiled.detector, own)
+    content["format_version"] = TILED_FORMAT_VERSION
+    content["tiles"] = {"tile_px": tiled.tile_px, "overlap": tiled.overlap}
+    content["categories"] = {
+        name: {
+            **content["categories"][known["own_name"]],
+            "image_threshold": known["image_threshold"],
+        }
+        for name, known in names.items()
+    }
+    write_description(path, content)
     return path
 
 

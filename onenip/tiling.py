@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from onenip.prediction import Prediction
 from onenip.regions import find_regions
 from onenip.scoring import resize_map, score_maps
 from onenip.thresholds import false_alarm_threshold
+from onenip.tiles import cut_tile, list_tiles, weigh_tile
 
 _BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
-_FLOOR = 1e-3  # weight of a tile's very edge, above 0 so that the image's border has an owner
 _TILED = "{} in tiles"
 
 
@@ -96,7 +96,9 @@ class TiledDetector:
             raise DataError(f"{category}: tiles need normal images to be calibrated on")
         images = [to_array(image) for image in normals]
         boxes = [list_tiles((i.shape[0], i.shape[1]), tile_px, 0.0) for i in images]
-        tiles = [_cut(image, box) for image, own in zip(images, boxes, strict=True) for box in own]
+        tiles = [
+            cut_tile(image, box) for image, own in zip(images, boxes, strict=True) for box in own
+        ]
         name = _TILED.format(category)
         extended = detector.add_category(name, tiles)
         known = extended.spec.categories[name]
@@ -115,6 +117,17 @@ class TiledDetector:
             thresholds={category: threshold},
             names={category: name},
         )
+
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """By category: the detector's own name of it and the image threshold."""
+        specs = self.detector.spec.categories
+        return {
+            name: {
+                "own_name": own,
+                "image_threshold": self._thresholds.get(name, specs[own].image_threshold),
+            }
+            for name, own in self._names.items()
+        }
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -151,7 +164,7 @@ class TiledDetector:
         score = -np.inf
         for box, (drawn, own) in zip(boxes, self._score_tiles(image, boxes, name), strict=True):
             y, x, height, width = box
-            window = np.outer(_window(height), _window(width))
+            window = np.outer(weigh_tile(height), weigh_tile(width))
             total[y : y + height, x : x + width] += window * resize_map(drawn, (height, width))
             weights[y : y + height, x : x + width] += window
             score = max(score, own)
@@ -179,7 +192,7 @@ class TiledDetector:
         params, known = detector.spec.calibrate, detector.spec.categories[name]
         for start in range(0, len(boxes), _BATCH):
             cut = [
-                resize_image(_cut(image, box), detector.input_size)
+                resize_image(cut_tile(image, box), detector.input_size)
                 for box in boxes[start : start + _BATCH]
             ]
             with torch.inference_mode():
@@ -188,32 +201,3 @@ class TiledDetector:
                 fused = fuse_for(detector.draw_maps(features, name), params, known)  # [B, H, W]
                 scores = score_maps(fused, pooling_px=params.pooling_px)
             yield from zip(fused.float().cpu().numpy(), scores.tolist(), strict=True)
-
-
-def list_tiles(
-    size: tuple[int, int], tile_px: int, overlap: float
-) -> list[tuple[int, int, int, int]]:
-    """Boxes (y, x, height, width) that cover an image of (height, width) px, row by row.
-
-    All have the same size and are spread evenly, so that none sticks out and none is a sliver.
-    """
-    rows, columns = (_place(side, min(tile_px, side), overlap) for side in size)
-    height, width = min(tile_px, size[0]), min(tile_px, size[1])
-    return [(y, x, height, width) for y in rows for x in columns]
-
-
-def _place(side: int, tile: int, overlap: float) -> list[int]:
-    stride = max(int(tile * (1 - overlap)), 1)
-    count = -(-(side - tile) // stride) + 1
-    return [round(at) for at in np.linspace(0, side - tile, count)]
-
-
-def _cut(image: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-    y, x, height, width = box
-    return np.ascontiguousarray(image[y : y + height, x : x + width])
-
-
-def _window(length: int) -> NDArray[np.float32]:
-    """Raised-cosine weights of a tile's pixels: 1 in the middle, next to nothing at its edges."""
-    place = (np.arange(length) + 0.5) / length
-    return np.maximum(np.sin(np.pi * place) ** 2, _FLOOR).astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from onenip.tiling import TiledDetector, list_tiles
 from tests.tiny import SIZE, draw_normal
 
 TILE = SIZE
+REAL = Path(__file__).parent.parent.parent / "shared/data/inspection/bottle"
 
 
 def draw_big(seed: int) -> np.ndarray:
@@ -139,3 +141,61 @@ def test_tiles_from_the_command_line(tiny_model, tmp_path):
     assert isinstance(refused.exception, DataError)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["category"] == "stripes"
+
+
+def test_an_exported_file_tiles_by_itself(tiny_model, tiled, tmp_path):
+    """`onenip export --tile` writes a file that answers big images as the tiled detector does."""
+    from PIL import Image
+    from typer.testing import CliRunner
+
+    from onenip.cli import app
+    from onenip.edge import EdgeDetector
+
+    (tmp_path / "normals").mkdir()
+    for seed in range(4):
+        Image.fromarray(draw_big(seed)).save(tmp_path / "normals" / f"{seed}.png")
+    out = tmp_path / "tiled.pt"
+    done = CliRunner().invoke(
+        app,
+        ["export", str(tiny_model), "--out", str(out), "--format", "torchscript", "-c", "stripes",
+         "--tile", str(TILE), "--overlap", "0.5", "--tile-normals", str(tmp_path / "normals")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    image = draw_big(9)
+    y, x = np.mgrid[: 3 * SIZE, : 3 * SIZE]
+    image[np.hypot(y - 128, x - 64) < 9] = (200, 20, 20)
+    wanted = tiled.predict([image], category="stripes")[0]
+
+    found = EdgeDetector.load(out).predict([image])[0]
+
+    assert found.category == "stripes"
+    assert found.threshold == wanted.threshold
+    assert found.score == pytest.approx(wanted.score, abs=1e-3)
+    assert np.abs(found.map - wanted.map).max() < 1e-3
+    assert found.is_anomalous == wanted.is_anomalous
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the shared images")
+def test_a_scratch_across_a_seam_of_a_real_image_is_found_once(tiny_detector):
+    """On an enlarged photo of a bottle, a scratch over the seam of tiles is one region."""
+    from PIL import Image
+
+    def enlarge(path):
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB").resize((384, 384)))
+
+    normals = [enlarge(path) for path in sorted((REAL / "train/good").iterdir())[:6]]
+    tiled = TiledDetector.from_normals(tiny_detector, "bottle", normals, tile_px=192, overlap=0.5)
+    image = enlarge(sorted((REAL / "test/good").iterdir())[-1])
+    y, x = np.mgrid[:384, :384]
+    image[(abs(y - 192) < 10) & (abs(x - 192) < 40)] = (235, 30, 30)
+
+    found = tiled.predict([image], category="bottle")[0]
+
+    hits = [
+        r
+        for r in found.regions
+        if r.x < 232 and r.x + r.width > 152 and r.y < 202 and r.y + r.height > 182
+    ]
+    assert found.is_anomalous
+    assert len(hits) == 1

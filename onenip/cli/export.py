@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from onenip.cli.predict import calibrate_tiles
+
 if TYPE_CHECKING:
     from onenip.detector import Detector
 
@@ -40,6 +42,18 @@ def export(
             "this folder in MVTec layout.",
         ),
     ] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="The file looks at tiles of this side in px.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
+    ] = 0.25,
+    tile_normals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of normal images that prompts and thresholds of tiles come from."
+        ),
+    ] = None,
 ) -> None:
     """Write a model as one file that runs without torch, with its thresholds beside it.
 
@@ -47,13 +61,21 @@ def export(
     """
     from onenip.detector import Detector
     from onenip.errors import DataError
-    from onenip.export import export_detector
+    from onenip.export import export_detector, export_tiled
     from onenip.predicting import load_model
 
     loaded = load_model(model, None)
     if not isinstance(loaded, Detector):
         raise DataError(f"{model}: is exported already")
     names = tuple(category or loaded.categories)
+    if tile is not None:
+        if int8 is not None:
+            raise DataError("--int8 and --tile do not go together")
+        tiled = calibrate_tiles(
+            loaded, tile, overlap, names[0] if len(names) == 1 else None, tile_normals
+        )
+        typer.echo(str(export_tiled(tiled, out, format=format_)))
+        return
     if int8 is None:
         typer.echo(str(export_detector(loaded, out, format=format_, categories=names)))
         return

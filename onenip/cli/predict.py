@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from onenip.predicting import Predictor
+    from onenip.tiling import TiledDetector
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +68,7 @@ def predict(
 
     loaded = load_model(model, category)
     if tile is not None:
-        loaded = _tile(loaded, tile, overlap, category, tile_normals)
+        loaded = calibrate_tiles(loaded, tile, overlap, category, tile_normals)
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         files = list_images(images, scratch=Path(scratch) / "objects")
@@ -86,16 +87,23 @@ def predict(
         raise typer.Exit(1)
 
 
-def _tile(
+def calibrate_tiles(
     loaded: Predictor, side: int, overlap: float, category: str | None, normals: Path | None
-) -> Predictor:
+) -> TiledDetector:
+    """A detector that looks at tiles, with prompts and thresholds of normal ones.
+
+    Raises:
+        DataError: if the model is an exported file, or the category or the normal images are missing.
+    """
     from onenip.detector import Detector
     from onenip.errors import DataError
     from onenip.predicting import list_images
     from onenip.tiling import TiledDetector
 
     if not isinstance(loaded, Detector):
-        raise DataError("--tile needs a model folder or a registered model, not an exported file")
+        raise DataError(
+            "an exported file tiles by itself: `onenip export --tile` writes such a one"
+        )
     if normals is None or category is None:
         raise DataError(
             "--tile needs --tile-normals FOLDER and --category: what is usual for whole images says "
