@@ -200,6 +200,33 @@ def test_commands_that_need_more_say_so():
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_int8_quantises_only_the_backbone(tiny_detector, tiny_data, tmp_path):
+    """The INT8 file answers, says what it cost, and leaves every matrix product in fp32."""
+    pytest.importorskip("nncf")
+    import openvino
+
+    from onenip.quantization import export_int8
+
+    normals = {n: sorted((tiny_data / n / "train/good").iterdir()) for n in CATEGORIES}
+    tests = {
+        n: [(p, p.parent.name != "good") for p in sorted((tiny_data / n / "test").glob("*/*"))]
+        for n in CATEGORIES
+    }
+
+    path, loss = export_int8(tiny_detector, tmp_path / "tiny.xml", normals=normals, tests=tests)
+
+    assert EdgeDetector.load(path).predict([tests["disc"][0][0]], category="disc")[0].score
+    assert loss.images == 12
+    assert json.loads(Path(f"{path}.json").read_text())["int8"]["images"] == 12
+    fed: dict[str, set[str]] = {}
+    for node in openvino.Core().read_model(str(path)).get_ordered_ops():
+        kinds = {value.get_node().get_type_name() for value in node.input_values()}
+        fed.setdefault(node.get_type_name(), set()).update(kinds)
+    assert "FakeQuantize" in fed["Convolution"]
+    assert "FakeQuantize" not in fed["MatMul"]
+
+
 def test_export_command(tiny_model, tmp_path):
     """`onenip export` writes the file and its description, and `predict --model` takes it."""
     from typer.testing import CliRunner
