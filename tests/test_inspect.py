@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from onenip.registry import versions
+from onenip.model_file import hash_model
+from onenip.predicting import describe_prediction
+from onenip.recent import remember
+from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -61,10 +65,9 @@ def browser():
         found.close()
 
 
-def test_a_person_looks_and_approves(
-    tmp_path, monkeypatch, tiny_model, tiny_detector, tiny_data, browser
-):
-    """The challenger's heat map is shown without console errors; the form makes it champion."""
+@pytest.fixture
+def registry(tmp_path, monkeypatch, tiny_model):
+    """A registry in which the tiny model waits for approval."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -74,17 +77,44 @@ def test_a_person_looks_and_approves(
     content = {"mean": row, "categories": {"disc": row, "stripes": row}}
     (evaluation / "metrics.json").write_text(json.dumps(content))
     publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
-    process, address = start_page(tmp_path, "--folder", str(tiny_data))
+    return tmp_path
+
+
+def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_data, browser):
+    """Champion and challenger are shown side by side, bad uploads get a line; the form decides."""
+    approval.approve("disc", by="Eve", reason="the first one")
+    stricter = Path(shutil.copytree(tiny_model, registry / "stricter"))
+    spec = json.loads((stricter / "detector.json").read_text())
+    spec["categories"]["disc"]["image_threshold"] -= 0.5
+    (stricter / "detector.json").write_text(json.dumps(spec))
+    publish(stricter, evaluation_dir=registry / "evaluation", params={}, facts={})
+    image = sorted((tiny_data / "disc/test/spot").iterdir())[0]
+    found = tiny_detector.predict([image], category="disc")[0]
+    remember(registry / "recent", image.read_bytes(), describe_prediction(found))
+    (registry / "text.png").write_text("hello")
+    process, address = start_page(
+        registry, "--folder", str(tiny_data), "--recent", str(registry / "recent")
+    )
     try:
         page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
         page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
         page.goto(address)
-        page.wait_for_selector("text=heat map", timeout=90_000)
-        page.wait_for_selector("text=challenger: version 1")
+        page.wait_for_selector("text=champion: version 1", timeout=90_000)
+        page.wait_for_selector("text=challenger: version 2")
+        page.locator("input[type=file]").set_input_files([image, registry / "text.png"])
+        page.wait_for_selector("text=text.png cannot be judged: not an image", timeout=60_000)
+        shown = f"score {found.score:.2f}, threshold {found.threshold:.2f}"
+        page.wait_for_selector(f"text={shown}")
+        page.get_by_label("Or recent predictions").click()
+        page.get_by_role("option").first.click()
+        page.wait_for_selector(f"h3:has-text('disc: {describe_prediction(found)['verdict']}')")
         page.wait_for_function(
             "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
         )
         pictures = page.eval_on_selector_all("img", "found => found.map(i => i.naturalWidth)")
+        page.set_viewport_size({"width": 390, "height": 844})
+        width = page.evaluate("() => document.documentElement.scrollWidth")
+        page.set_viewport_size({"width": 1280, "height": 900})
         page.get_by_label("Your name").fill("Ada")
         page.get_by_label("Reason").fill("looked at it")
         page.get_by_role("button", name="Approve").click()
@@ -92,9 +122,10 @@ def test_a_person_looks_and_approves(
     finally:
         stop_page(process)
 
-    assert len(pictures) >= 2
+    assert len(pictures) >= 6
     assert min(pictures) > 0
+    assert width <= 390
     assert errors == []
     champion = versions.champion("disc")
-    assert (champion.number, champion.approver) == (1, "Ada")
-    assert champion.digest == tiny_detector.digest
+    assert (champion.number, champion.approver) == (2, "Ada")
+    assert champion.digest == hash_model(stricter)
