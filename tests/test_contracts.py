@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,20 @@ def test_the_makefile_has_its_fixed_targets():
 
     assert {"help", "install", "demo", "test", "check", "fix", "up", "down"} <= targets
     assert {"bench", "acceptance"} <= targets
+
+
+@pytest.mark.parametrize(("kind", "brings_torch"), [("editable", True), ("wheel", False)])
+def test_a_checkout_needs_everything_and_a_wheel_is_light(tmp_path, kind, brings_torch):
+    """`pip install -e .` alone trains; a built distribution leaves torch to the extra `full`."""
+    pytest.importorskip("setuptools", minversion="77")
+    script = (
+        "import sys; sys.path.insert(0, 'build_backend'); import checkout_backend as backend; "
+        f"backend.prepare_metadata_for_build_{kind}({str(tmp_path)!r})"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
+
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    lines = [x for x in metadata.read_text().splitlines() if x.startswith("Requires-Dist")]
+    needed = [line for line in lines if "extra ==" not in line]
+    assert any("torch>=" in line for line in needed) == brings_torch
+    assert any("numpy" in line for line in needed)
