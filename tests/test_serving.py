@@ -116,6 +116,17 @@ def test_metrics_and_description(client, image_file):
     assert [row["category"] for row in client.get("/categories").json()] == ["disc", "stripes"]
 
 
+def test_a_folder_follows_no_registry(tiny_model, monkeypatch):
+    """What was given as a folder goes on serving, whatever a registry says."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    champions = Champions.of_folder(tiny_model)
+
+    champions.refresh()
+
+    assert champions.is_fresh
+    assert [one.category for one in champions.list_serving()] == ["disc", "stripes"]
+
+
 def test_the_description_needs_no_network(client):
     """The page at /docs takes script and style from the server itself."""
     page = client.get("/docs").text

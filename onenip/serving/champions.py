@@ -59,6 +59,7 @@ class Champions:
         self._serving: dict[str, Serving] = {}
         self._on_switch = on_switch
         self._lock = threading.Lock()
+        self._follows = True
         self.is_fresh = False
         self.problem = ""
 
@@ -73,6 +74,7 @@ class Champions:
         detector = Detector.load(folder)
         champions._serving = {c: Serving(c, detector, 0) for c in detector.categories}
         champions.is_fresh = True
+        champions._follows = False
         return champions
 
     def list_serving(self) -> list[Serving]:
@@ -85,6 +87,8 @@ class Champions:
 
     def refresh(self) -> None:
         """Ask the registry once, and load what changed; never raises for want of the registry."""
+        if not self._follows:
+            return
         with self._lock:
             try:
                 found = {name: find_serving(name) for name in list_categories()}
