@@ -305,7 +305,9 @@ def test_features_that_are_not_finite_stop_before_training(tiny_data, tmp_path):
     base = params.dump()["model"]
 
     other = make_tiny_params(model={**base, "weights": str(tmp_path / "broken.pth")})
-    with pytest.raises(DivergedError, match=r"10 of 10 normal images .*disc/train/good/.*model\.weights"):
+    with pytest.raises(
+        DivergedError, match=r"10 of 10 normal images .*disc/train/good/.*model\.weights"
+    ):
         fit_tiny(tiny_data, other, tmp_path)
 
 
