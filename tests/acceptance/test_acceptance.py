@@ -122,13 +122,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             checkout / "data",
         )
         plant.run([*python, "onenip", "notify", first], checkout, env)
-        expected = {"kind": "challenger-waits", "category": second, "version": 2}
-        plant.wait_until(
-            lambda: any(expected.items() <= notice.items() for notice in hook.notices),
-            900,
-            "a notice",
-        )
-
+        wait_for_notice(hook, second)
         check_arrivals(client, checkout)
 
         # one promoted by the gate, one held for a person
@@ -279,6 +273,14 @@ def ask(server: str, category: str, picture: Path) -> dict[str, object]:
     body = {"files": {"file": picture.read_bytes()}, "data": {"category": category}}
     answer = httpx.post(f"{server}/predict/file", timeout=120, **body)
     return answer.raise_for_status().json()
+
+
+def wait_for_notice(hook: Receiver, category: str) -> None:
+    """Wait until the team is told that the version which arrivals made waits for a person."""
+    expected = {"kind": "challenger-waits", "category": category, "version": 2}
+    plant.wait_until(
+        lambda: any(expected.items() <= notice.items() for notice in hook.notices), 900, "a notice"
+    )
 
 
 def fill_in_form(api: str) -> None:
