@@ -139,10 +139,10 @@ def load_model(model: str, category: str | None) -> Predictor:
         model: a model folder, an exported file (.onnx, .xml of OpenVINO, .pt of TorchScript),
             `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for what serves `category`: its
             champion, else its provisional model.
-        category: needed without a model.
+        category: None without a model means what serves any category.
 
     Raises:
-        DataError: if neither a model nor a category is given, or there is no such version.
+        DataError: if there is no such version.
         CheckpointError: if the folder or file holds no usable model.
         RegistryError: if the registry cannot be reached, or the version was not approved.
     """
@@ -203,16 +203,18 @@ def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
 
 
 def _load_registered(model: str, category: str | None) -> Predictor:
-    if not model and category is None:
-        raise DataError("give --category, whose champion answers, or --model")
     if model and not model.startswith(_REGISTERED):
         raise DataError(f"{model}: not a model of onenip; say {_REGISTERED}CATEGORY@champion")
-    from onenip.registry.loading import load_champion, load_serving, load_version
+    from onenip.registry.loading import (
+        load_all_serving,
+        load_champion,
+        load_serving,
+        load_version,
+    )
     from onenip.registry.versions import aliased_version, find_version
 
     if not model:
-        assert category is not None
-        return load_serving(category)[0]
+        return load_all_serving() if category is None else load_serving(category)[0]
     rest = model.removeprefix(_REGISTERED)
     name, _, alias = rest.partition("@")
     if alias == "champion":

@@ -142,6 +142,15 @@ def test_the_command_gives_the_same_score(tiny_model, image_file, wanted, model)
     assert len(answer["regions"]) == len(wanted.regions)
 
 
+@pytest.mark.usefixtures("registry")
+def test_the_command_needs_neither_model_nor_category(image_file, wanted):
+    """Left to itself, `onenip predict` asks what serves, tells the category, and says so."""
+    answer = ask_command(image_file)
+
+    assert (answer["category"], answer["category_was_told"]) == ("disc", True)
+    assert answer["score"] == wanted.score
+
+
 @pytest.mark.parametrize("format_", sorted(SUFFIXES))
 def test_exported_files_give_the_same_score(tiny_detector, image_file, wanted, tmp_path, format_):
     """`onenip predict --model FILE` answers as torch does, within the tolerance of exports."""

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.errors import CheckpointError, DataError
+from onenip.errors import CheckpointError, DataError, RegistryError
 from onenip.predicting import Answer, list_images, load_model, place_output
 from tests.tiny import list_samples
 
@@ -160,14 +160,15 @@ def test_images_of_s3_are_answered_by_their_address(
 @pytest.mark.parametrize(
     ("model", "category", "error", "words"),
     [
-        ("", None, DataError, "--category"),
+        ("", None, RegistryError, "no champion of any category"),
         ("models:/other@champion", None, DataError, "not a model of onenip"),
         ("nowhere", None, CheckpointError, "no model here"),
         ("nowhere.onnx", None, CheckpointError, "no such file"),
     ],
 )
-def test_models_that_are_not_there(model, category, error, words):
+def test_models_that_are_not_there(tmp_path, monkeypatch, model, category, error, words):
     """A model that cannot be had is a typed error that says what to do."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(error, match=words):
         load_model(model, category)
 

@@ -34,7 +34,7 @@ def predict(
         str,
         typer.Option(
             help="Folder, models:/onenip-C@champion, or exported file (.onnx, .xml, .pt). "
-            "[default: the category's champion]"
+            "[default: the category's champion; without a category, those of all]"
         ),
     ] = "",
     heatmaps: Annotated[

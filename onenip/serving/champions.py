@@ -14,7 +14,7 @@ from pathlib import Path
 
 from onenip.detector import Detector
 from onenip.errors import OneNIPError
-from onenip.registry.loading import load_version
+from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, list_categories
 from onenip.registry.versions import serving as find_serving
 
@@ -114,6 +114,7 @@ class Champions:
             return
         same = (s.detector for s in serving.values() if s.detector.digest == version.digest)
         try:
+            check_approval(version)
             loaded = next(same, None) if version.approval == "approved" else None
             detector = loaded or load_version(version)
         except OneNIPError as error:
