@@ -11,6 +11,7 @@ import great_expectations as gx
 import pandas as pd
 from great_expectations.data_context.types.base import ProgressBarsConfig
 
+from onenip.validation.docs import make_offline
 from onenip.validation.rules import Rule, Severity
 
 SITE = "data_docs"
@@ -34,6 +35,8 @@ class Judge:
     """
 
     def __init__(self, docs_dir: Path) -> None:
+        self._docs_dir = docs_dir
+        self._broken: dict[str, int] = {}  # expectations, by table
         logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._context = gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -79,10 +82,12 @@ class Judge:
             )
         )
         outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+        (judged,) = outcome.run_results.values()
+        self._broken[name] = sum(not result.success for result in judged.results)
         by_path = frame.set_index("path")
         by_name = {rule.name: rule for rule in rules}
         breaches = []
-        for result in next(iter(outcome.run_results.values())).results:
+        for result in judged.results:
             config, trouble = result.expectation_config, result.exception_info
             assert config is not None
             assert config.meta is not None
@@ -97,5 +102,6 @@ class Judge:
         return sorted(breaches, key=lambda breach: (order[breach.rule], breach.path))
 
     def write_docs(self) -> None:
-        """Render the Data Docs of everything judged so far."""
+        """Render the Data Docs of everything judged so far, readable without a network."""
         self._context.build_data_docs()
+        make_offline(self._docs_dir, self._broken)
