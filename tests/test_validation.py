@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -173,6 +174,52 @@ def test_error_keeps_the_previous_manifest(data, tmp_path):
         run(data, tmp_path / "out", severities={"no_leak": "error"})
     assert manifest.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_a_kill_in_the_swap_loses_no_output(data, tmp_path):
+    """Outputs that a killed run had set aside come back, even when the next run stops on an error."""
+    manifest = run(data, tmp_path / "out").manifest
+    before = manifest.read_bytes()
+    (tmp_path / "out").rename(tmp_path / ".out.previous")
+    shutil.copy(data / "disc/test/good/000.png", data / "disc/train/good/leak.png")
+
+    with pytest.raises(DataError, match="no_leak"):
+        run(data, tmp_path / "out", severities={"no_leak": "error"})
+    assert manifest.read_bytes() == before
+    (tmp_path / ".out.previous").mkdir()
+    run(data, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
+
+
+def test_data_docs_need_no_network(data, tmp_path):
+    """No page of the Data Docs loads anything from elsewhere; index and results name what is broken."""
+    shutil.copy(data / "disc/test/good/000.png", data / "disc/train/good/leak.png")
+    run(data, tmp_path / "out")
+    docs = tmp_path / "out/data_docs"
+    pages = {page: page.read_text(encoding="utf-8") for page in docs.rglob("*.html")}
+    (result,) = (docs / "validations/files").rglob("*.html")
+
+    for text in pages.values():
+        assert "<style>" in text
+        assert not re.search(r"<(script|link|img)\b|url\(|@import", text)
+    index = pages[docs / "index.html"]
+    for link in re.findall(r'href="([^"]+)"', index):
+        assert (docs / link).is_file()
+    assert result.relative_to(docs).as_posix() in index
+    assert "disc/train/good/leak.png" in pages[result]
+
+
+def test_breaches_are_counted_by_category(data, tmp_path):
+    """Many breaches of a rule are one entry for each category."""
+    for name in ("disc", "stripes"):
+        for index in (0, 1):
+            (data / name / f"note{index}.txt").write_text("x")
+    groups = run(data, tmp_path / "out").group_breaches()
+
+    assert {key: len(found) for key, found in groups.items() if key[0] == "no_stray_file"} == {
+        ("no_stray_file", "disc"): 2,
+        ("no_stray_file", "stripes"): 2,
+    }
 
 
 def test_rules_can_be_switched_off(data, tmp_path):

@@ -130,7 +130,7 @@ def validate(
     listed in `quarantine.csv` and copied to `quarantine/`. Open `data_docs/index.html` to see all rules.
     """
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from onenip.params import Params
     from onenip.stages import validate as stage
@@ -145,12 +145,12 @@ def validate(
         table.add_row(name, *(str(counts.get(kind, 0)) for kind in kinds))
     console = Console()
     console.print(table)
-    broken = Table("rule", "severity", "breaches", "first")
-    for name, rule in result.summary["rules"].items():
-        first = next((b for b in result.breaches if b.rule == name), None)
-        if first:
-            count = str(rule["breaches"])
-            broken.add_row(name, rule["severity"], count, f"{first.path}: {first.reason}")
+    broken = Table("rule", "severity", "category", "breaches", Column("first", overflow="fold"))
+    for (rule, category), breaches in result.group_breaches().items():
+        first = breaches[0]
+        is_told = first.severity != "warning"  # a warning is one line; summary.json has the rest
+        reason = f"{first.path}: {first.reason}" if is_told else ""
+        broken.add_row(rule, first.severity, category, str(len(breaches)), reason)
     console.print(broken if broken.row_count else "Every rule holds.")
     console.print(f"Every breach with its file: {out / 'summary.json'}", soft_wrap=True)
     console.print(f"Every rule: {out / 'data_docs' / 'index.html'}", soft_wrap=True)

@@ -45,6 +45,13 @@ class ValidationResult:
     summary: dict[str, Any]
     breaches: tuple[Breach, ...]
 
+    def group_breaches(self) -> dict[tuple[str, str], list[Breach]]:
+        """Breaches by rule and category, in the order of the rules."""
+        groups: dict[tuple[str, str], list[Breach]] = {}
+        for breach in self.breaches:
+            groups.setdefault((breach.rule, breach.path.split("/")[0]), []).append(breach)
+        return groups
+
 
 def validate(
     data_dir: Path,
@@ -98,6 +105,7 @@ def _write_all(
     frame: pd.DataFrame, data_dir: Path, out_dir: Path, data: DataParams, params: ValidateParams
 ) -> ValidationResult:
     out_dir.parent.mkdir(parents=True, exist_ok=True)
+    _recover(out_dir)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         partial.chmod(0o755)
@@ -241,5 +249,25 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[str]]) -> N
 
 
 def _replace(out_dir: Path, partial: Path) -> None:
-    shutil.rmtree(out_dir, ignore_errors=True)
-    partial.rename(out_dir)
+    """Swap the outputs by two renames; a failed second one, or a kill before it, is undone."""
+    previous = _previous(out_dir)
+    if out_dir.is_dir():
+        out_dir.rename(previous)
+    try:
+        partial.rename(out_dir)
+    except BaseException:
+        _recover(out_dir)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _recover(out_dir: Path) -> None:
+    """Bring back the outputs of a swap that was not finished, or forget those of one that was."""
+    previous = _previous(out_dir)
+    if previous.exists() and not out_dir.exists():
+        previous.rename(out_dir)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _previous(out_dir: Path) -> Path:
+    return out_dir.with_name(f".{out_dir.name}.previous")
