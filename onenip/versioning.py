@@ -137,10 +137,13 @@ def describe_checkout(root: Path = HERE) -> dict[str, str]:
 def add(paths: Sequence[Path | str], *, root: Path = HERE) -> None:
     """Put files or folders under DVC: their content goes to its cache, `<path>.dvc` names it.
 
+    The files themselves stay as they are, so that a kill leaves no hole; `dvc checkout --relink` replaces
+    them by links, where a cache is set up for links.
+
     Raises:
         VersioningError: if DVC refuses, or the disk is full.
     """
-    _dvc(["add", *map(str, paths)], root)
+    _dvc(["add", "--no-relink", *map(str, paths)], root)
 
 
 def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:

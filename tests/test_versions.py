@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 from typer.testing import CliRunner
 
@@ -23,6 +24,7 @@ from onenip.images import hash_file
 from onenip.stages import download
 from tests.originals import pack_zip, picture
 from tests.tiny import make_tiny_params
+from tests.web import Web, running_web
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
@@ -149,6 +151,59 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, k
     shutil.rmtree("data")
     versioning.checkout(["data.dvc"])
     assert len(tree(Path("data"))) == 300
+
+
+@pytest.fixture(params=["folder", "http", "s3"])
+def remote(request, tmp_path, monkeypatch):
+    """300 new images in a folder, behind a slow HTTP server or in a bucket: the --source."""
+    files = {f"b/{i}.png": picture(i) * 4 for i in range(300)}
+    if request.param == "folder":
+        for name, body in files.items():
+            (tmp_path / "new" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "new" / name).write_bytes(body)
+        yield str(tmp_path / "new")
+    elif request.param == "http":
+        with running_web(Web(pause=0.02)) as web:
+            web.files["/new.zip"] = pack_zip(files)
+            yield f"{web.address}/new.zip"
+    else:
+        server = request.getfixturevalue("s3_server")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        client = boto3.client("s3")
+        for name, body in files.items():
+            client.put_object(Bucket="images", Key=f"kills/{name}", Body=body)
+        yield "s3://images/kills"
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, kills):
+    """SIGKILL again and again, wherever it goes on: the old data, then exactly the new."""
+    bring(make_source(tmp_path / "old", range(5)))
+    before = tree(Path("data"))
+    expected = {f"b/train/good/{i}.png": picture(i) * 4 for i in range(300)}
+    command = [sys.executable, "-m", "onenip", "download", "--source", remote]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    chance = random.Random(kills)
+    killed = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        time.sleep(chance.uniform(0.3, 2.5))  # the first part of a second goes to imports
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait(timeout=60)
+        assert not Path("data").exists() or len(tree(Path("data"))) in (len(before), 300)
+
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+
+    assert killed
+    found = {p.relative_to("data").as_posix(): p for p in Path("data").rglob("*.png")}
+    assert {name: path.read_bytes() for name, path in found.items()} == expected
+    assert [path.name for path in Path(".onenip/download/data").iterdir()] == ["lock"]
+    assert versioning.is_up_to_date(root=checkout)
 
 
 @pytest.mark.parametrize("text", ["", '{"read": {}, "wri', "zombie"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ class Web:
         pages: bytes by path that are served as a web page.
         answers: status and XML by path, as a server of S3 answers; the query does not count.
         requests: path and Range header of every request.
+        pause: seconds after each 16 KiB of a file.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -31,6 +33,7 @@ class Web:
     answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
+    pause: float = 0.0
 
 
 @contextmanager
@@ -83,8 +86,16 @@ def running_web(web: Web):
                 self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with suppress(BrokenPipeError, ConnectionResetError):
-                self.wfile.write(body[:stop])
+                self.send_body(body[:stop])
             self.close_connection = self.close_connection or stop is not None
+
+        def send_body(self, body):
+            if not web.pause:
+                self.wfile.write(body)
+                return
+            for start in range(0, len(body), _CHUNK):
+                self.wfile.write(body[start : start + _CHUNK])
+                time.sleep(web.pause)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
