@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from onenip.dataset import MANIFEST_COLUMNS, load_manifest
 from onenip.errors import DataError, ParamsError
@@ -48,6 +48,7 @@ def plant_faults(root):
     (train / "cut off.png").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (1, 1), "red").save(train / "pixel.png")
     Image.new("RGB", (64, 64), "black").save(train / "black.png")
+    Image.new("RGB", (64, 64), "white").save(train / "white.png")
     Image.new("RGB", (64, 64), (90, 120, 100)).save(train / "constant ü.png")
     Image.new("L", (12000, 9000)).save(train / "huge.png")
     add_noise_image(root / "disc/train/scratch/000.png", 2)
@@ -74,6 +75,7 @@ def plant_faults(root):
         "disc/train/good/huge.png": "readable",
         "disc/train/good/pixel.png": "large_enough",
         "disc/train/good/black.png": "not_black_or_white",
+        "disc/train/good/white.png": "not_black_or_white",
         "disc/train/good/constant ü.png": "not_constant",
         "disc/train/scratch/000.png": "no_defect_in_train",
         "disc/train/good/leak.png": "no_leak",
@@ -95,7 +97,7 @@ WARNINGS = {"mask_present", "no_stray_file", "suffix_tells_format"}
 
 
 def test_every_planted_fault_is_reported(data, tmp_path):
-    """Twenty faults are each found under their rule, with a reason, and nothing else is lost."""
+    """Faults of every kind are each found under their rule, with a reason, and nothing else is lost."""
     planted = plant_faults(data)
     result = run(data, tmp_path / "out")
     found = {(b.path, b.rule): b for b in result.breaches}
@@ -149,17 +151,23 @@ def test_adding_images_moves_none(data, tmp_path):
 
 
 def test_unusual_and_near_duplicate_images_are_warned_of(data, tmp_path):
-    """A much brighter, a much larger and a re-encoded image are reported and still used."""
+    """Brighter, larger, blurred and re-encoded images, and a small category, are reported and still used."""
     train = data / "disc/train/good"
     Image.open(train / "000.png").save(train / "again.webp", quality=98)
     bright = np.asarray(Image.open(train / "001.png")).astype(int) // 2 + 127
     Image.fromarray(bright.astype(np.uint8)).save(train / "bright.png")
     Image.open(train / "002.png").resize((400, 200)).save(train / "wide.png")
+    blurred = Image.open(train / "003.png").filter(ImageFilter.GaussianBlur(4))
+    blurred.save(train / "blurred.png")
+    add_noise_image(data / "few/train/good/000.png", 8)
     result = run(data, tmp_path / "out")
     found = {(b.path.split("/")[-1], b.rule) for b in result.breaches}
+    assert all(b.reason for b in result.breaches)
 
     assert ("bright.png", "usual_brightness") in found
     assert {("wide.png", "usual_size"), ("wide.png", "usual_aspect")} <= found
+    assert ("blurred.png", "usual_sharpness") in found
+    assert {("few", "enough_training_images"), ("few", "has_tests")} <= found
     assert any(rule == "no_near_duplicate" for _, rule in found)
     assert result.summary["usable"] == result.summary["images"]
 
