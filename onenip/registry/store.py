@@ -59,8 +59,11 @@ def connect() -> MlflowClient:
         if uri.startswith(_SQLITE):
             _create_database(Path(uri.removeprefix(_SQLITE)))
         mlflow.set_tracking_uri(uri)
-        registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+        given = os.environ.get("MLFLOW_REGISTRY_URI")
+        registry_uri = given or uri
         mlflow.set_registry_uri(registry_uri)
+        if not given:  # where MLflow wrote it, it would outlive a change of the tracking address
+            os.environ.pop("MLFLOW_REGISTRY_URI", None)
         return mlflow.MlflowClient(tracking_uri=uri, registry_uri=registry_uri)
 
 
