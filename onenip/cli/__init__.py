@@ -39,6 +39,13 @@ GROUPS = (
 )
 
 
+# what a user can do about a disk that refuses
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give yourself the right to it"),
+}
+
+
 @app.callback()
 def configure(
     *,
@@ -87,10 +94,11 @@ def main() -> None:
         typer.echo(f"onenip: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in _REMEDIES:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"onenip: {where}{error.strerror}; make room and run it again", err=True)
+        remedy = _REMEDIES[error.errno]
+        typer.echo(f"onenip: {where}{error.strerror}; {remedy} and run it again", err=True)
         sys.exit(2)
     except ModuleNotFoundError as error:
         name = error.name or ""
