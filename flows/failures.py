@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+from prefect import task
 from prefect.client.schemas import FlowRun, State, TaskRun
 from prefect.flows import Flow
 from prefect.tasks import Task
@@ -12,12 +14,26 @@ from onenip.errors import ParamsError, UnreachableError
 from onenip.notices import tell
 from onenip.params import NotifyParams, Params
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 UNREACHABLE = "Unreachable"  # name of the state of a step whose server is down
 
 
 def may_pass(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry condition of a task: only a server that is down gets another attempt, no mistake does."""
     return state.name == UNREACHABLE or isinstance(state.data, UnreachableError)
+
+
+def network_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Prefect's `task`, with two more attempts where a server is down."""
+    return task(
+        name=name,
+        retries=2,
+        retry_delay_seconds=[5, 30],
+        retry_condition_fn=may_pass,
+        persist_result=False,
+    )
 
 
 def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

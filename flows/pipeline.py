@@ -35,7 +35,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people, list_waiting, tell_waiting  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import UNREACHABLE, may_pass, tell_failure  # noqa: E402
+from flows.failures import UNREACHABLE, network_task, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
@@ -59,13 +59,7 @@ class Download:
     sign_request: bool = True
 
 
-@task(
-    name="download",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
+@network_task("download")
 def download(request: dict[str, Any]) -> State[Any]:
     """Bring the sources' images into `data/`, and name their version in `data.dvc`."""
     from onenip.stages import download as stage
@@ -91,13 +85,7 @@ def reproduce(stage: str) -> State[Any]:
     return _settle(stage, lambda: versioning.repro(stage, on_line=logger.info))
 
 
-@task(
-    name="register",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
+@network_task("register")
 def register() -> State[Any]:
     """Make the model the challenger of its categories in MLflow."""
     from onenip.stages import register as stage

@@ -26,7 +26,7 @@ from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.approval import ask_people, tell_waiting  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import may_pass, tell_failure  # noqa: E402
+from flows.failures import network_task, tell_failure  # noqa: E402
 from flows.judging import judge_model  # noqa: E402
 from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
 from onenip import branch, provisional, retraining, versioning  # noqa: E402
@@ -41,13 +41,7 @@ from onenip.sources.inbox import open_inbox  # noqa: E402
 MANIFEST = Path("artifacts/validation/manifest.csv")
 
 
-@task(
-    name="ingest",
-    retries=2,
-    retry_delay_seconds=[10, 60],
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
+@network_task("ingest")
 def take_in() -> IngestResult:
     """Take in everything that waits in the inbox."""
     params = Params.load()
@@ -74,13 +68,7 @@ def take_in() -> IngestResult:
     return result
 
 
-@task(
-    name="provide for new categories",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
+@network_task("provide for new categories")
 def provide_for_new() -> None:
     """Make the serving model usable on categories that it was not trained on, marked as provisional."""
     found = provisional.provide(Params.load(), root=Path())
@@ -109,13 +97,7 @@ def judge_and_show() -> dict[str, GateResult]:
     return results
 
 
-@task(
-    name="register",
-    retries=2,
-    retry_delay_seconds=[5, 30],
-    retry_condition_fn=may_pass,
-    persist_result=False,
-)
+@network_task("register")
 def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateResult]]:
     """Register the new model with what the gate says; versions that wait for a person come back."""
     from onenip.stages import register as stage

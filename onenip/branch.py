@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onenip.versioning import (
-    HERE,
-    VersioningError,
-    current_branch,
-    find_commit,
-    run_git,
-    try_git,
-)
+from onenip.processes import RemoteError, VersioningError
+from onenip.versioning import HERE, current_branch, find_commit, run_git, try_git
 
 
 def has_remote(remote: str | None, *, root: Path = HERE) -> bool:
@@ -23,7 +17,8 @@ def follow(branch: str, *, remote: str, root: Path = HERE) -> None:
     """Bring a local branch up to what the remote has; commits that were not pushed yet stay.
 
     Raises:
-        VersioningError: if the remote cannot be reached, or both went on in different ways.
+        RemoteError: if the remote cannot be reached.
+        VersioningError: if both went on in different ways.
     """
     reference = f"refs/heads/{branch}"
     listed = _ask(["ls-remote", remote, reference], remote, root)
@@ -50,7 +45,7 @@ def push(branch: str, *, remote: str, root: Path = HERE) -> None:
     """Upload a branch; doing it again changes nothing.
 
     Raises:
-        VersioningError: if the remote cannot be reached, or refuses.
+        RemoteError: if the remote cannot be reached, or refuses.
     """
     reference = f"refs/heads/{branch}"
     _ask(["push", "-q", remote, f"{reference}:{reference}"], remote, root)
@@ -61,4 +56,4 @@ def _ask(arguments: list[str], remote: str, root: Path) -> str:
         return run_git(arguments, root)
     except VersioningError as error:
         hint = "retrain.git_remote names another remote, null none"
-        raise VersioningError(f"Git remote {remote}: {error}; {hint}") from error
+        raise RemoteError(f"Git remote {remote}: {error}; {hint}") from error

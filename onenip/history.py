@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from onenip import versioning
 from onenip.errors import DataError
+from onenip.processes import VersioningError
 from onenip.registry.versions import Version, list_categories, list_versions
 
 UNCOMMITTED = "uncommitted"
@@ -144,7 +145,7 @@ def _describe(
 ) -> HistoryEntry:
     try:
         images = count_images(list(versioning.list_files(version, root=root)))
-    except versioning.VersioningError:
+    except VersioningError:
         images = None
     trained = tuple(model for model in models if model.data_version == version)
     return HistoryEntry(commit, date, subject, version, images, trained)

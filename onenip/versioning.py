@@ -7,9 +7,7 @@ Both are asked through their command lines. A DVC command takes seconds: callers
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,13 +21,12 @@ import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from onenip.errors import DataError, OneNIPError, StageError
+from onenip.errors import DataError, StageError
+from onenip.processes import RemoteError, VersioningError, call, stream
 
 HERE = Path()
 DATA_POINTER = Path("data.dvc")
 
-_QUIET = {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "true", "GIT_TERMINAL_PROMPT": "0"}
-_TAIL_LINES = 15
 _SETTLE_SECONDS = 0.2
 _PID = re.compile(r'"pid": (\d+)')
 
@@ -51,10 +48,6 @@ class DataRevision:
     author: str
     subject: str
     version: str
-
-
-class VersioningError(OneNIPError):
-    """DVC or Git refused; the message ends with what they said."""
 
 
 def is_git_checkout(root: Path = HERE) -> bool:
@@ -150,18 +143,18 @@ def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path =
     """Upload what the checkout names to the team's remote; credentials come from the environment.
 
     Raises:
-        VersioningError: if there is no remote, or it refuses.
+        RemoteError: if there is no remote, or it refuses.
     """
-    _dvc(["push", *_remote_option(remote), *targets], root)
+    _ask_remote(["push", *_remote_option(remote), *targets], root)
 
 
 def pull(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:
     """Fetch what the checkout names from the team's remote and lay it out.
 
     Raises:
-        VersioningError: if there is no remote, it refuses, or misses a file.
+        RemoteError: if there is no remote, it refuses, or misses a file.
     """
-    _dvc(["pull", *_remote_option(remote), *targets], root)
+    _ask_remote(["pull", *_remote_option(remote), *targets], root)
 
 
 def checkout(targets: Sequence[str] = (), *, root: Path = HERE) -> None:
@@ -197,7 +190,7 @@ def repro(
     options = ["--force"] * force + ["--pull", "--allow-missing"] * pull_missing
     command = [*_dvc_command(), "repro", *options, *([stage] if stage else [])]
     _drop_dead_locks(root)
-    code, tail = _stream(command, root, on_line)
+    code, tail = stream(command, root, on_line)
     if code:
         name = stage or "pipeline"
         raise StageError(f"{name}: `dvc repro` failed with status {code}\n{tail}".rstrip())
@@ -307,7 +300,7 @@ def run_git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = N
     Raises:
         VersioningError: if Git refuses.
     """
-    return _call(["git", *arguments], root, "git", env or {}).strip()
+    return call(["git", *arguments], root, "git", env or {}).strip()
 
 
 def try_git(arguments: Sequence[str], root: Path) -> str | None:
@@ -340,7 +333,14 @@ def _dvc_command() -> list[str]:
 
 def _dvc(arguments: Sequence[str], root: Path) -> str:
     _drop_dead_locks(root)
-    return _call([*_dvc_command(), *arguments], root, "dvc", {})
+    return call([*_dvc_command(), *arguments], root, "dvc", {})
+
+
+def _ask_remote(arguments: Sequence[str], root: Path) -> None:
+    try:
+        _dvc(arguments, root)
+    except VersioningError as error:
+        raise RemoteError(str(error)) from error
 
 
 def _drop_dead_locks(root: Path) -> None:
@@ -372,45 +372,3 @@ def _identity(root: Path) -> list[str]:
     if try_git(["var", "GIT_COMMITTER_IDENT"], root) and try_git(["config", "user.email"], root):
         return []
     return ["-c", "user.name=onenip", "-c", "user.email=onenip@localhost"]
-
-
-def _call(command: Sequence[str], root: Path, name: str, env: dict[str, str]) -> str:
-    try:
-        done = subprocess.run(
-            command,
-            cwd=root,
-            env=os.environ | _QUIET | env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise VersioningError(f"{name}: not installed, or no folder {root}") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        words = " ".join([word for word in command if not word.startswith(sys.prefix)][:4])
-        problem = next((line for line in said if line.startswith(("ERROR", "fatal"))), "")
-        problem = problem or (said[-1] if said else f"status {done.returncode}")
-        raise VersioningError(f"{name}: `{words}`: {problem}")
-    return done.stdout
-
-
-def _stream(
-    command: Sequence[str], root: Path, on_line: Callable[[str], None] | None
-) -> tuple[int, str]:
-    """Exit status and last lines of a command whose lines are handed on as they come."""
-    if on_line is None:
-        return subprocess.run(
-            command, cwd=root, env=os.environ | _QUIET, check=False
-        ).returncode, ""
-    tail: list[str] = []
-    env = os.environ | _QUIET | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            text = line.rstrip()
-            on_line(text)
-            tail = [*tail, text][-_TAIL_LINES:]
-    return process.returncode, "\n".join(tail)

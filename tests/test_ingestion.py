@@ -18,11 +18,13 @@ import pytest
 from PIL import Image
 
 from onenip import versioning
-from onenip.errors import BusyError, DataError, SourceError
+from onenip.errors import BusyError, DataError, SourceError, SourceUnreachableError
 from onenip.ingestion.ingest import WORK_DIR, _only_one, ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
-from onenip.sources.inbox import FolderInbox, S3Inbox, open_inbox
+from onenip.processes import RemoteError
+from onenip.sources.inbox import FolderInbox, open_inbox
+from onenip.sources.inbox.s3 import S3Inbox
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
 
 
@@ -417,7 +419,7 @@ def test_an_image_leaves_the_inbox_only_when_data_and_commit_are_pushed(
     drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
     params, box = make_tiny_params(), FolderInbox(inbox)
 
-    with pytest.raises(versioning.VersioningError, match=r"Git remote origin.*retrain\.git_remote"):
+    with pytest.raises(RemoteError, match=r"Git remote origin.*retrain\.git_remote"):
         ingest(params, inbox=box, find_champion=nobody, root=checkout)
     assert look(inbox)["inbox"] == {"a.png"}
 
@@ -556,3 +558,14 @@ def _kill_after_start(process: subprocess.Popen, checkout: Path, chance: random.
     time.sleep(chance.uniform(0, 2.5))
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_an_s3_server_that_is_down_may_be_tried_again(monkeypatch):
+    """An inbox that nobody answers for is unreachable, which a flow tries again, not a mistake."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    with pytest.raises(SourceUnreachableError, match="s3://bucket/inbox"):
+        list(S3Inbox("bucket", "inbox").list_arrivals())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from onenip.cli.predict import calibrate_tiles
+from onenip.cli.predict import TileNormals, TileOverlap, calibrate_tiles
 
 if TYPE_CHECKING:
     from onenip.detector import Detector
@@ -45,15 +45,8 @@ def export(
     tile: Annotated[
         int | None, typer.Option(min=32, help="The file looks at tiles of this side in px.")
     ] = None,
-    overlap: Annotated[
-        float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
-    ] = 0.25,
-    tile_normals: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of normal images that prompts and thresholds of tiles come from."
-        ),
-    ] = None,
+    overlap: TileOverlap = 0.25,
+    tile_normals: TileNormals = None,
 ) -> None:
     """Write a model as one file that runs without torch, with its thresholds beside it.
 

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from onenip.predicting import Predictor
     from onenip.tiling import TiledDetector
 
+TileOverlap = Annotated[
+    float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
+]
+TileNormals = Annotated[
+    Path | None,
+    typer.Option(help="Folder of normal images that prompts and thresholds of tiles come from."),
+]
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
@@ -46,15 +54,8 @@ def predict(
     tile: Annotated[
         int | None, typer.Option(min=32, help="Look at tiles of this side in px, not at the whole.")
     ] = None,
-    overlap: Annotated[
-        float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
-    ] = 0.25,
-    tile_normals: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of normal images that prompts and thresholds of tiles come from."
-        ),
-    ] = None,
+    overlap: TileOverlap = 0.25,
+    tile_normals: TileNormals = None,
 ) -> None:
     """Say of each image whether it is anomalous, where, and how surely: JSON lines.
 

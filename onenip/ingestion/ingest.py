@@ -27,6 +27,7 @@ from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.inspection import Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
+from onenip.processes import VersioningError
 from onenip.sources.inbox import SHELVES, Arrival, Inbox
 
 if TYPE_CHECKING:
@@ -240,7 +241,7 @@ class _Steps:
         """Whether all files of a version of the data lie here."""
         try:
             names = versioning.list_files(version, root=self.root)
-        except versioning.VersioningError:  # made elsewhere
+        except VersioningError:  # made elsewhere
             return False
         return all((self.data_dir / name).is_file() for name in names)
 

@@ -105,7 +105,7 @@ class Bucket:
             max_pool_connections=workers,
             **({} if sign else {"signature_version": UNSIGNED}),
         )
-        with self._explaining(""):
+        with explain_refusals(self._name_of("")):
             session = boto3.Session()  # the default one would keep old credentials
             self._client: Any = session.client("s3", endpoint_url=endpoint_url, config=config)
 
@@ -117,7 +117,7 @@ class Bucket:
         """
         folder = self.prefix if not self.prefix or self.prefix.endswith("/") else f"{self.prefix}/"
         objects = []
-        with self._explaining(""):
+        with explain_refusals(self._name_of("")):
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.name, Prefix=self.prefix
             )
@@ -184,7 +184,7 @@ class Bucket:
             wait=wait_exponential_jitter(multiplier=0.2, max=20),
             reraise=True,
         )
-        with self._explaining(item.key):
+        with explain_refusals(self._name_of(item.key)):
             retrying(self._read_range, item, start, end, part, bar)
 
     def _read_range(self, item: S3Object, start: int, end: int, part: Path, bar: tqdm[Any]) -> None:
@@ -238,7 +238,7 @@ class Bucket:
 
     def _multipart_etag(self, path: Path, item: S3Object, count: int) -> str:
         """ETag of an object that was uploaded in parts: md5 of the parts' md5s."""
-        with self._explaining(item.key):
+        with explain_refusals(self._name_of(item.key)):
             head = self._client.head_object(Bucket=self.name, Key=item.key, PartNumber=1)
         size = head["ContentLength"]
         if size * count < item.size:  # the server ignores part numbers: nothing to compare with
@@ -251,7 +251,7 @@ class Bucket:
 
     def _is_encrypted(self, item: S3Object) -> bool:
         """Whether the server encrypts with a key of its own, where an ETag is no checksum."""
-        with self._explaining(item.key):
+        with explain_refusals(self._name_of(item.key)):
             head = self._client.head_object(Bucket=self.name, Key=item.key)
         is_kms = str(head.get("ServerSideEncryption", "")).startswith("aws:kms")
         return is_kms or "SSECustomerAlgorithm" in head
@@ -259,26 +259,29 @@ class Bucket:
     def _name_of(self, key: str) -> str:
         return f"s3://{self.name}/{key}" if key else self.url
 
-    @contextmanager
-    def _explaining(self, key: str) -> Iterator[None]:
-        """Turn boto3's errors into one that says what to do."""
-        name = self._name_of(key)
-        try:
-            yield
-        except ClientError as error:
-            code = str(error.response["Error"].get("Code", ""))
-            reason = _REASONS.get(code, f"{code}: {error.response['Error'].get('Message', '')}")
-            is_fault = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-            kind = SourceUnreachableError if is_fault else SourceError
-            raise kind(f"{name}: {reason}") from error
-        except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
-            raise SourceError(
-                f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                "or --no-sign-request if it is public"
-            ) from error
-        except (*_CUT, BotoCoreError) as error:
-            raise SourceUnreachableError(
-                f"{name}: cut off ({error}); run the command again to go on from there"
-            ) from error
-        except ValueError as error:  # boto3's word for a malformed endpoint
-            raise SourceError(f"{name}: {error}") from error
+
+@contextmanager
+def explain_refusals(name: str) -> Iterator[None]:
+    """Turn boto3's errors into one that begins with `name` and says what to do.
+
+    A server that is down or broke off becomes a `SourceUnreachableError`, all else a `SourceError`.
+    """
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response["Error"].get("Code", ""))
+        reason = _REASONS.get(code, f"{code}: {error.response['Error'].get('Message', '')}")
+        is_fault = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+        kind = SourceUnreachableError if is_fault else SourceError
+        raise kind(f"{name}: {reason}") from error
+    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+        raise SourceError(
+            f"{name}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or --no-sign-request if it is public"
+        ) from error
+    except (*_CUT, BotoCoreError) as error:
+        raise SourceUnreachableError(
+            f"{name}: cut off ({error}); run the command again to go on from there"
+        ) from error
+    except ValueError as error:  # boto3's word for a malformed endpoint
+        raise SourceError(f"{name}: {error}") from error

@@ -1,0 +1,133 @@
+"""What an inbox is, whether it is a folder or a prefix of an S3 bucket."""
+
+from __future__ import annotations
+
+import errno
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from onenip.errors import SourceError
+
+Shelf = Literal["quarantine", "held", "duplicates"]
+SHELVES: tuple[Shelf, ...] = ("quarantine", "held", "duplicates")
+NOTE_SUFFIX = ".json"
+RELEASED = "released"  # shelf of notes on what a person let pass
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One object in the inbox.
+
+    Attributes:
+        key: path below the inbox, POSIX separators, such as `bottle/0001.png`.
+        version: changes whenever its content is replaced.
+        size: in bytes.
+        arrived_at: UTC.
+    """
+
+    key: str
+    version: str
+    size: int
+    arrived_at: datetime
+
+    @property
+    def category(self) -> str:
+        """First folder of the key; empty if it lies in none."""
+        first, slash, _ = self.key.partition("/")
+        return first if slash else ""
+
+
+class Inbox(ABC):
+    """Where images arrive. Every method may be called again after a kill, to the same effect."""
+
+    @abstractmethod
+    def list_arrivals(self, *, shelf: Shelf | None = None) -> Iterator[Arrival]:
+        """Complete objects in the inbox, or on a shelf (with their notes), as they come.
+
+        Raises:
+            SourceError: if the inbox is missing or cannot be reached.
+        """
+
+    @abstractmethod
+    def fetch(self, arrival: Arrival, path: Path) -> bool:
+        """Copy an object to a file; whether it is still there, in this version.
+
+        Raises:
+            SourceError: if it cannot be read, or the disk is full.
+        """
+
+    @abstractmethod
+    def remove(self, arrival: Arrival) -> None:
+        """Remove an object, unless its content was replaced since.
+
+        Raises:
+            SourceError: if it cannot be removed.
+        """
+
+    @abstractmethod
+    def set_aside(
+        self, arrival: Arrival, *, shelf: Shelf, name: str, note: Mapping[str, Any]
+    ) -> None:
+        """Move an object to a shelf, with a note beside it.
+
+        Args:
+            arrival: what to move.
+            shelf: where to.
+            name: path below the shelf; the same image always gets the same one.
+            note: who decided what and why.
+
+        Raises:
+            SourceError: if it cannot be moved.
+        """
+
+    @abstractmethod
+    def read_note(self, shelf: str, name: str) -> dict[str, Any] | None:
+        """The note of an image on a shelf, None if there is none."""
+
+    @abstractmethod
+    def release(self, name: str, *, note: Mapping[str, Any]) -> None:
+        """Move a held image back to the inbox, marked as looked at; see `is_released`.
+
+        Args:
+            name: path below the shelf `held`.
+            note: who released it and why; its `sha256` is what is marked.
+
+        Raises:
+            SourceError: if no such image is held.
+        """
+
+    def is_released(self, sha256: str) -> bool:
+        """Whether a person has looked at an image with this content and let it pass."""
+        return self.read_note(RELEASED, sha256) is not None
+
+
+def render_note(note: Mapping[str, Any]) -> str:
+    """A note as it is written down."""
+    return json.dumps(dict(note), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def parse_note(text: str) -> dict[str, Any]:
+    """A note that was written down; empty if it is damaged."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
+
+
+@contextmanager
+def file_refusals(path: Path, *, target: Path | None = None) -> Iterator[None]:
+    """Turn what a disk refuses into a `SourceError` that names the path, or `target` if it is full."""
+    try:
+        yield
+    except OSError as error:
+        if target is not None and error.errno in _FULL:
+            path = target
+        raise SourceError(f"{path}: {error.strerror or error}") from error

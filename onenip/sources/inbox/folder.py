@@ -1,0 +1,135 @@
+"""A folder as an inbox."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from onenip.errors import SourceError
+from onenip.sources.inbox.base import (
+    NOTE_SUFFIX,
+    RELEASED,
+    Arrival,
+    Inbox,
+    Shelf,
+    file_refusals,
+    parse_note,
+    render_note,
+)
+
+_CHUNK_BYTES = 1 << 20
+
+
+class FolderInbox(Inbox):
+    """A folder, perhaps on a network drive that cameras write to."""
+
+    def __init__(self, folder: Path, *, settle_seconds: float = 0.0) -> None:
+        self._folder = folder
+        self._settle_seconds = settle_seconds
+
+    def list_arrivals(self, *, shelf: Shelf | None = None) -> Iterator[Arrival]:
+        """See `Inbox`; hidden files and those that may still grow are left out.
+
+        The age of a file that is dated in the future tells nothing: it is looked at twice instead.
+        """
+        root = self._shelf(shelf) if shelf else self._folder
+        if not root.is_dir():
+            if shelf:
+                return
+            raise SourceError(f"retrain.inbox: there is no folder {root}")
+        now = datetime.now(tz=UTC).timestamp()
+        undated = []
+        for parent, folders, files in os.walk(root):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(files):
+                path = Path(parent, name)
+                found = _stat(path)
+                if name.startswith(".") or found is None:
+                    continue
+                arrival = _to_arrival(path.relative_to(root).as_posix(), found)
+                age = now - found.st_mtime
+                if shelf or age >= self._settle_seconds:
+                    yield arrival
+                elif age <= -self._settle_seconds:
+                    undated.append(arrival)
+        if undated:
+            time.sleep(self._settle_seconds)
+        yield from filter(self._is_same, undated)
+
+    def fetch(self, arrival: Arrival, path: Path) -> bool:
+        """See `Inbox`."""
+        source = self._folder / arrival.key
+        with file_refusals(source, target=path):
+            try:
+                shutil.copyfile(source, path)
+            except FileNotFoundError:
+                return False
+        return self._is_same(arrival)
+
+    def remove(self, arrival: Arrival) -> None:
+        """See `Inbox`."""
+        if self._is_same(arrival):
+            with file_refusals(self._folder / arrival.key):
+                (self._folder / arrival.key).unlink(missing_ok=True)
+
+    def set_aside(
+        self, arrival: Arrival, *, shelf: Shelf, name: str, note: Mapping[str, Any]
+    ) -> None:
+        """See `Inbox`."""
+        target = self._shelf(shelf) / name
+        with file_refusals(target):
+            self._write_note(shelf, name, note)
+            if self._is_same(arrival):
+                shutil.move(self._folder / arrival.key, target)
+
+    def read_note(self, shelf: str, name: str) -> dict[str, Any] | None:
+        """See `Inbox`."""
+        try:
+            text = (self._shelf(shelf) / f"{name}{NOTE_SUFFIX}").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return parse_note(text)
+
+    def release(self, name: str, *, note: Mapping[str, Any]) -> None:
+        """See `Inbox`."""
+        source = self._shelf("held") / name
+        if not source.is_file():
+            raise SourceError(f"no held image {name}")
+        with file_refusals(source):
+            self._write_note(RELEASED, str(note["sha256"]), note)
+            target = self._folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(source, target)
+            (self._shelf("held") / f"{name}{NOTE_SUFFIX}").unlink(missing_ok=True)
+
+    def _shelf(self, shelf: str) -> Path:
+        return self._folder.with_name(f"{self._folder.name}-{shelf}")
+
+    def _write_note(self, shelf: str, name: str, note: Mapping[str, Any]) -> None:
+        path = self._shelf(shelf) / f"{name}{NOTE_SUFFIX}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.part")
+        draft.write_text(render_note(note), encoding="utf-8")
+        os.replace(draft, path)
+
+    def _is_same(self, arrival: Arrival) -> bool:
+        found = _stat(self._folder / arrival.key)
+        return found is not None and _to_arrival(arrival.key, found).version == arrival.version
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        found = path.stat()
+    except OSError:  # gone, or a link to nowhere
+        return None
+    return found if path.is_file() else None
+
+
+def _to_arrival(key: str, found: os.stat_result) -> Arrival:
+    arrived_at = datetime.fromtimestamp(found.st_mtime, tz=UTC)
+    return Arrival(key, f"{found.st_size}-{found.st_mtime_ns}", found.st_size, arrived_at)
