@@ -34,7 +34,7 @@ from onenip.notices import Kind, tell  # noqa: E402
 from onenip.params import NotifyParams, Params  # noqa: E402
 from onenip.registry import approval as decisions  # noqa: E402
 from onenip.registry import versions  # noqa: E402
-from onenip.registry.evaluations import fetch_evaluation  # noqa: E402
+from onenip.registry.evaluations import fetch_evaluation, find_report  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 
 DEPLOYMENT = "approve/approve"
@@ -123,14 +123,21 @@ def show_comparison(version: Version) -> str:
     )
     pictures = _render_heat_maps(version)
     gate = _render_gate(version)
+    report = _link_report(version)
     create_markdown_artifact(
         key=f"challenger-{slug}",
         markdown="\n\n".join(
-            [f"# {version.category} version {version.number}", _render_table(rows), gate, *pictures]
+            [
+                f"# {version.category} version {version.number}",
+                _render_table(rows),
+                gate,
+                *report,
+                *pictures,
+            ]
         ),
         description="Champion and challenger, what the gate says, and heat maps of the challenger.",
     )
-    return "\n\n".join([_render_table(rows), gate, *pictures[:_PICTURES_IN_FORM]])
+    return "\n\n".join([_render_table(rows), gate, *report, *pictures[:_PICTURES_IN_FORM]])
 
 
 def list_waiting() -> list[Version]:
@@ -203,6 +210,14 @@ def _render_gate(version: Version) -> str:
         return "The gate was not asked."
     reasons = "\n".join(f"- {reason}" for reason in version.gate.reasons)
     return f"Gate: **{version.gate.verdict}**\n\n{reasons}"
+
+
+def _link_report(version: Version) -> list[str]:
+    try:
+        address = find_report(version.run_id)
+    except RegistryError:  # the comparison alone is still worth showing
+        return []
+    return [f"[The whole report]({address})"] if address else []
 
 
 def _render_heat_maps(version: Version) -> list[str]:

@@ -22,7 +22,8 @@ from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
-from flows.retrain import MANIFEST, retrain  # noqa: E402
+from flows.pipeline import MANIFEST  # noqa: E402
+from flows.retrain import retrain  # noqa: E402
 from flows.watch import is_deployed  # noqa: E402
 from onenip import retraining  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402

@@ -29,7 +29,11 @@ apply_settings()
 
 from filelock import FileLock, Timeout  # noqa: E402  # settings come first
 from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
+from prefect.artifacts import (  # noqa: E402
+    create_link_artifact,
+    create_markdown_artifact,
+    create_table_artifact,
+)
 from prefect.client.schemas import State  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
@@ -40,10 +44,14 @@ from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
+from onenip.registry.evaluations import REPORT, publish_report  # noqa: E402
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 EVALUATION = Path("artifacts/evaluation")
 MODEL = Path("artifacts/model")
+MANIFEST = Path("artifacts/validation/manifest.csv")
+SYNTHESIS = Path("artifacts/synthesis")
+CURVES = Path("artifacts/training")
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 _PICTURES = 12  # heat maps shown in the flow run, at most
@@ -95,6 +103,39 @@ def register() -> State[Any]:
     )
 
 
+@network_task("compare with champions")
+def compare_with_champions() -> State[Any]:
+    """Evaluate what serves on the same images, and write the report that shows both."""
+    from onenip.champion_report import write_champion_report
+
+    return _settle(
+        "compare with champions",
+        lambda: write_champion_report(
+            Params.load(),
+            model_dir=MODEL,
+            evaluation_dir=EVALUATION,
+            manifest=MANIFEST,
+            synthesis_dir=SYNTHESIS,
+            training_dir=CURVES,
+        ),
+    )
+
+
+@network_task("link report")
+def link_report() -> State[Any]:
+    """Log the report with the model's run, and put a link to it beside this one."""
+    from onenip.champion_report import find_champion_report
+
+    def work() -> None:
+        compared = find_champion_report(MODEL)
+        address = publish_report(MODEL, compared, experiment=Params.load().register_.experiment)
+        path = (compared or EVALUATION / REPORT).resolve()
+        text = "Champion beside challenger" if compared else "Report of the evaluation"
+        create_link_artifact(key="report", link=address or path.as_uri(), link_text=text)
+
+    return _settle("link report", work)
+
+
 @task(name="show", persist_result=False)
 def show() -> None:
     """Put the table of metrics and the heat maps beside the run."""
@@ -109,10 +150,9 @@ def show() -> None:
         f"**{path.parent.name}/{path.stem}**\n\n![]({to_data_uri(path)})"
         for path in _pick_pictures()
     )
-    report = (EVALUATION / "report.html").resolve()
     create_markdown_artifact(
         key="heatmaps",
-        markdown=f"Report: `{report}`\n\n{pictures}",
+        markdown=pictures,
         description="Images, heat maps and masks; the report holds more.",
     )
 
@@ -129,10 +169,11 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
             return Failed(message=state.message)
     try:
         known = {(version.category, version.number) for version in list_waiting()}
-        state = register(return_state=True)
-        if not state.is_completed():
-            return Failed(message=state.message)
-        new = [one for one in list_waiting() if (one.category, one.number) not in known]
+        for one in (compare_with_champions, register, link_report):
+            state = one(return_state=True)
+            if not state.is_completed():
+                return Failed(message=state.message)
+        new = [v for v in list_waiting() if (v.category, v.number) not in known]
     except OneNIPError as error:
         return Failed(message=f"register: {error}")
     show()
@@ -238,7 +279,7 @@ def _print_summary() -> None:
         table.add_row(name, *cells)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"report      {EVALUATION / 'report.html'}", highlight=False)
+    console.print(f"report      {EVALUATION / REPORT}", highlight=False)
     console.print("data docs   artifacts/validation/data_docs/index.html", highlight=False)
     console.print("synthetic   artifacts/synthesis/contact_sheet.png", highlight=False)
     tracker = os.environ.get("MLFLOW_TRACKING_URI", "")

@@ -9,7 +9,6 @@ Every step may be repeated: a run that was killed is simply started again.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,17 @@ from flows.approval import ask_people, tell_waiting  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import network_task, tell_failure  # noqa: E402
 from flows.judging import judge_model  # noqa: E402
-from flows.pipeline import EVALUATION, MODEL, STAGES, hold_checkout, reproduce, show  # noqa: E402
+from flows.pipeline import (  # noqa: E402
+    EVALUATION,
+    MANIFEST,
+    MODEL,
+    STAGES,
+    compare_with_champions,
+    hold_checkout,
+    link_report,
+    reproduce,
+    show,
+)
 from onenip import branch, provisional, retraining, versioning  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
@@ -37,8 +46,6 @@ from onenip.model_file import hash_model  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
-
-MANIFEST = Path("artifacts/validation/manifest.csv")
 
 
 @network_task("ingest")
@@ -167,13 +174,19 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
         return None
     warm_start()
     for stage in STAGES:
-        state = partial(reproduce, stage, return_state=True)()
-        if not state.is_completed():
-            raise OneNIPError(state.message or f"{stage} failed")
+        _complete(reproduce(stage, return_state=True))
     show()
-    waiting = register_judged(judge_and_show())
+    results = judge_and_show()
+    _complete(compare_with_champions(return_state=True))
+    waiting = register_judged(results)
+    _complete(link_report(return_state=True))
     commit_training(last)
     return waiting
+
+
+def _complete(state: State[Any]) -> None:
+    if not state.is_completed():
+        raise OneNIPError(state.message or f"{state.name}")
 
 
 def main(

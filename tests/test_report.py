@@ -93,6 +93,12 @@ def test_the_page_says_what_is_compared(page_file):
     """Champion, prompts, synthetic anomalies, training and the data version are on the page."""
     text = page_file.read_text()
 
-    for part in ("with the champion", 'id="prompts"', 'id="synthesis"', 'id="training"'):
+    for part in (
+        "with the champion",
+        "judges every one of these images alike",
+        'id="prompts"',
+        'id="synthesis"',
+        'id="training"',
+    ):
         assert part in text
     assert "Data version" in text

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from onenip import retraining
+from onenip import Detector, retraining
+from onenip.champion_report import find_champion_report, write_champion_report
 from onenip.ingestion.journal import Journal
 from onenip.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
 from onenip.preset import render
 from onenip.registry import approval, audit, publishing, versions
 from onenip.registry.versions import GateResult
+from onenip.stages import evaluate
 from tests.tiny import list_samples, make_tiny_params
 
 PROMOTE = GateResult(verdict="promote", reasons=("better",), judged_at=datetime.now(tz=UTC))
@@ -125,6 +127,39 @@ def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data
 
     assert list(found) == ["stripes"]
     assert "there is no champion yet" in found["stripes"].reasons
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_champion_stands_beside_the_new_model_in_the_report(
+    tmp_path, tiny_model, tiny_data, monkeypatch
+):
+    """Only categories with another champion; the same images; asked once; the report is kept by model."""
+    params = make_tiny_params(data={"root": str(tiny_data)}, evaluate={"bootstrap_draws": 100})
+    manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
+    detector = Detector.load(tiny_model)
+    detector.spec = detector.spec.model_copy(update={"provenance": {"note": "another"}})
+    detector.save(tmp_path / "new")
+    options = {"model_dir": tmp_path / "new", "evaluation_dir": tmp_path / "scored"}
+    evaluate.run(
+        params,
+        model_dir=tmp_path / "new",
+        data_dir=tiny_data,
+        manifest=manifest,
+        out_dir=tmp_path / "scored",
+    )
+
+    assert write_champion_report(params, manifest=manifest, **options) is None
+    approval.approve("disc", by="Ada", reason="good")
+    report = write_champion_report(params, manifest=manifest, **options)
+    monkeypatch.setattr("onenip.champion_report.measure", None)
+    again = write_champion_report(params, manifest=manifest, **options)
+
+    assert report == again == find_champion_report(tmp_path / "new")
+    text = report.read_text()
+    assert "version 1, approved by Ada" in text
+    assert text.count("judges every one of these images alike") == 1
+    assert "on the 6 images that both have scored" in text.replace("\n", " ")
+    assert find_champion_report(tiny_model) is None
 
 
 def test_a_webhook_gets_a_sentence_and_facts():

@@ -82,22 +82,31 @@ def report(
         Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
     ] = EVALUATION,
     champion: Annotated[
-        Path | None, typer.Option(help="Folder or metrics.json of the evaluation to stand beside.")
+        str | None,
+        typer.Option(
+            help="Evaluation to stand beside it: a folder, MLflow run id, or models:/NAME@ALIAS."
+        ),
     ] = None,
     model: ModelOption = MODEL,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("artifacts/report.html"),
 ) -> None:
-    """Write the report of an evaluation again, such as with the champion's figures beside it."""
+    """Write the report of an evaluation again, such as with the champion's figures beside it.
+
+    Example: `onenip report --champion models:/onenip-bottle@champion`
+    """
+    import tempfile
+
     from onenip.report import write_report
 
-    write_report(
-        evaluation,
-        out,
-        model_dir=model if model.is_dir() else None,
-        synthesis_dir=SYNTHESIS,
-        training_dir=CURVES,
-        champion=champion,
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        write_report(
+            evaluation,
+            out,
+            model_dir=model if model.is_dir() else None,
+            synthesis_dir=SYNTHESIS,
+            training_dir=CURVES,
+            champion=_resolve(champion, Path(scratch)) if champion else None,
+        )
     typer.echo(str(out))
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
-from onenip.registry import store
+from onenip.model_file import hash_model
+from onenip.registry import runs, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = "evaluation"
+CHAMPION_REPORT = "champion_report"
+REPORT = "report.html"
 _SCHEME = "models:/"
 
 
@@ -33,6 +38,53 @@ def fetch_evaluation(reference: str, folder: Path) -> Path:
             raise RegistryError(f"{reference}: run {run_id} holds no evaluation")
         folder.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, ARTIFACTS, str(folder)))
+
+
+def publish_report(model_dir: Path, compared: Path | None, *, experiment: str) -> str | None:
+    """Log the report that shows the champions beside a model, and say where its report can be seen.
+
+    Args:
+        model_dir: the model, registered.
+        compared: the HTML file, None if nothing else serves.
+        experiment: MLflow experiment of the model's run.
+
+    Returns:
+        As `find_report`.
+
+    Raises:
+        RegistryError: if no run made this model, or the store cannot be reached.
+    """
+    client = store.connect()
+    digest = hash_model(model_dir)
+    run_id = runs.find_run(client, digest, experiment=experiment)
+    if run_id is None:
+        raise RegistryError(f"no run of model {digest[:12]} in experiment {experiment}")
+    if compared is not None:
+        with store.refusals(f"report of run {run_id}"), tempfile.TemporaryDirectory() as scratch:
+            named = shutil.copy(compared, Path(scratch) / REPORT)
+            client.log_artifact(run_id, str(named), CHAMPION_REPORT)
+    return find_report(run_id)
+
+
+def find_report(run_id: str) -> str | None:
+    """Address of a run's report in MLflow's pages, of the one with the champions if there is one.
+
+    None where MLflow has no server, or the run holds no report.
+
+    Raises:
+        RegistryError: if the store cannot be reached.
+    """
+    client = store.connect()
+    if store.is_local(store.tracking_uri()) or not run_id:
+        return None
+    with store.refusals(f"report of run {run_id}"):
+        for folder in (CHAMPION_REPORT, ARTIFACTS):
+            path = f"{folder}/{REPORT}"
+            if path in {item.path for item in client.list_artifacts(run_id, folder)}:
+                experiment_id = client.get_run(run_id).info.experiment_id
+                pages = f"{store.tracking_uri().rstrip('/')}/#/experiments/{experiment_id}"
+                return f"{pages}/runs/{run_id}/artifacts/{path}"
+    return None
 
 
 def _find_run(client: MlflowClient, reference: str) -> str:

@@ -21,6 +21,7 @@ from onenip.evaluation import curves
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores
 from onenip.report import charts
+from onenip.report.beside import Beside, Change
 from onenip.version import __version__
 
 COLUMNS = {
@@ -41,7 +42,6 @@ TITLES = {
     "false_alarm": "Good images with the highest scores",
     "sample": "A sample",
 }
-_LOWER_IS_BETTER = frozenset({"false_alarm_rate"})
 _QUALITY = 82
 _SHEET_SIDE_PX = 1400
 _PROMPT_SIDE_PX = 160
@@ -55,9 +55,7 @@ class Cell:
     text: str
     interval: str
     reason: str
-    change: str
-    before: str
-    direction: str  # better | worse | same, empty without a champion
+    change: Change | None  # from the champion's
 
 
 @dataclass(frozen=True)
@@ -88,14 +86,18 @@ def write_report(
         model_dir: the model, for its prompts and where it came from.
         synthesis_dir: what `onenip synthesize` wrote, for samples of synthetic anomalies.
         training_dir: the folder of `curves.csv` of the training.
-        champion: an earlier evaluation's folder or `metrics.json`, to stand beside this one.
+        champion: folder of the evaluation that stands beside this one, of the same test images.
 
     Raises:
         DataError: if the evaluation or the champion's is not what `onenip evaluate` writes.
         CheckpointError: if the model cannot be read.
     """
     metrics = load_metrics(folder)
-    before = load_metrics(champion) if champion is not None else None
+    beside = (
+        Beside.load(champion, folder, confidence=metrics["confidence"])
+        if champion is not None
+        else None
+    )
     results = load_scores(folder / "scores.csv")
     detector = Detector.load(model_dir) if model_dir is not None else None
     pictures = load_index(folder)
@@ -112,14 +114,17 @@ def write_report(
         version=__version__,
         metrics=metrics,
         columns=COLUMNS,
-        table=_table(metrics, before, categories),
-        has_champion=before is not None,
+        tell_verdict=tell_verdict,
+        table=_table(metrics, beside, categories),
+        beside=beside,
         tests=len(results),
         misses=sum(item.is_defective and not item.is_anomalous for item in results),
         alarms=sum(item.is_anomalous and not item.is_defective for item in results),
         roc=_curve(of, curves.roc_points, "false-alarm rate", "recall"),
         pr=_curve(of, curves.pr_points, "recall", "precision"),
-        sections=[_section(name, of[name], metrics, folder, pictures) for name in categories],
+        sections=[
+            _section(name, of[name], metrics, folder, pictures, beside) for name in categories
+        ],
         prompts=_prompts(detector),
         sheet=_embed(_sheet_path(synthesis_dir), side=_SHEET_SIDE_PX),
         training=_training_charts(training_dir),
@@ -132,16 +137,20 @@ def write_report(
 
 
 def _table(
-    metrics: Mapping[str, Any], before: Mapping[str, Any] | None, categories: Sequence[str]
+    metrics: Mapping[str, Any], beside: Beside | None, categories: Sequence[str]
 ) -> list[tuple[str, dict[str, Cell]]]:
     rows = []
     for name in ("mean", *categories):
         values, ends, reasons = (
             _part(metrics, section, name) for section in ("", "intervals", "reasons")
         )
-        old = _part(before, "", name) if before is not None else {}
         cells = {
-            key: _cell(key, values.get(key), ends.get(key), reasons.get(key), old.get(key))
+            key: _cell(
+                values.get(key),
+                ends.get(key),
+                reasons.get(key),
+                beside.change(name, key) if beside else None,
+            )
             for key in COLUMNS
         }
         rows.append((name, cells))
@@ -155,25 +164,13 @@ def _part(metrics: Mapping[str, Any], section: str, name: str) -> dict[str, Any]
 
 
 def _cell(
-    key: str,
-    value: float | None,
-    ends: Sequence[float] | None,
-    reason: str | None,
-    old: float | None,
+    value: float | None, ends: Sequence[float] | None, reason: str | None, change: Change | None
 ) -> Cell:
-    change, before, direction = "", "", ""
-    if value is not None and old is not None:
-        moved = round(100 * (value - old), 1) + 0.0  # never -0.0
-        better = moved < 0 if key in _LOWER_IS_BETTER else moved > 0
-        direction = "same" if not moved else ("better" if better else "worse")
-        change, before = f"{moved:+.1f}", f"was {100 * old:.1f}"
     return Cell(
         text="n/a" if value is None else f"{100 * value:.1f}",
         interval=f"{100 * ends[0]:.1f}-{100 * ends[1]:.1f}" if ends else "",
         reason=reason or "",
         change=change,
-        before=before,
-        direction=direction,
     )
 
 
@@ -190,6 +187,7 @@ def _section(
     metrics: Mapping[str, Any],
     folder: Path,
     pictures: Sequence[Picture],
+    beside: Beside | None,
 ) -> dict[str, Any]:
     bins = curves.histogram(results)
     threshold = metrics.get("thresholds", {}).get(name, {}).get("image")
@@ -210,25 +208,28 @@ def _section(
         "misses": sum(item.is_defective and not item.is_anomalous for item in results),
         "alarms": sum(item.is_anomalous and not item.is_defective for item in results),
         "defects": metrics.get("defects", {}).get(name, []),
+        "champion": beside.champions.get(name, "") if beside else "",
+        "changes": beside.list_changes(name) if beside else None,
         "pictures": {title: items for title, items in shown.items() if items},
     }
 
 
 def _show(picture: Picture, folder: Path) -> Shown:
     of = picture.result
-    words = {
-        (True, True): "found",
-        (True, False): "missed",
-        (False, True): "false alarm",
-        (False, False): "passed",
-    }
     return Shown(
         source=_embed(folder / picture.file),
         title=of.name,
         note=f"{of.label}, score {of.score:.3g}, threshold {of.threshold:.3g}",
-        verdict=words[of.is_defective, of.is_anomalous],
+        verdict=tell_verdict(of),
         is_wrong=of.is_defective != of.is_anomalous,
     )
+
+
+def tell_verdict(result: ImageResult) -> str:
+    """What a verdict means, beside the truth: found, missed, false alarm or passed."""
+    if result.is_defective:
+        return "found" if result.is_anomalous else "missed"
+    return "false alarm" if result.is_anomalous else "passed"
 
 
 def _prompts(detector: Detector | None) -> list[tuple[str, list[str]]]:

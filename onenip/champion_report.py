@@ -1,0 +1,131 @@
+"""The report that a person decides by: the new model's figures, and what serves now on the same images.
+
+What serves may be another model for each category; each is asked about its own category's current
+test images, whatever they were when it was approved.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from onenip.dataset import load_manifest
+from onenip.detector import Detector
+from onenip.evaluation.measuring import measure
+from onenip.evaluation.results import load_metrics
+from onenip.images import hash_file
+from onenip.model_file import hash_model
+from onenip.params import Params
+from onenip.registry.evaluations import REPORT
+from onenip.registry.loading import load_version
+from onenip.registry.versions import Version, champion
+from onenip.report import write_report
+
+FOLDER = Path("artifacts/champion_report")
+
+
+def write_champion_report(
+    params: Params,
+    *,
+    model_dir: Path,
+    evaluation_dir: Path,
+    manifest: Path,
+    synthesis_dir: Path | None = None,
+    training_dir: Path | None = None,
+    out_dir: Path = FOLDER,
+) -> Path | None:
+    """Evaluate the champions on the current test images, and write the report that shows both.
+
+    What was evaluated already, for the same champions and images, is not evaluated again.
+
+    Args:
+        params: everything.
+        model_dir: the new model.
+        evaluation_dir: what `evaluate` wrote about it.
+        manifest: CSV that `validate` wrote.
+        synthesis_dir: what `synthesize` wrote.
+        training_dir: curves that `train` wrote.
+        out_dir: gets the champions' evaluation and the report.
+
+    Returns:
+        The report; None where no category has another champion than this model.
+
+    Raises:
+        RegistryError: if a champion is not what was approved, or the registry cannot be reached.
+        DataError: if the evaluation, the manifest or an image is not as promised.
+    """
+    new = hash_model(model_dir)
+    found = {name: champion(name) for name in load_metrics(evaluation_dir)["categories"]}
+    serving = {name: v for name, v in found.items() if v is not None and v.digest != new}
+    if not serving:
+        return None
+    folder = out_dir / "champions"
+    pins = {
+        "manifest_sha256": hash_file(manifest),
+        "champion_digests": {name: version.digest for name, version in sorted(serving.items())},
+        "resolution": params.evaluate.resolution,
+    }
+    if not _is_current(folder, pins):
+        _evaluate(params, serving, manifest=manifest, folder=folder, pins=pins)
+    report = _name_report(out_dir, new)
+    for other in {*out_dir.glob(f"*-{REPORT}")} - {report}:
+        other.unlink()
+    write_report(
+        evaluation_dir,
+        report,
+        model_dir=model_dir,
+        synthesis_dir=synthesis_dir,
+        training_dir=training_dir,
+        champion=folder,
+    )
+    return report
+
+
+def find_champion_report(model_dir: Path, *, out_dir: Path = FOLDER) -> Path | None:
+    """The report that was written for this model, None if there is none."""
+    report = _name_report(out_dir, hash_model(model_dir))
+    return report if report.is_file() else None
+
+
+def _name_report(out_dir: Path, digest: str) -> Path:
+    return out_dir / f"{digest[:16]}-{REPORT}"
+
+
+def _is_current(folder: Path, pins: Mapping[str, object]) -> bool:
+    if not folder.is_dir():
+        return False
+    metrics = load_metrics(folder)
+    return all(metrics.get(key) == value for key, value in pins.items())
+
+
+def _evaluate(
+    params: Params,
+    serving: Mapping[str, Version],
+    *,
+    manifest: Path,
+    folder: Path,
+    pins: Mapping[str, object],
+) -> None:
+    loaded: dict[str, Detector] = {}
+    for version in serving.values():
+        if version.digest not in loaded:
+            loaded[version.digest] = load_version(version)
+    draft = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    measure(
+        {name: loaded[version.digest] for name, version in serving.items()},
+        load_manifest(manifest, Path(params.data.root)),
+        params=params.evaluate,
+        seed=params.seed,
+        out_dir=draft,
+        facts={**pins, "champions": {name: _tell(v) for name, v in sorted(serving.items())}},
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def _tell(version: Version) -> str:
+    text = f"version {version.number}, approved by {version.approver or 'nobody known'}"
+    return text + (f" on {version.decided_at:%Y-%m-%d}" if version.decided_at else "")

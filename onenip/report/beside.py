@@ -1,0 +1,96 @@
+"""What stands beside the figures of a report: the champion's, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from onenip.comparison import Difference
+from onenip.evaluation.differences import MEAN, ChangedVerdict, compare
+from onenip.evaluation.results import Evaluation
+from onenip.metrics import Undefined
+
+_LOWER_IS_BETTER = frozenset({"false_alarm_rate"})
+_DRAWS = 1000
+_SHOWN_CHANGES = 12
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a figure moved from champion to challenger, in percent, ready to be read."""
+
+    before: str
+    moved: str
+    interval: str
+    direction: str  # better | worse | same: the interval holds 0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Verdicts of a category that are others than the champion's."""
+
+    better: int
+    worse: int
+    shown: tuple[ChangedVerdict, ...]
+
+
+class Beside:
+    """The champion's side of a report.
+
+    Attributes:
+        champions: what served each category, in words; empty where the evaluation does not say.
+        common: number of images that both have scored.
+    """
+
+    def __init__(self, champion: Evaluation, challenger: Evaluation, *, confidence: float) -> None:
+        found = compare(champion, challenger, confidence=confidence, draws=_DRAWS)
+        self._differences = dict(found.differences)
+        if set(champion.metrics["categories"]) != set(challenger.metrics["categories"]):
+            del self._differences[MEAN]  # means over other categories say nothing
+        self._changed = found.changed
+        self.champions: dict[str, str] = dict(champion.metrics.get("champions", {}))
+        self.common = found.common
+
+    @classmethod
+    def load(cls, champion: Path, challenger: Path, *, confidence: float) -> Self:
+        """Both read from their folders.
+
+        Raises:
+            DataError: if either is not what `onenip evaluate` writes, or they share no test image.
+        """
+        sides = Evaluation.load(champion), Evaluation.load(challenger)
+        return cls(*sides, confidence=confidence)
+
+    def change(self, category: str, name: str) -> Change | None:
+        """Of a category's figure, or of the mean's; None where one of them is not defined."""
+        found = self._differences.get(category, {}).get(name)
+        if found is None or isinstance(found.difference, Undefined):
+            return None
+        moved = round(100 * found.difference, 1) + 0.0  # never -0.0
+        better = moved < 0 if name in _LOWER_IS_BETTER else moved > 0
+        certain = "better" if better else "worse"
+        assert not isinstance(found.champion, Undefined)
+        return Change(
+            before=f"was {100 * found.champion:.1f}",
+            moved=f"{moved:+.1f}",
+            interval=_format_ends(found),
+            direction=certain if found.is_certain and moved else "same",
+        )
+
+    def list_changes(self, category: str) -> Changes | None:
+        """Verdicts of a category that changed, those for the worse first; None without a champion."""
+        if category not in self._differences:
+            return None
+        own = [item for item in self._changed if item.after.category == category]
+        worse = [item for item in own if not item.is_better]
+        better = [item for item in own if item.is_better]
+        shown: Sequence[ChangedVerdict] = [*worse, *better][:_SHOWN_CHANGES]
+        return Changes(len(better), len(worse), tuple(shown))
+
+
+def _format_ends(found: Difference) -> str:
+    if isinstance(found.low, Undefined) or isinstance(found.high, Undefined):
+        return ""
+    return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
