@@ -45,14 +45,19 @@ def page_file(evaluated, tiny_model, tmp_path_factory) -> Path:  # noqa: F811 - 
 
 
 @pytest.mark.skipif(not CHROMIUM.is_file(), reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_the_report_is_whole_in_a_browser(page_file, width):
-    """No console error, no request, every picture shown, nothing wider than the screen."""
+@pytest.mark.parametrize(
+    ("width", "media"),
+    [(1280, "screen"), (390, "screen"), (703, "print")],
+    ids=["desktop", "phone", "paper"],
+)
+def test_the_report_is_whole_in_a_browser(page_file, width, media):
+    """No console error, no request, every picture shown, nothing wider than screen or paper."""
     sync_api = pytest.importorskip("playwright.sync_api")
     errors, requests = [], []
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": 900})
+        page.emulate_media(media=media)
         page.on("console", lambda message: errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))

@@ -93,4 +93,6 @@ class Beside:
 def _format_ends(found: Difference) -> str:
     if isinstance(found.low, Undefined) or isinstance(found.high, Undefined):
         return ""
+    if found.low == found.high == 0:
+        return ""
     return f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
