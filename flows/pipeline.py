@@ -240,7 +240,9 @@ def main(
         from onenip.preset import load_preset, render
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
-    Params.load()
+    from onenip.network import check_architecture
+
+    check_architecture(Params.load().model)
     require_server()
     request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
     run_pipeline(request)

@@ -43,6 +43,7 @@ from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
 from onenip.model_file import hash_model  # noqa: E402
+from onenip.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
@@ -172,6 +173,7 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
         last = journal.last_id()
     if not (due or force):
         return None
+    check_architecture(params.model)
     warm_start()
     for stage in STAGES:
         _complete(reproduce(stage, return_state=True))

@@ -1,7 +1,9 @@
 """Presets: each starts for real, with random weights where its own need a model hub."""
 
 import pytest
+from typer.testing import CliRunner
 
+from onenip.cli import app
 from onenip.errors import ParamsError
 from onenip.params import Params
 from onenip.preset import list_presets, load_preset, merge, render
@@ -89,3 +91,25 @@ def test_a_missing_file_is_named(tmp_path):
     """No params file, one line."""
     with pytest.raises(ParamsError, match="no such params file"):
         Params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("model", "key"),
+    [
+        ({"backbone": "efficientnet_typo"}, "model.backbone"),
+        ({"levels": [0, 9]}, "model.levels"),
+        ({"backbone": "vit_tiny_patch16_224", "levels": [3, 20]}, "model.levels"),
+    ],
+    ids=["no such model", "no such level", "no such block"],
+)
+@pytest.mark.parametrize("stage", ["validate", "synthesize", "train"])
+def test_a_backbone_that_does_not_fit_is_told_by_the_first_stage(tmp_path, stage, model, key):
+    """Before any image is read; one line names the key."""
+    path = tmp_path / "params.yaml"
+    path.write_text(render(Params.parse(merge(Params().dump(), {"model": model}))))
+
+    result = CliRunner().invoke(app, [stage, "--params", str(path), "--data", str(tmp_path)])
+
+    assert isinstance(result.exception, ParamsError)
+    assert result.exception.key in (key, "model.levels")
+    assert key in str(result.exception)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from onenip.params import Params
 
 ParamsOption = Annotated[
     Path, typer.Option("--params", help="YAML file with every number that a person may turn.")
@@ -132,10 +135,9 @@ def validate(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from onenip.params import Params
     from onenip.stages import validate as stage
 
-    loaded = Params.load(params)
+    loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data or Path(loaded.data.root), out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
     table = Table(
@@ -166,10 +168,9 @@ def synthesize(
     ] = SYNTHESIS,
 ) -> None:
     """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
-    from onenip.params import Params
     from onenip.stages import synthesize as stage
 
-    loaded = Params.load(params)
+    loaded = _read_params(params)
     stage.run(loaded, data_dir=data or Path(loaded.data.root), manifest=manifest, out_dir=out)
 
 
@@ -185,10 +186,9 @@ def train(
     curves: Annotated[Path, typer.Option(help="Folder for the training curve.")] = CURVES,
 ) -> None:
     """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
-    from onenip.params import Params
     from onenip.stages import train as stage
 
-    loaded = Params.load(params)
+    loaded = _read_params(params)
     stage.run(
         loaded,
         data_dir=data or Path(loaded.data.root),
@@ -245,3 +245,13 @@ def evaluate(
     typer.echo(
         f"figures in {result.folder / 'metrics.json'}, report in {result.folder}/report.html"
     )
+
+
+def _read_params(path: Path) -> Params:
+    """Params whose architecture can be built, so that a mistake there is told before hours of work."""
+    from onenip.network import check_architecture
+    from onenip.params import Params
+
+    params = Params.load(path)
+    check_architecture(params.model)
+    return params
