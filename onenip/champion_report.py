@@ -14,6 +14,7 @@ from onenip.dataset import load_manifest
 from onenip.detector import Detector
 from onenip.evaluation.measuring import measure
 from onenip.evaluation.results import load_metrics
+from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.model_file import hash_model
 from onenip.params import Params
@@ -122,8 +123,7 @@ def _evaluate(
         out_dir=draft,
         facts={**pins, "champions": {name: _tell(v) for name, v in sorted(serving.items())}},
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    replace_folder(folder, draft)
 
 
 def _tell(version: Version) -> str:

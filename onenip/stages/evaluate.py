@@ -15,6 +15,7 @@ from onenip.dataset import load_manifest, select
 from onenip.detector import Detector
 from onenip.errors import DataError
 from onenip.evaluation.measuring import measure
+from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.report import write_report
@@ -91,7 +92,6 @@ def run(
         training_dir=training_dir,
         champion=champion,
     )
-    shutil.rmtree(out_dir, ignore_errors=True)
-    draft.rename(out_dir)
+    replace_folder(out_dir, draft)
     log.info("figures of %d test images in %s", len(tests), out_dir)
     return EvaluateResult(out_dir, content)

@@ -14,6 +14,7 @@ from PIL import Image
 from onenip import synthetic_bank
 from onenip.dataset import load_manifest
 from onenip.errors import DataError
+from onenip.folders import replace_folder
 from onenip.loading import load_resized
 from onenip.params import Params
 
@@ -45,8 +46,7 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     shutil.rmtree(partial, ignore_errors=True)
     synthetic_bank.write(partial, entries)
     Image.fromarray(synthetic_bank.draw_contact_sheet(entries)).save(partial / "contact_sheet.png")
-    shutil.rmtree(out_dir, ignore_errors=True)
-    partial.rename(out_dir)
+    replace_folder(out_dir, partial)
     log.info(
         "%d synthetic anomalies of %d normal images in %s", len(entries), len(samples), out_dir
     )

@@ -22,6 +22,7 @@ import pandas as pd
 
 from onenip.dataset import GOOD, MANIFEST_COLUMNS, assign_subset
 from onenip.errors import DataError
+from onenip.folders import recover_folder, replace_folder
 from onenip.params import DataParams, ValidateParams
 from onenip.validation.frames import make_category_frame, make_file_frame
 from onenip.validation.measuring import list_category_folders, list_files, measure
@@ -105,13 +106,13 @@ def _write_all(
     frame: pd.DataFrame, data_dir: Path, out_dir: Path, data: DataParams, params: ValidateParams
 ) -> ValidationResult:
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    _recover(out_dir)
+    recover_folder(out_dir)
     partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         partial.chmod(0o755)
         result = _write(frame, data_dir, partial, out_dir, data, params)
         _stop_on_error(result, data_dir)
-        _replace(out_dir, partial)
+        replace_folder(out_dir, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
@@ -246,28 +247,3 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[str]]) -> N
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
-
-
-def _replace(out_dir: Path, partial: Path) -> None:
-    """Swap the outputs by two renames; a failed second one, or a kill before it, is undone."""
-    previous = _previous(out_dir)
-    if out_dir.is_dir():
-        out_dir.rename(previous)
-    try:
-        partial.rename(out_dir)
-    except BaseException:
-        _recover(out_dir)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _recover(out_dir: Path) -> None:
-    """Bring back the outputs of a swap that was not finished, or forget those of one that was."""
-    previous = _previous(out_dir)
-    if previous.exists() and not out_dir.exists():
-        previous.rename(out_dir)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _previous(out_dir: Path) -> Path:
-    return out_dir.with_name(f".{out_dir.name}.previous")
