@@ -65,6 +65,9 @@ def plant_faults(root):
     Image.new("L", (64, 64), 255).save(root / "disc/ground_truth/good/001_mask.png")
     Image.open(train / "001.png").save(root / "x.jpg", "JPEG", quality=95)
     (root / "x.jpg").rename(train / "jpeg.png")
+    add_noise_image(root / "x.png", 5)
+    Image.open(root / "x.png").convert("CMYK").save(train / "for print.jpg")
+    (root / "x.png").unlink()
     (root / "disc/notes.txt").write_text("hello")
     (root / "hollow/train/good").mkdir(parents=True)
     add_noise_image(root / "only tests/test/good/000.png", 4)
@@ -87,13 +90,14 @@ def plant_faults(root):
         "disc/ground_truth/spot/099_mask.png": "no_stray_file",
         "disc/test/good/001.png": "good_without_mask",
         "disc/train/good/jpeg.png": "suffix_tells_format",
+        "disc/train/good/for print.jpg": "known_mode",
         "disc/notes.txt": "no_stray_file",
         "hollow": "has_training_images",
         "only tests/test/good/000.png": "has_training_images",
     }
 
 
-WARNINGS = {"mask_present", "no_stray_file", "suffix_tells_format"}
+WARNINGS = {"mask_present", "no_stray_file", "suffix_tells_format", "known_mode"}
 
 
 def test_every_planted_fault_is_reported(data, tmp_path):

@@ -27,8 +27,7 @@ from onenip.errors import ParamsError
 from onenip.params import ValidateParams
 
 Severity = Literal["error", "quarantine", "warning", "off"]
-KNOWN_MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "LAB",
-               "HSV", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"]  # fmt: skip
+KNOWN_MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16L", "I;16B", "I;16N"]
 
 
 @dataclass(frozen=True)
