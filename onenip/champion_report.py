@@ -6,12 +6,14 @@ test images, whatever they were when it was approved.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from onenip.dataset import load_manifest
 from onenip.detector import Detector
+from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.measuring import measure
 from onenip.evaluation.results import load_metrics
 from onenip.folders import replace_folder
@@ -19,11 +21,13 @@ from onenip.images import hash_file
 from onenip.model_file import hash_model
 from onenip.params import Params
 from onenip.registry.evaluations import REPORT
-from onenip.registry.loading import load_version
+from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion
 from onenip.report import write_report
 
 FOLDER = Path("artifacts/champion_report")
+
+log = logging.getLogger(__name__)
 
 
 def write_champion_report(
@@ -50,25 +54,28 @@ def write_champion_report(
         out_dir: gets the champions' evaluation and the report.
 
     Returns:
-        The report; None where no category has another champion than this model.
+        The report; None where no category has another approved champion than this model.
 
     Raises:
-        RegistryError: if a champion is not what was approved, or the registry cannot be reached.
+        RegistryError: if the registry cannot be reached.
         DataError: if the evaluation, the manifest or an image is not as promised.
     """
     new = hash_model(model_dir)
     found = {name: champion(name) for name in load_metrics(evaluation_dir)["categories"]}
     serving = {name: v for name, v in found.items() if v is not None and v.digest != new}
-    if not serving:
+    detectors = _load(serving)
+    if not detectors:
         return None
     folder = out_dir / "champions"
     pins = {
         "manifest_sha256": hash_file(manifest),
-        "champion_digests": {name: version.digest for name, version in sorted(serving.items())},
+        "champion_digests": {name: serving[name].digest for name in sorted(detectors)},
         "resolution": params.evaluate.resolution,
     }
     if not _is_current(folder, pins):
-        _evaluate(params, serving, manifest=manifest, folder=folder, pins=pins)
+        told = {name: _tell(serving[name]) for name in sorted(detectors)}
+        facts = {**pins, "champions": told}
+        _evaluate(params, detectors, manifest=manifest, folder=folder, facts=facts)
     report = _name_report(out_dir, new)
     for other in {*out_dir.glob(f"*-{REPORT}")} - {report}:
         other.unlink()
@@ -100,28 +107,42 @@ def _is_current(folder: Path, pins: Mapping[str, object]) -> bool:
     return all(metrics.get(key) == value for key, value in pins.items())
 
 
+def _load(serving: Mapping[str, Version]) -> dict[str, Detector]:
+    """Detectors by category; a champion that nobody approved, or that was changed, is left out and told."""
+    loaded: dict[str, Detector] = {}  # by digest
+    found = {}
+    for name, version in serving.items():
+        try:
+            check_approval(version)
+            if version.digest not in loaded:
+                loaded[version.digest] = load_version(version)
+        except UnreachableError:
+            raise
+        except RegistryError as error:
+            log.warning("%s stands beside nothing in the report: %s", name, error)
+            continue
+        found[name] = loaded[version.digest]
+    return found
+
+
 def _evaluate(
     params: Params,
-    serving: Mapping[str, Version],
+    detectors: Mapping[str, Detector],
     *,
     manifest: Path,
     folder: Path,
-    pins: Mapping[str, object],
+    facts: Mapping[str, object],
 ) -> None:
-    loaded: dict[str, Detector] = {}
-    for version in serving.values():
-        if version.digest not in loaded:
-            loaded[version.digest] = load_version(version)
     draft = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     measure(
-        {name: loaded[version.digest] for name, version in serving.items()},
+        detectors,
         load_manifest(manifest, Path(params.data.root)),
         params=params.evaluate,
         seed=params.seed,
         out_dir=draft,
-        facts={**pins, "champions": {name: _tell(v) for name, v in sorted(serving.items())}},
+        facts=facts,
     )
     replace_folder(folder, draft)
 

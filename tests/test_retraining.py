@@ -149,6 +149,8 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     )
 
     assert write_champion_report(params, manifest=manifest, **options) is None
+    versions.set_alias("stripes", versions.CHAMPION, 1)  # by hand, approved by nobody
+    assert write_champion_report(params, manifest=manifest, **options) is None
     approval.approve("disc", by="Ada", reason="good")
     report = write_champion_report(params, manifest=manifest, **options)
     monkeypatch.setattr("onenip.champion_report.measure", None)
