@@ -274,6 +274,8 @@ def _print_summary() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from onenip.champion_report import find_champion_report
+
     metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
     table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
     for name, row in {**metrics["categories"], "mean": metrics["mean"]}.items():
@@ -282,6 +284,8 @@ def _print_summary() -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(f"report      {EVALUATION / REPORT}", highlight=False)
+    if compared := find_champion_report(MODEL):
+        console.print(f"champions   {compared}", highlight=False)
     console.print("data docs   artifacts/validation/data_docs/index.html", highlight=False)
     console.print("synthetic   artifacts/synthesis/contact_sheet.png", highlight=False)
     tracker = os.environ.get("MLFLOW_TRACKING_URI", "")

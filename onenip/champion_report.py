@@ -54,14 +54,16 @@ def write_champion_report(
         out_dir: gets the champions' evaluation and the report.
 
     Returns:
-        The report; None where no category has another approved champion than this model.
+        The report; None where no category with test images has another approved champion than this model.
 
     Raises:
         RegistryError: if the registry cannot be reached.
         DataError: if the evaluation, the manifest or an image is not as promised.
     """
     new = hash_model(model_dir)
-    found = {name: champion(name) for name in load_metrics(evaluation_dir)["categories"]}
+    images = load_metrics(evaluation_dir)["images"]
+    tested = [name for name, counts in images.items() if counts["good"] + counts["defective"]]
+    found = {name: champion(name) for name in tested}
     serving = {name: v for name, v in found.items() if v is not None and v.digest != new}
     detectors = _load(serving)
     if not detectors:

@@ -162,6 +162,11 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     assert text.count("judges every one of these images alike") == 1
     assert "on the 6 images that both have scored" in text.replace("\n", " ")
     assert find_champion_report(tiny_model) is None
+    metrics = tmp_path / "scored/metrics.json"
+    values = json.loads(metrics.read_text())
+    values["images"]["disc"] = {"good": 0, "defective": 0, "without_mask": 0}
+    metrics.write_text(json.dumps(values))  # as of a set without test images
+    assert write_champion_report(params, manifest=manifest, **options) is None
 
 
 def test_a_webhook_gets_a_sentence_and_facts():
