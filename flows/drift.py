@@ -5,7 +5,6 @@ python -m flows.drift
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -22,10 +21,10 @@ from prefect.states import Completed, Failed  # noqa: E402
 
 from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
-from flows.pipeline import MANIFEST  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
 from flows.watch import is_deployed  # noqa: E402
 from onenip import retraining  # noqa: E402
+from onenip.cli.stages import MANIFEST  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import open_journal  # noqa: E402
 from onenip.notices import DRIFT_EVENT, tell  # noqa: E402
@@ -43,7 +42,7 @@ def drift() -> State[Any]:
     try:
         with open_journal() as journal:
             found = retraining.look_for_drift(
-                params, journal=journal, champions=retraining.Champions(), manifest=Path(MANIFEST)
+                params, journal=journal, champions=retraining.Champions(), manifest=MANIFEST
             )
     except OneNIPError as error:
         return Failed(message=str(error))

@@ -42,16 +42,15 @@ from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import UNREACHABLE, network_task, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip import versioning  # noqa: E402
+from onenip.champion_report import find_champion_report, write_champion_report  # noqa: E402
+from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
+from onenip.evaluation.results import REPORT  # noqa: E402
+from onenip.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.registry.evaluations import REPORT, publish_report  # noqa: E402
+from onenip.registry.evaluations import publish_report  # noqa: E402
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
-EVALUATION = Path("artifacts/evaluation")
-MODEL = Path("artifacts/model")
-MANIFEST = Path("artifacts/validation/manifest.csv")
-SYNTHESIS = Path("artifacts/synthesis")
-CURVES = Path("artifacts/training")
 
 _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 _PICTURES = 12  # heat maps shown in the flow run, at most
@@ -106,8 +105,6 @@ def register() -> State[Any]:
 @network_task("compare with champions")
 def compare_with_champions() -> State[Any]:
     """Evaluate what serves on the same images, and write the report that shows both."""
-    from onenip.champion_report import write_champion_report
-
     return _settle(
         "compare with champions",
         lambda: write_champion_report(
@@ -124,7 +121,6 @@ def compare_with_champions() -> State[Any]:
 @network_task("link report")
 def link_report() -> State[Any]:
     """Log the report with the model's run, and put a link to it beside this one."""
-    from onenip.champion_report import find_champion_report
 
     def work() -> None:
         compared = find_champion_report(MODEL)
@@ -240,8 +236,6 @@ def main(
         from onenip.preset import load_preset, render
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
-    from onenip.network import check_architecture
-
     check_architecture(Params.load().model)
     require_server()
     request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
@@ -273,8 +267,6 @@ def _print_summary() -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from onenip.champion_report import find_champion_report
 
     metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
     table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)

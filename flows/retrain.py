@@ -28,9 +28,6 @@ from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import network_task, tell_failure  # noqa: E402
 from flows.judging import judge_model  # noqa: E402
 from flows.pipeline import (  # noqa: E402
-    EVALUATION,
-    MANIFEST,
-    MODEL,
     STAGES,
     compare_with_champions,
     hold_checkout,
@@ -39,6 +36,7 @@ from flows.pipeline import (  # noqa: E402
     show,
 )
 from onenip import branch, provisional, retraining, versioning  # noqa: E402
+from onenip.cli.stages import EVALUATION, MANIFEST, MODEL  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
@@ -187,8 +185,9 @@ def _retrain(params: Params, *, force: bool) -> list[tuple[Version, GateResult]]
 
 
 def _complete(state: State[Any]) -> None:
+    """Make sure that a step succeeded; what it says of its failure becomes the flow's."""
     if not state.is_completed():
-        raise OneNIPError(state.message or f"{state.name}")
+        raise OneNIPError(state.message or str(state.name))
 
 
 def main(

@@ -7,20 +7,18 @@ test images, whatever they were when it was approved.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from onenip.dataset import load_manifest
 from onenip.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
-from onenip.evaluation.measuring import measure
-from onenip.evaluation.results import load_metrics
+from onenip.evaluation.evaluating import evaluate_test_set
+from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.model_file import hash_model
 from onenip.params import Params
-from onenip.registry.evaluations import REPORT
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion
 from onenip.report import write_report
@@ -135,18 +133,15 @@ def _evaluate(
     folder: Path,
     facts: Mapping[str, object],
 ) -> None:
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    measure(
-        detectors,
-        load_manifest(manifest, Path(params.data.root)),
-        params=params.evaluate,
-        seed=params.seed,
-        out_dir=draft,
-        facts=facts,
-    )
-    replace_folder(folder, draft)
+    with replace_folder(folder) as draft:
+        evaluate_test_set(
+            detectors,
+            load_manifest(manifest, Path(params.data.root)),
+            params=params.evaluate,
+            seed=params.seed,
+            out_dir=draft,
+            facts=facts,
+        )
 
 
 def _tell(version: Version) -> str:

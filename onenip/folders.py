@@ -6,44 +6,50 @@ import ctypes
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # Linux: both names change in one step
 
 
-def replace_folder(folder: Path, draft: Path) -> None:
-    """Put a finished draft in a folder's place; on Linux there is no moment without one of the two.
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """An empty draft beside a folder, which takes its place when the block ends well.
 
-    Where the system cannot exchange two names, the old folder is renamed first, and
-    `recover_folder` brings it back after a kill in between.
+    On Linux there is no moment without the old or the new folder. Where the system cannot exchange two
+    names, the old folder is renamed first, and the next call brings it back after a kill in between.
+    A block that fails leaves the folder as it was, and no draft.
 
     Args:
-        folder: may not exist yet.
-        draft: on the same file system; gone afterwards.
+        folder: may not exist yet; its parents are made.
+
+    Yields:
+        The draft.
 
     Raises:
-        OSError: if a rename is refused; then the folder is as it was.
+        OSError: if the disk refuses.
     """
-    recover_folder(folder)
-    if not folder.exists():
-        draft.rename(folder)
-    elif _exchange(draft, folder):
-        shutil.rmtree(draft, ignore_errors=True)
-    else:
-        previous = _previous(folder)
-        folder.rename(previous)
-        try:
+    draft, previous = (
+        folder.with_name(f".{folder.name}.{word}") for word in ("partial", "previous")
+    )
+    _recover(folder, previous)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        if folder.exists() and not _exchange(draft, folder):
+            folder.rename(previous)
+        if not folder.exists():
             draft.rename(folder)
-        except BaseException:
-            recover_folder(folder)
-            raise
-        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        _recover(folder, previous)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
-def recover_folder(folder: Path) -> None:
-    """Bring back what a replacement that was killed had moved aside, or forget it if that was done."""
-    previous = _previous(folder)
+def _recover(folder: Path, previous: Path) -> None:
+    """Bring back what was renamed for a replacement that did not come, or forget it if it came."""
     if previous.exists() and not folder.exists():
         previous.rename(folder)
     shutil.rmtree(previous, ignore_errors=True)
@@ -58,7 +64,3 @@ def _exchange(first: Path, second: Path) -> bool:
         return False
     names = os.fsencode(first), os.fsencode(second)
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _EXCHANGE) == 0)
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.previous")

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from onenip.dataset import load_manifest, select
 from onenip.detector import Detector
 from onenip.drift import DriftResult, Sightings, measure_drift
+from onenip.folders import replace_folder
 from onenip.gate import judge, undecidable
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
@@ -284,10 +285,8 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
         return None
     folder = WARM_START_DIR / digest[:16]
     if not (root / folder).is_dir():
-        partial = root / WARM_START_DIR / f".{digest[:16]}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(source, partial)
-        partial.rename(root / folder)
+        with replace_folder(root / folder) as draft:
+            shutil.copytree(source, draft, dirs_exist_ok=True)
     return folder.as_posix()
 
 

@@ -95,8 +95,8 @@ def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:
 
 
 def write(folder: Path, entries: Sequence[Entry]) -> None:
-    """Write anomalies and masks as PNG, and the index."""
-    folder.mkdir(parents=True)
+    """Write anomalies and masks as PNG, and the index, into a folder that is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_COLUMNS)

@@ -7,34 +7,53 @@ import pytest
 from onenip import folders
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_the_old_folder_stays_until_the_new_one_is_there(tmp_path, monkeypatch, can_exchange):
-    """Both ways end alike: the new content, and nothing left over."""
-    if not can_exchange:
+@pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
+def folder(request, tmp_path, monkeypatch):
+    """A folder to write, where the system can exchange names and where it cannot."""
+    if not request.param:
         monkeypatch.setattr(folders, "_exchange", lambda *_: False)
-    folder, draft = tmp_path / "out", tmp_path / ".out.partial"
+    return tmp_path / "deep/out"
+
+
+def names(folder):
+    return [path.name for path in folder.parent.iterdir()]
+
+
+def test_the_draft_takes_the_folders_place(folder):
+    """The first time and again: the new content, and nothing left over."""
     for text in ("first", "second"):
-        draft.mkdir()
-        (draft / "file").write_text(text)
-        folders.replace_folder(folder, draft)
+        with folders.replace_folder(folder) as draft:
+            (draft / text).touch()
+            assert names(draft)[0] != "out" or text == "second"
 
-        assert (folder / "file").read_text() == text
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert [path.name for path in folder.iterdir()] == [text]
+        assert names(folder) == ["out"]
 
 
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_refused_replacement_changes_nothing(tmp_path, monkeypatch, can_exchange):
-    """A draft that is not there leaves the folder as it was."""
-    if not can_exchange:
-        monkeypatch.setattr(folders, "_exchange", lambda *_: False)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/file").write_text("good")
+def test_a_block_that_fails_changes_nothing(folder):
+    """The old content stays, without a draft."""
+    with folders.replace_folder(folder) as draft:
+        (draft / "good").touch()
 
-    with pytest.raises(OSError, match="partial"):
-        folders.replace_folder(tmp_path / "out", tmp_path / ".out.partial")
+    with pytest.raises(FileNotFoundError), folders.replace_folder(folder) as draft:
+        (draft / "missing").unlink()
 
-    assert (tmp_path / "out/file").read_text() == "good"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in folder.iterdir()] == ["good"]
+    assert names(folder) == ["out"]
+
+
+def test_what_a_kill_left_is_put_right(folder):
+    """A draft is thrown away, and a folder that was moved aside comes back."""
+    with folders.replace_folder(folder) as draft:
+        (draft / "good").touch()
+    folder.rename(folder.with_name(".out.previous"))
+    folder.with_name(".out.partial").mkdir()
+
+    with pytest.raises(FileNotFoundError), folders.replace_folder(folder) as draft:
+        (draft / "missing").unlink()
+
+    assert [path.name for path in folder.iterdir()] == ["good"]
+    assert names(folder) == ["out"]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux")

@@ -153,7 +153,7 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     assert write_champion_report(params, manifest=manifest, **options) is None
     approval.approve("disc", by="Ada", reason="good")
     report = write_champion_report(params, manifest=manifest, **options)
-    monkeypatch.setattr("onenip.champion_report.measure", None)
+    monkeypatch.setattr("onenip.champion_report.evaluate_test_set", None)
     again = write_champion_report(params, manifest=manifest, **options)
 
     assert report == again == find_champion_report(tmp_path / "new")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import MODEL, PARAMS, ModelOption, ParamsOption
+from onenip.cli.stages import EVALUATION, MODEL, PARAMS, ModelOption, ParamsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from onenip.registry.audit import Entry
     from onenip.registry.versions import Version
 
-EVALUATION = Path("artifacts/evaluation")
 SHOWN_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
 CategoryArgument = Annotated[str, typer.Argument(help="Product category, such as bottle.")]

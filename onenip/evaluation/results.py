@@ -17,6 +17,7 @@ from onenip.errors import DataError
 from onenip.metrics.resampling import PixelGrid
 
 SCORE_COLUMNS = ("image", "category", "label", "score", "threshold", "verdict")
+REPORT = "report.html"
 ANOMALOUS, NORMAL = "anomalous", "normal"
 
 _GRID_DTYPES = {

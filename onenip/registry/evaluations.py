@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
+from onenip.evaluation.results import REPORT
 from onenip.model_file import hash_model
 from onenip.registry import runs, store
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "evaluation"
 CHAMPION_REPORT = "champion_report"
-REPORT = "report.html"
 _SCHEME = "models:/"
 
 
@@ -60,9 +58,9 @@ def publish_report(model_dir: Path, compared: Path | None, *, experiment: str) -
     if run_id is None:
         raise RegistryError(f"no run of model {digest[:12]} in experiment {experiment}")
     if compared is not None:
-        with store.refusals(f"report of run {run_id}"), tempfile.TemporaryDirectory() as scratch:
-            named = shutil.copy(compared, Path(scratch) / REPORT)
-            client.log_artifact(run_id, str(named), CHAMPION_REPORT)
+        with store.refusals(f"report of run {run_id}"):
+            text = compared.read_text(encoding="utf-8")
+            client.log_text(run_id, text, f"{CHAMPION_REPORT}/{REPORT}")
     return find_report(run_id)
 
 

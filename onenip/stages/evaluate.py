@@ -6,7 +6,6 @@ Nothing that is learnt here leaves the stage: thresholds are the model's own.
 from __future__ import annotations
 
 import logging
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from onenip.dataset import load_manifest, select
 from onenip.detector import Detector
 from onenip.errors import DataError
-from onenip.evaluation.measuring import measure
+from onenip.evaluation.evaluating import evaluate_test_set
+from onenip.evaluation.results import REPORT
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
@@ -68,30 +68,27 @@ def run(
     for name in sorted({sample.category for sample in tests} - set(detector.categories)):
         known = ", ".join(detector.categories)
         raise DataError(f"{name}: not a category of this model, which knows {known}")
-    draft = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    content = measure(
-        dict.fromkeys(detector.categories, detector),
-        samples,
-        params=params.evaluate,
-        seed=params.seed,
-        out_dir=draft,
-        save_maps=save_maps,
-        facts={
-            "data_version": read_data_version(pointer=Path(f"{data_dir}.dvc")),
-            "manifest_sha256": hash_file(manifest),
-            "model_digest": detector.digest,
-        },
-    )
-    write_report(
-        draft,
-        draft / "report.html",
-        model_dir=model_dir,
-        synthesis_dir=synthesis_dir,
-        training_dir=training_dir,
-        champion=champion,
-    )
-    replace_folder(out_dir, draft)
+    with replace_folder(out_dir) as draft:
+        content = evaluate_test_set(
+            dict.fromkeys(detector.categories, detector),
+            samples,
+            params=params.evaluate,
+            seed=params.seed,
+            out_dir=draft,
+            save_maps=save_maps,
+            facts={
+                "data_version": read_data_version(pointer=Path(f"{data_dir}.dvc")),
+                "manifest_sha256": hash_file(manifest),
+                "model_digest": detector.digest,
+            },
+        )
+        write_report(
+            draft,
+            draft / REPORT,
+            model_dir=model_dir,
+            synthesis_dir=synthesis_dir,
+            training_dir=training_dir,
+            champion=champion,
+        )
     log.info("figures of %d test images in %s", len(tests), out_dir)
     return EvaluateResult(out_dir, content)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,11 +41,10 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     entries = synthetic_bank.draw_entries(
         params.synthesize, samples, images, seed=params.seed, progress=show
     )
-    partial = out_dir.with_name(f".{out_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    synthetic_bank.write(partial, entries)
-    Image.fromarray(synthetic_bank.draw_contact_sheet(entries)).save(partial / "contact_sheet.png")
-    replace_folder(out_dir, partial)
+    with replace_folder(out_dir) as draft:
+        synthetic_bank.write(draft, entries)
+        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(entries))
+        sheet.save(draft / "contact_sheet.png")
     log.info(
         "%d synthetic anomalies of %d normal images in %s", len(entries), len(samples), out_dir
     )

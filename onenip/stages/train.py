@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from onenip import synthetic_bank, versioning
 from onenip.dataset import load_manifest, select
 from onenip.fitting import FitResult, fit_detector, start_fabric
+from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.registry.tracking import training_run
@@ -89,11 +89,8 @@ def run(
         experiment=params.register_.experiment,
     ) as tracked:
         result = fit(tracked.log)
-        partial = out_dir.with_name(f".{out_dir.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        result.detector.save(partial)
-        shutil.rmtree(out_dir, ignore_errors=True)
-        os.replace(partial, out_dir)
+        with replace_folder(out_dir) as draft:
+            result.detector.save(draft)
         _write_curves(curves_dir, result.history)
         tracked.name_model(result.detector.digest)
     log.info("model %s in %s", result.detector.digest[:12], out_dir)

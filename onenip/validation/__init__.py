@@ -12,7 +12,6 @@ import csv
 import json
 import os
 import shutil
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import pandas as pd
 
 from onenip.dataset import GOOD, MANIFEST_COLUMNS, assign_subset
 from onenip.errors import DataError
-from onenip.folders import recover_folder, replace_folder
+from onenip.folders import replace_folder
 from onenip.params import DataParams, ValidateParams
 from onenip.validation.frames import make_category_frame, make_file_frame
 from onenip.validation.measuring import list_category_folders, list_files, measure
@@ -105,16 +104,9 @@ def validate(
 def _write_all(
     frame: pd.DataFrame, data_dir: Path, out_dir: Path, data: DataParams, params: ValidateParams
 ) -> ValidationResult:
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    recover_folder(out_dir)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
-    try:
-        partial.chmod(0o755)
-        result = _write(frame, data_dir, partial, out_dir, data, params)
+    with replace_folder(out_dir) as draft:
+        result = _write(frame, data_dir, draft, out_dir, data, params)
         _stop_on_error(result, data_dir)
-        replace_folder(out_dir, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return result
 
 

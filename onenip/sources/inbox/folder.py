@@ -22,8 +22,6 @@ from onenip.sources.inbox.base import (
     render_note,
 )
 
-_CHUNK_BYTES = 1 << 20
-
 
 class FolderInbox(Inbox):
     """A folder, perhaps on a network drive that cameras write to."""

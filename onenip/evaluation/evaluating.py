@@ -27,7 +27,7 @@ from onenip.images import load_image, load_mask
 from onenip.params import EvaluateParams
 
 
-def measure(
+def evaluate_test_set(
     detectors: Mapping[str, Detector],
     samples: Sequence[Sample],
     *,
