@@ -21,7 +21,7 @@ from onenip.evaluation import curves
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores
 from onenip.report import charts
-from onenip.report.beside import Beside, Change
+from onenip.report.champion_side import ChampionSide, FigureChange
 from onenip.version import __version__
 
 COLUMNS = {
@@ -55,7 +55,7 @@ class Cell:
     text: str
     interval: str
     reason: str
-    change: Change | None  # from the champion's
+    change: FigureChange | None  # from the champion's
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def write_report(
     """
     metrics = load_metrics(folder)
     beside = (
-        Beside.load(champion, folder, confidence=metrics["confidence"])
+        ChampionSide.load(champion, folder, confidence=metrics["confidence"])
         if champion is not None
         else None
     )
@@ -137,7 +137,7 @@ def write_report(
 
 
 def _table(
-    metrics: Mapping[str, Any], beside: Beside | None, categories: Sequence[str]
+    metrics: Mapping[str, Any], beside: ChampionSide | None, categories: Sequence[str]
 ) -> list[tuple[str, dict[str, Cell]]]:
     rows = []
     for name in ("mean", *categories):
@@ -149,7 +149,7 @@ def _table(
                 values.get(key),
                 ends.get(key),
                 reasons.get(key),
-                beside.change(name, key) if beside else None,
+                beside.find_figure_change(name, key) if beside else None,
             )
             for key in COLUMNS
         }
@@ -164,7 +164,10 @@ def _part(metrics: Mapping[str, Any], section: str, name: str) -> dict[str, Any]
 
 
 def _cell(
-    value: float | None, ends: Sequence[float] | None, reason: str | None, change: Change | None
+    value: float | None,
+    ends: Sequence[float] | None,
+    reason: str | None,
+    change: FigureChange | None,
 ) -> Cell:
     return Cell(
         text="n/a" if value is None else f"{100 * value:.1f}",
@@ -187,7 +190,7 @@ def _section(
     metrics: Mapping[str, Any],
     folder: Path,
     pictures: Sequence[Picture],
-    beside: Beside | None,
+    beside: ChampionSide | None,
 ) -> dict[str, Any]:
     bins = curves.histogram(results)
     threshold = metrics.get("thresholds", {}).get(name, {}).get("image")
@@ -209,7 +212,7 @@ def _section(
         "alarms": sum(item.is_anomalous and not item.is_defective for item in results),
         "defects": metrics.get("defects", {}).get(name, []),
         "champion": beside.champions.get(name, "") if beside else "",
-        "changes": beside.list_changes(name) if beside else None,
+        "changes": beside.find_verdict_changes(name) if beside else None,
         "pictures": {title: items for title, items in shown.items() if items},
     }
 

@@ -1,4 +1,4 @@
-"""What stands beside the figures of a report: the champion's, on the same images."""
+"""The champion's side of a report: its figures on the same images, and what changed from it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,38 @@ _SHOWN_CHANGES = 12
 
 
 @dataclass(frozen=True)
-class Change:
-    """How a figure moved from champion to challenger, in percent, ready to be read."""
+class FigureChange:
+    """How a figure moved from champion to challenger, in percent, ready to be read.
+
+    Attributes:
+        before: the champion's figure, such as "was 85.0".
+        moved: challenger minus champion.
+        interval: of that difference; empty where it is not defined, or nothing moved in any resample.
+        direction: "better" or "worse"; "same" where the interval holds 0.
+    """
 
     before: str
     moved: str
     interval: str
-    direction: str  # better | worse | same: the interval holds 0
+    direction: str
 
 
 @dataclass(frozen=True)
-class Changes:
-    """Verdicts of a category that are others than the champion's."""
+class VerdictChanges:
+    """Verdicts of a category that are others than the champion's.
+
+    Attributes:
+        better: number of images that are judged rightly now.
+        worse: number of images that the champion judged rightly.
+        shown: the first of them, worse ones first.
+    """
 
     better: int
     worse: int
     shown: tuple[ChangedVerdict, ...]
 
 
-class Beside:
+class ChampionSide:
     """The champion's side of a report.
 
     Attributes:
@@ -63,7 +76,7 @@ class Beside:
         sides = Evaluation.load(champion), Evaluation.load(challenger)
         return cls(*sides, confidence=confidence)
 
-    def change(self, category: str, name: str) -> Change | None:
+    def find_figure_change(self, category: str, name: str) -> FigureChange | None:
         """Of a category's figure, or of the mean's; None where one of them is not defined."""
         found = self._differences.get(category, {}).get(name)
         if found is None or isinstance(found.difference, Undefined):
@@ -72,14 +85,14 @@ class Beside:
         better = moved < 0 if name in _LOWER_IS_BETTER else moved > 0
         certain = "better" if better else "worse"
         assert not isinstance(found.champion, Undefined)
-        return Change(
+        return FigureChange(
             before=f"was {100 * found.champion:.1f}",
             moved=f"{moved:+.1f}",
             interval=_format_ends(found),
             direction=certain if found.is_certain and moved else "same",
         )
 
-    def list_changes(self, category: str) -> Changes | None:
+    def find_verdict_changes(self, category: str) -> VerdictChanges | None:
         """Verdicts of a category that changed, those for the worse first; None without a champion."""
         if category not in self._differences:
             return None
@@ -87,7 +100,7 @@ class Beside:
         worse = [item for item in own if not item.is_better]
         better = [item for item in own if item.is_better]
         shown: Sequence[ChangedVerdict] = [*worse, *better][:_SHOWN_CHANGES]
-        return Changes(len(better), len(worse), tuple(shown))
+        return VerdictChanges(len(better), len(worse), tuple(shown))
 
 
 def _format_ends(found: Difference) -> str:
