@@ -20,11 +20,19 @@ apply_settings()
 from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
 from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
 from prefect.client.schemas import State  # noqa: E402
+from prefect.client.schemas.filters import (  # noqa: E402
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType  # noqa: E402
 from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.flow_runs import suspend_flow_run  # noqa: E402
 from prefect.input import RunInput  # noqa: E402
-from prefect.states import Completed  # noqa: E402
+from prefect.states import Cancelled, Completed  # noqa: E402
 from pydantic import Field  # noqa: E402
 
 from flows.failures import tell_failure  # noqa: E402
@@ -35,7 +43,7 @@ from onenip.params import NotifyParams, Params  # noqa: E402
 from onenip.registry import approval as decisions  # noqa: E402
 from onenip.registry import versions  # noqa: E402
 from onenip.registry.evaluations import fetch_evaluation, find_report  # noqa: E402
-from onenip.registry.versions import GateResult, Version  # noqa: E402
+from onenip.registry.versions import CHALLENGER, GateResult, Version  # noqa: E402
 
 DEPLOYMENT = "approve/approve"
 
@@ -190,6 +198,40 @@ def ask_people(waiting: Sequence[Version]) -> None:
             as_subflow=False,
             idempotency_key=f"approve {version.category} {version.number} {version.digest}",
         )
+
+
+def close_forms() -> None:
+    """Cancel the runs whose form is about a version that was decided, or replaced by a newer one, elsewhere.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    paused = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[approve.name])),
+            flow_run_filter=FlowRunFilter(state=paused),
+        )
+        for run in runs:
+            category, number = run.parameters["category"], run.parameters["number"]
+            answer = _find_answer(category, number)
+            if answer:
+                message = f"{category} version {number} {answer}"
+                client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
+                get_run_logger().info("the form of %s is closed: %s", run.name, message)
+
+
+def _find_answer(category: str, number: int) -> str:
+    """What became of a version that nobody need decide about any more; empty while somebody must."""
+    known = {version.number: version for version in versions.list_versions(category)}
+    version = known.get(number)
+    if version is None:
+        return "is gone from the registry"
+    if version.approval != "pending":
+        by = f" by {version.approver}" if version.approver else ""
+        return f"is {version.approval}{by} already"
+    waiting = [other for other, one in known.items() if CHALLENGER in one.aliases]
+    return "" if number in waiting or not waiting else f"was replaced by version {waiting[0]}"
 
 
 def _render_table(rows: Sequence[tuple[str, Version]]) -> str:

@@ -32,7 +32,7 @@ from prefect.deployments import run_deployment  # noqa: E402
 from prefect.exceptions import ObjectNotFound  # noqa: E402
 from prefect.states import Completed, Failed  # noqa: E402
 
-from flows.approval import ask_people, list_waiting  # noqa: E402
+from flows.approval import ask_people, close_forms, list_waiting  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
@@ -51,12 +51,13 @@ def watch() -> State[Any]:
     """Count what waits, and start retraining if it is due.
 
     Also notices a champion that somebody set by hand in MLflow, and records it, and sees to it that
-    every version that waits has its form.
+    every version that waits has its form, and no other has.
     """
     params = Params.load()
     try:
         for entry in approval.reconcile_all():
             get_run_logger().warning("%s: %s", entry.category, entry.reason)
+        close_forms()
         ask_people(list_waiting())  # again, in case that whoever registered them was killed
         if params.retrain.inbox is None:
             return Completed(message="there is no inbox: retrain.inbox names none")

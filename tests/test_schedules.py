@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import pytest
 
 from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT, emit
 from onenip.preset import render
+from onenip.registry import approval
+from onenip.registry.publishing import publish
 from tests.acceptance.plant import prefect_server
-from tests.tiny import make_tiny_params
+from tests.tiny import CATEGORIES, make_tiny_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,10 +43,12 @@ def plant(tmp_path_factory, server, environment):
     for name in ("flows", "onenip"):
         (folder / name).symlink_to(ROOT / name)
 
-    def run(*arguments, drift_retrains=False):
+    def run(*arguments, drift_retrains=False, tracking=None):
         params = make_tiny_params(drift={"retrain": drift_retrains})
         (folder / "params.yaml").write_text(render(params))
         own = environment | {"PREFECT_API_URL": server, "PYTHONPATH": str(folder)}
+        if tracking:
+            own |= {"MLFLOW_TRACKING_URI": tracking}
         command = [sys.executable, *arguments]
         done = subprocess.run(
             command, cwd=folder, env=own, capture_output=True, text=True, check=False
@@ -105,3 +110,40 @@ def test_starts_do_not_pile_up(server, plant):
     assert "waits for its turn already" in second
     assert len(list_runs(server, "retrain")) <= before + 1
     assert first.strip()
+
+
+@pytest.mark.timeout(600)
+def test_forms_of_decided_versions_are_closed(server, plant, tmp_path, tiny_model, monkeypatch):
+    """A form is cancelled, with the reason, once its version was decided elsewhere; others stay."""
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    row = {"image_auroc": 0.9}
+    figures = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
+    (evaluation / "metrics.json").write_text(json.dumps(figures))
+    publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
+    forms = {name: suspend_form(server, name) for name in CATEGORIES}
+    approval.approve("disc", by="Ada", reason="good")
+
+    plant("-m", "flows.watch", tracking=store)
+
+    states = {
+        name: httpx.get(f"{server}/flow_runs/{run}").raise_for_status().json()["state"]
+        for name, run in forms.items()
+    }
+    assert states["disc"]["type"] == "CANCELLED"
+    assert states["disc"]["message"] == "disc version 1 is approved by Ada already"
+    assert states["stripes"]["type"] == "PAUSED"
+
+
+def suspend_form(server, category):
+    """Id of a run that waits for a person to decide about version 1 of a category."""
+    found = httpx.get(f"{server}/deployments/name/approve/approve").raise_for_status().json()
+    body = {
+        "parameters": {"category": category, "number": 1},
+        "state": {"type": "PAUSED", "name": "Suspended"},
+    }
+    address = f"{server}/deployments/{found['id']}/create_flow_run"
+    return httpx.post(address, json=body).raise_for_status().json()["id"]
