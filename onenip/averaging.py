@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -37,6 +38,18 @@ class WeightAverage:
         """Go on from averages that `state` gave."""
         for key, value in self._average.items():
             value.copy_(state[key])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The averages in the place of the tensors for the length of a block."""
+        live = {key: value.clone() for key, value in self._live.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, value in self._live.items():
+                    value.copy_(live[key])
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -5,22 +5,22 @@ Whatever is decided here is decided without test data, and stored in the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.category import CategoryState, draw_maps, embed_globally, fuse_for
+from onenip.category import CategoryState, draw_maps, embed_globally
 from onenip.errors import DataError
 from onenip.images import resize_image
 from onenip.memory import select_coreset
-from onenip.model_file import CategorySpec
+from onenip.model_file import CategorySpec, MapScale
 from onenip.network import Features, Network, Reference
 from onenip.params import CalibrateParams
-from onenip.scoring import measure_scale, score_maps
+from onenip.scoring import fuse_maps, measure_scale, score_maps
 from onenip.thresholds import false_alarm_threshold
 
 MIN_CALIBRATION_IMAGES = 4  # fewer held-out normals than this tell no scale: fitted ones then join
@@ -91,6 +91,71 @@ def build_reference(
     return reference.with_memory(memory), owner[picks]
 
 
+@dataclass(frozen=True)
+class FusedMaps:
+    """Fused maps of calibration images, and the scales that they are fused by.
+
+    Attributes:
+        params: the rule.
+        scales: usual values of each kind of map over the normal images.
+        fusion_constant: of the paper's rule.
+        normals: [1, H, W] float of each normal image.
+        anomalies: [1, H, W] float of each synthetic anomaly.
+    """
+
+    params: CalibrateParams
+    scales: dict[str, MapScale]
+    fusion_constant: float
+    normals: list[Tensor]
+    anomalies: list[Tensor]
+
+    @property
+    def normal_scores(self) -> list[float]:
+        """Of the normal images."""
+        return self.score(self.normals)
+
+    @property
+    def anomaly_scores(self) -> list[float]:
+        """Of the synthetic anomalies."""
+        return self.score(self.anomalies)
+
+    def score(self, fused: Sequence[Tensor]) -> list[float]:
+        """Scores of maps, each by itself."""
+        return [float(score_maps(one, pooling_px=self.params.pooling_px)) for one in fused]
+
+    def fuse(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """One map [1, H, W] of every kind of map of a further image."""
+        return fuse_maps(
+            maps, params=self.params, scales=self.scales, fusion_constant=self.fusion_constant
+        )
+
+
+def fuse_calibration_maps(
+    network: Network,
+    params: CalibrateParams,
+    *,
+    state: CategoryState,
+    normals: Sequence[CalibrationImage],
+    anomalies: Sequence[CalibrationImage],
+) -> FusedMaps:
+    """Fused maps of a category's calibration images; arguments as `calibrate_category`."""
+    own = [_draw(network, state, image) for image in normals]
+    wrong = [_draw(network, state, image) for image in anomalies]
+    restoration = torch.cat([maps["restoration"] for maps in own + wrong])
+    empty = FusedMaps(
+        params=params,
+        scales={kind: measure_scale(torch.cat([maps[kind] for maps in own])) for kind in own[0]},
+        fusion_constant=float(restoration.max() + restoration.min()) / 2,
+        normals=[],
+        anomalies=[],
+    )
+    return replace(
+        empty,
+        normals=[empty.fuse(maps) for maps in own],
+        anomalies=[empty.fuse(maps) for maps in wrong],
+    )
+
+
 def calibrate_category(
     network: Network,
     params: CalibrateParams,
@@ -119,37 +184,27 @@ def calibrate_category(
     """
     if not normals:
         raise DataError("a category cannot be calibrated without normal images")
-    maps = [_draw(network, state, image) for image in normals[:MAX_CALIBRATION_IMAGES]]
-    wrong = [_draw(network, state, image) for image in anomalies[:MAX_CALIBRATION_IMAGES]]
-    restoration = torch.cat([m["restoration"] for m in maps + wrong])
-    draft = CategorySpec(
-        image_threshold=0.0,
-        pixel_threshold=0.0,
-        scales={kind: measure_scale(torch.cat([m[kind] for m in maps])) for kind in maps[0]},
-        fusion_constant=float(restoration.max() + restoration.min()) / 2,
-        normal_scores=[],
-        synthetic_scores=[],
+    fused = fuse_calibration_maps(
+        network,
+        params,
+        state=state,
+        normals=normals[:MAX_CALIBRATION_IMAGES],
+        anomalies=anomalies[:MAX_CALIBRATION_IMAGES],
+    )
+    prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
+    prompt_maps = [fused.fuse(_draw(network, state, image)) for image in prompts]
+    pixels = np.quantile(torch.cat(fused.normals).cpu().numpy(), 1 - params.pixel_false_alarm_rate)
+    return CategorySpec(
+        image_threshold=false_alarm_threshold(fused.normal_scores, params.false_alarm_rate),
+        pixel_threshold=float(pixels),
+        scales=fused.scales,
+        fusion_constant=fused.fusion_constant,
+        normal_scores=fused.normal_scores,
+        synthetic_scores=fused.anomaly_scores,
         prompt_names=prompt_names,
-        prompt_scores=[],
+        prompt_scores=fused.score(prompt_maps),
         calibrated_on=calibrated_on,
         is_provisional=is_provisional,
-    )
-
-    def score(one: dict[str, Tensor]) -> float:
-        return float(score_maps(fuse_for(one, params, draft), pooling_px=params.pooling_px))
-
-    prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
-    fused = torch.cat([fuse_for(m, params, draft) for m in maps])  # [n, H, W]
-    scores = [score(one) for one in maps]
-    pixels = np.quantile(fused.cpu().numpy(), 1 - params.pixel_false_alarm_rate)
-    return draft.model_copy(
-        update={
-            "image_threshold": false_alarm_threshold(scores, params.false_alarm_rate),
-            "pixel_threshold": float(pixels),
-            "normal_scores": scores,
-            "synthetic_scores": [score(one) for one in wrong],
-            "prompt_scores": [score(_draw(network, state, image)) for image in prompts],
-        }
     )
 
 

@@ -17,11 +17,12 @@ from onenip.averaging import WeightAverage
 from onenip.errors import CheckpointError
 from onenip.network import Network
 from onenip.params import ModelParams, TrainParams
+from onenip.selection import BestWeights
 from onenip.training_set import BatchPlan
 
 CHECKPOINT_FILE = "last.pt"
 
-_FORMAT = 2
+_FORMAT = 3
 _ASIDE = {"checkpoint_seconds", "log_steps"}  # change nothing in what is trained
 
 log = logging.getLogger(__name__)
@@ -35,15 +36,19 @@ class TrainingState:
         network: its trained part is kept; the backbone is frozen.
         optimizer: torch's, or Fabric's around it.
         average: of the weights, if there is one.
+        best: the weights to keep, if they are selected.
         step: optimiser steps done.
         history: a row of losses per log.
+        trials: a row of figures per trial of the weights.
     """
 
     network: Network
     optimizer: Any
     average: WeightAverage | None
+    best: BestWeights | None
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    trials: list[dict[str, float]] = field(default_factory=list)
 
 
 class Checkpoint:
@@ -73,6 +78,8 @@ class Checkpoint:
             "network": trained,
             "optimizer": state.optimizer.state_dict(),
             "average": state.average.state() if state.average else {},
+            "trials": state.trials,
+            "best": state.best.state() if state.best else {},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
@@ -96,6 +103,9 @@ class Checkpoint:
             state.optimizer.load_state_dict(values["optimizer"])
             if state.average:
                 state.average.load_state(values["average"])
+            if state.best:
+                state.best.load_state(values["best"])
+            state.trials = list(values["trials"])
             state.step, state.history = int(values["step"]), list(values["history"])
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
             reason = str(error).split(".")[0]
@@ -106,11 +116,18 @@ class Checkpoint:
 
 
 def identify(
-    params: TrainParams, model_params: ModelParams, plan: BatchPlan, *, seed: int, total: int
+    params: TrainParams,
+    model_params: ModelParams,
+    plan: BatchPlan,
+    *,
+    seed: int,
+    total: int,
+    selected_on: str,
 ) -> str:
     """Digest of all that a training's state depends on, as 64 hex digits."""
     settings = params.model_dump(mode="json", exclude=_ASIDE)
     parts: list[Any] = [settings, model_params.model_dump(mode="json"), seed, total]
+    parts.append(selected_on)
     parts += [plan.synthesizer.params.model_dump(mode="json"), plan.data.names, plan.world_size]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     digest.update(plan.data.images.tobytes())

@@ -17,25 +17,25 @@ import torch
 from lightning_fabric import Fabric
 
 from onenip import synthetic_bank
-from onenip.calibration import (
-    MAX_CALIBRATION_IMAGES,
-    MIN_CALIBRATION_IMAGES,
-    CalibrationImage,
-    calibrate_category,
-    choose_prompts,
+from onenip.calibration import calibrate_category
+from onenip.calibration_images import (
+    choose_state,
+    embed_anomalies,
+    gather_normals,
+    pick_anomalies,
 )
-from onenip.category import CategoryState, embed_globally
+from onenip.category import CategoryState
 from onenip.dataset import Sample, Subset, list_categories, select
 from onenip.detector import Detector
 from onenip.errors import CheckpointError, DataError
 from onenip.folding import fold_network
-from onenip.images import load_image, resize_image
 from onenip.loading import load_resized
 from onenip.model_file import CategorySpec, DetectorSpec, read_model
-from onenip.network import Features, Network
+from onenip.network import Network
 from onenip.params import Params, TrainParams
+from onenip.selection import SelectionSet
 from onenip.synthetic_bank import StoredAnomaly
-from onenip.training import OnLog, fit
+from onenip.training import OnLog, TrainingRecord, fit
 from onenip.training_set import BatchPlan, TrainingSet, build_training_set
 from onenip.weights import load_backbone_weights
 
@@ -46,10 +46,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained detector, and a row of losses per log."""
+    """A trained detector, and what its training tells."""
 
     detector: Detector
-    history: list[dict[str, float]]
+    record: TrainingRecord
 
 
 def fit_detector(
@@ -116,7 +116,8 @@ def fit_detector(
         world_size=fabric.world_size,
         accumulate_steps=params.train.accumulate_steps,
     )
-    history = fit(
+    selection = _prepare_selection(network, params, samples=samples, data=data, bank=bank)
+    record = fit(
         network,
         plan,
         params=params.train,
@@ -127,12 +128,18 @@ def fit_detector(
         on_log=on_log,
         progress=progress,
         workers=min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0,
+        selection=selection,
     )
     network.to("cpu")
+    if record.selected is not None:
+        provenance = provenance | {
+            "selected_step": int(record.selected["step"]),
+            "selection_score": record.selected["score"],
+        }
     detector = calibrate_detector(
         network, params, samples=samples, data=data, bank=bank, provenance=provenance
     )
-    return FitResult(detector, history)
+    return FitResult(detector, record)
 
 
 def calibrate_detector(
@@ -150,27 +157,14 @@ def calibrate_detector(
     folded = fold_network(network)  # as the detector will score
     with torch.inference_mode():
         for category in list_categories(samples):
-            state, names = _choose_state(folded, params, data, category)
-            held_out = select(samples, category=category, subset="calibration")
-            normals = [
-                CalibrationImage(_embed_file(folded, s.path))
-                for s in held_out[:MAX_CALIBRATION_IMAGES]
-            ]
-            calibrated_on = "calibration"
-            if len(normals) < MIN_CALIBRATION_IMAGES:
-                normals += _reuse_fitted(data, category)
-                calibrated_on = "calibration and fit" if held_out else "fit"
-                log.warning(
-                    "%s: only %d held-out normal images; thresholds also rest on fitted ones",
-                    category,
-                    len(held_out),
-                )
+            state, names = choose_state(folded, data, category, prompts=params.calibrate.prompts)
+            normals, calibrated_on = gather_normals(folded, samples, data, category)
             categories[category] = calibrate_category(
                 folded,
                 params.calibrate,
                 state=state,
                 normals=normals,
-                anomalies=_pick_anomalies(folded, bank, category, {s.name for s in held_out}),
+                anomalies=embed_anomalies(folded, pick_anomalies(bank, samples, category)),
                 prompt_names=names,
                 calibrated_on=calibrated_on,
                 is_provisional=False,
@@ -256,49 +250,24 @@ def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:
     return found
 
 
-def _choose_state(
-    network: Network, params: Params, data: TrainingSet, category: str
-) -> tuple[CategoryState, list[str]]:
-    indices = data.list_indices(category)
-    coarse = data.features.coarse[indices]
-    picks = choose_prompts(coarse, count=params.calibrate.prompts)
-    chosen = [int(indices[i]) for i in picks]
-    state = CategoryState(
-        prompts=torch.tensor(data.images[chosen]),
-        encoded=torch.cat([network.encode(coarse[i][None]) for i in picks]),
-        embeddings=embed_globally(coarse[picks]),
-        reference=data.references[category],
+def _prepare_selection(
+    network: Network,
+    params: Params,
+    *,
+    samples: Sequence[Sample],
+    data: TrainingSet,
+    bank: Sequence[StoredAnomaly],
+) -> SelectionSet | None:
+    """What weights are tried on; None where they are not, or where there is nothing to try them on."""
+    if params.train.selection_trials == 0:
+        return None
+    found = SelectionSet(network, params.calibrate, samples=samples, data=data, bank=bank)
+    if found.categories:
+        return found
+    log.warning(
+        "no category has held-out normals and synthetic anomalies: the last weights are kept"
     )
-    return state, [data.names[i] for i in chosen]
-
-
-def _reuse_fitted(data: TrainingSet, category: str) -> list[CalibrationImage]:
-    indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
-    owners = data.owners[category]
-    features = data.features
-    return [
-        CalibrationImage(
-            Features(features.coarse[i][None], features.fine[i][None]), owners == int(i)
-        )
-        for i in indices
-    ]
-
-
-def _pick_anomalies(
-    network: Network, bank: Sequence[StoredAnomaly], category: str, held_out: set[str]
-) -> list[CalibrationImage]:
-    """Synthetic anomalies of a category, of held-out normals where there are any."""
-    own = [stored for stored in bank if stored.category == category]
-    unseen = [stored for stored in own if stored.made_from in held_out]
-    return [
-        CalibrationImage(_embed_file(network, stored.image))
-        for stored in (unseen or own)[:MAX_CALIBRATION_IMAGES]
-    ]
-
-
-def _embed_file(network: Network, path: Path) -> Features:
-    image = resize_image(load_image(path), network.params.input_size)
-    return network.embed(torch.tensor(image)[None])
+    return None
 
 
 def _warm_start(network: Network, folder: str | None) -> None:

@@ -64,6 +64,10 @@ class Reference:
         """The same statistics with memory tokens [M, C]."""
         return replace(self, memory=memory)
 
+    def to(self, device: torch.device) -> Reference:
+        """The same on a device."""
+        return Reference(self.mean.to(device), self.std.to(device), self.memory.to(device))
+
     def standardize(self, fine: Tensor) -> Tensor:
         """Fine features [B, C, h, w] with the category's own zero mean and unit variance."""
         return standardize(fine.float(), self.mean, self.std)

@@ -11,6 +11,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from onenip.network import Network
 from onenip.params import ModelParams, TrainParams
 from onenip.reconstruction import jitter_features
 from onenip.refiner import PaperRefiner
+from onenip.selection import BestWeights, SelectionSet
 from onenip.training_set import Batch, BatchPlan, TrainingSet, describe
 
 OnLog = Callable[[int, Mapping[str, float]], None]
@@ -36,6 +39,25 @@ _BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies 
 _LAST_LOGS = 5  # logs that are judged by
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What a training tells of itself.
+
+    Attributes:
+        history: a row per log: losses, `step`, `epoch`, `learning_rate`.
+        trials: a row per trial of the weights, in order: `step` and what `SelectionSet.measure` gives.
+    """
+
+    history: list[dict[str, float]]
+    trials: list[dict[str, float]]
+
+    @property
+    def selected(self) -> dict[str, float] | None:
+        """The trial whose weights were kept; None where the last were."""
+        best = max((trial["score"] for trial in self.trials), default=None)
+        return next((t for t in reversed(self.trials) if t["score"] == best), None)
 
 
 class Trainee(nn.Module):
@@ -150,7 +172,8 @@ def fit(
     on_log: OnLog,
     progress: bool,
     workers: int,
-) -> list[dict[str, float]]:
+    selection: SelectionSet | None = None,
+) -> TrainingRecord:
     """Train a network in place.
 
     Args:
@@ -164,9 +187,7 @@ def fit(
         on_log: called with the step and the losses every `log_steps` steps, by one process.
         progress: whether to show a bar.
         workers: processes that draw batches ahead; 0 draws them in this one.
-
-    Returns:
-        The logged losses, a row per log, with `step`, `epoch`, `learning_rate`.
+        selection: what weights are tried on, the best being kept; None keeps the last.
 
     Raises:
         DivergedError: if a loss or a gradient is not finite; the last good checkpoint is kept.
@@ -177,8 +198,16 @@ def fit(
         Trainee(network, plan.data, params), build_optimizer(network, params)
     )
     average = _start_average(network, params)
-    state = TrainingState(network, optimizer, average)
-    identity = identify(params, model_params, plan, seed=seed, total=total)
+    best = BestWeights(_trained_tensors(network)) if selection else None
+    state = TrainingState(network, optimizer, average, best)
+    identity = identify(
+        params,
+        model_params,
+        plan,
+        seed=seed,
+        total=total,
+        selected_on=selection.digest if selection else "",
+    )
     checkpoint = Checkpoint(checkpoint_dir, identity=identity)
     checkpoint.resume(state)
     _check_same_step(fabric, state.step, checkpoint.path)
@@ -209,16 +238,23 @@ def fit(
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             if fabric.is_global_zero:
                 on_log(state.step, values)
+        is_trial = _is_trial(state.step, total, params.selection_trials)
+        if selection and best and is_trial and fabric.is_global_zero:
+            trial = _try_weights(network, selection, average, best)
+            state.trials.append({"step": state.step} | trial)
+            on_log(state.step, {f"selection_{name}": value for name, value in trial.items()})
         if time.monotonic() - saved_at > params.checkpoint_seconds and fabric.is_global_zero:
             checkpoint.save(state)
             saved_at = time.monotonic()
     if fabric.is_global_zero:
         checkpoint.save(state)
-    if average:
+    if state.trials and best:
+        best.apply()
+    elif average:
         average.apply()
     network.eval()
     _warn_if_blind(state.history)
-    return state.history
+    return TrainingRecord(state.history, state.trials)
 
 
 def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimizer:
@@ -311,9 +347,28 @@ def _load_batches(plan: BatchPlan, first: int, total: int, workers: int) -> Iter
 def _start_average(network: Network, params: TrainParams) -> WeightAverage | None:
     if params.ema_decay == 0:
         return None
+    return WeightAverage(_trained_tensors(network), decay=params.ema_decay)
+
+
+def _trained_tensors(network: Network) -> dict[str, Tensor]:
+    """What training changes, by name."""
     tensors = network.state_dict()
-    trained = {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
-    return WeightAverage(trained, decay=params.ema_decay)
+    return {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
+
+
+def _is_trial(step: int, total: int, trials: int) -> bool:
+    """Whether weights are tried after a step, counted from 1: `trials` times, the last after the last."""
+    return step * trials // total > (step - 1) * trials // total
+
+
+def _try_weights(
+    network: Network, selection: SelectionSet, average: WeightAverage | None, best: BestWeights
+) -> dict[str, float]:
+    """Figures of the weights, averaged ones where there is an average, which are kept if they are best."""
+    with average.applied() if average else nullcontext():
+        figures = selection.measure(network)
+        best.offer(figures["score"])
+    return figures
 
 
 def _check_same_step(fabric: Fabric, step: int, path: Path) -> None:

@@ -35,6 +35,6 @@ if __name__ == "__main__":
     data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     params = make_params(devices=int(sys.argv[3]), batch_size=int(sys.argv[4]))
     rank = os.environ.get("LOCAL_RANK", "0")
-    history = fit_tiny(data, params, folder / rank, checkpoint=folder / "checkpoint").history
+    history = fit_tiny(data, params, folder / rank, checkpoint=folder / "checkpoint").record.history
     if rank == "0":
         (folder / "history.json").write_text(json.dumps(history))

@@ -28,7 +28,7 @@ def start(name, tiny_data, folder):
 @pytest.mark.parametrize("name", QUICK)
 def test_an_embedded_preset_starts(name, tiny_data, tmp_path):
     """Two steps through the real entry point."""
-    assert [row["step"] for row in start(name, tiny_data, tmp_path).history] == [1, 2]
+    assert [row["step"] for row in start(name, tiny_data, tmp_path).record.history] == [1, 2]
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_an_embedded_preset_starts(name, tiny_data, tmp_path):
 @pytest.mark.parametrize("name", sorted(set(list_presets()) - set(QUICK)))
 def test_every_other_preset_starts(name, tiny_data, tmp_path):
     """Two steps with random weights: the architectures of EfficientNet-B4 and DINOv2."""
-    assert [row["step"] for row in start(name, tiny_data, tmp_path).history] == [1, 2]
+    assert [row["step"] for row in start(name, tiny_data, tmp_path).record.history] == [1, 2]
 
 
 def test_paper_presets_are_the_papers_model():

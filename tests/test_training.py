@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_weights(tiny_data, tiny_params, tiny_fit, 
     again = fit_tiny(tiny_data, tiny_params, tmp_path)
 
     assert_same_weights(tiny_fit.detector, again.detector)
-    assert again.history == tiny_fit.history
+    assert again.record.history == tiny_fit.record.history
 
 
 def test_cached_features_give_the_same_weights(tiny_data, tiny_params, tiny_fit, tmp_path):
@@ -79,7 +79,7 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tiny_fit, tmp_
     resumed = fit_tiny(tiny_data, params, tmp_path)
 
     assert_same_weights(tiny_fit.detector, resumed.detector)
-    assert [row["step"] for row in resumed.history] == [1, 2, 3, 4]
+    assert [row["step"] for row in resumed.record.history] == [1, 2, 3, 4]
 
 
 def test_a_damaged_checkpoint_is_named(tiny_data, tiny_params, tmp_path):
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_other_params_is_not_resumed(tiny_data, tiny_params, tmp
 
     result = fit_tiny(tiny_data, tiny_params, tmp_path)
 
-    assert [row["step"] for row in result.history] == [1, 2, 3, 4]
+    assert [row["step"] for row in result.record.history] == [1, 2, 3, 4]
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tiny_data, tmp_path):
@@ -133,7 +133,7 @@ def test_training_lowers_the_loss(tiny_data, tmp_path):
         }
     )
 
-    history = fit_tiny(tiny_data, params, tmp_path).history
+    history = fit_tiny(tiny_data, params, tmp_path).record.history
 
     first = np.mean([row["loss"] for row in history[:2]])
     last = np.mean([row["loss"] for row in history[-3:]])
@@ -233,7 +233,9 @@ def test_two_processes_train_as_one_with_the_same_batch(tiny_data, tmp_path):
     """Two CPU processes of 4 samples a step have the losses of one process of 8, within 1e-4."""
     command = [sys.executable, "-m", "tests.shared_training", tiny_data, tmp_path, "2", "4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    alone = fit_tiny(tiny_data, make_params(devices=1, batch_size=8), tmp_path / "alone").history
+    alone = fit_tiny(
+        tiny_data, make_params(devices=1, batch_size=8), tmp_path / "alone"
+    ).record.history
 
     assert done.returncode == 0, done.stderr
     shared = json.loads((tmp_path / "history.json").read_text())
@@ -243,8 +245,10 @@ def test_two_processes_train_as_one_with_the_same_batch(tiny_data, tmp_path):
 def test_accumulated_batches_see_the_samples_of_one_big_batch(tiny_data, tmp_path):
     """Two batches of 4 to a step start at nearly the loss of one batch of 8, and take as many steps."""
     params = make_params(devices=1, batch_size=4, accumulate_steps=2)
-    accumulated = fit_tiny(tiny_data, params, tmp_path / "a").history
-    at_once = fit_tiny(tiny_data, make_params(devices=1, batch_size=8), tmp_path / "b").history
+    accumulated = fit_tiny(tiny_data, params, tmp_path / "a").record.history
+    at_once = fit_tiny(
+        tiny_data, make_params(devices=1, batch_size=8), tmp_path / "b"
+    ).record.history
 
     assert len(accumulated) == len(at_once)
     first = [row[0]["feature_loss"] for row in (accumulated, at_once)]
@@ -321,7 +325,7 @@ def test_a_blind_refiner_is_told(tiny_data, tmp_path, caplog):
     )
     result = fit_tiny(tiny_data, params, tmp_path)
 
-    assert result.history[-1]["mask_recall"] < 0.05
+    assert result.record.history[-1]["mask_recall"] < 0.05
     assert "the refiner is blind" in caplog.text
 
 
@@ -330,7 +334,72 @@ def test_mixed_precision_trains(tiny_data, tiny_fit, tmp_path):
     base = make_tiny_params().dump()["train"]
     params = make_tiny_params(train={**base, "precision": "bf16-mixed"})
 
-    history = fit_tiny(tiny_data, params, tmp_path).history
+    history = fit_tiny(tiny_data, params, tmp_path).record.history
 
-    exact = losses_of(tiny_fit.history)
+    exact = losses_of(tiny_fit.record.history)
     assert np.allclose(losses_of(history), exact, rtol=0.05)
+
+
+def test_the_weights_that_do_best_on_held_out_images_are_kept(tiny_data, tmp_path):
+    """Of all trials the best one's weights are saved, and the model says which these were."""
+    train = {
+        "epochs": 30,
+        "max_steps": 30,
+        "batch_size": 4,
+        "learning_rate": 0.02,
+        "schedule": "step",
+        "selection_trials": 10,
+    }
+    result = fit_tiny(tiny_data, make_tiny_params(train=train), tmp_path / "whole")
+    selected = result.record.selected
+    stopped = fit_tiny(
+        tiny_data,
+        make_tiny_params(
+            train={**train, "max_steps": int(selected["step"]), "selection_trials": 0}
+        ),
+        tmp_path / "stopped",
+    )
+
+    assert [trial["step"] for trial in result.record.trials] == list(range(3, 31, 3))
+    assert selected["score"] == max(trial["score"] for trial in result.record.trials)
+    assert selected["step"] < 30
+    assert_same_weights(result.detector, stopped.detector)
+    assert result.detector.spec.provenance["selected_step"] == selected["step"]
+
+
+def test_a_killed_training_keeps_its_best_weights(tiny_data, tmp_path, monkeypatch):
+    """The best trial survives a kill, also where the weights are averaged."""
+    train = {"epochs": 6, "max_steps": 6, "batch_size": 4, "learning_rate": 0.02, "ema_decay": 0.5}
+    params = make_tiny_params(
+        train={**train, "checkpoint_seconds": 1e-9, "selection_trials": 6, "log_steps": 1}
+    )
+    whole = fit_tiny(tiny_data, params, tmp_path / "whole")
+    from onenip.training import Trainee
+
+    forward, calls = Trainee.forward, []
+
+    def die_at_fifth(self, batch):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KilledError
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "forward", die_at_fifth)
+        with pytest.raises(KilledError):
+            fit_tiny(tiny_data, params, tmp_path / "killed")
+    resumed = fit_tiny(tiny_data, params, tmp_path / "killed")
+
+    assert resumed.record.trials == whole.record.trials
+    assert_same_weights(whole.detector, resumed.detector)
+
+
+def test_selection_needs_held_out_images(tiny_data, tmp_path, caplog):
+    """Without held-out normals the last weights are kept, and that is said."""
+    base = make_tiny_params().dump()
+    params = make_tiny_params(data={**base["data"], "calibration_fraction": 0.0})
+
+    result = fit_tiny(tiny_data, params, tmp_path)
+
+    assert result.record.selected is None
+    assert "the last weights are kept" in caplog.text

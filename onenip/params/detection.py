@@ -103,6 +103,12 @@ class TrainParams(Section):
         lt=1,
         description="share of the running average of the weights that a step keeps; 0: the last weights",
     )
+    selection_trials: int = Field(
+        10,
+        ge=0,
+        description="times that weights are tried on held-out normals and synthetic anomalies, the best "
+        "being kept; 0: the last are",
+    )
     jitter_scale: float = Field(20.0, ge=0, description="feature jitter")
     jitter_probability: Fraction = Field(1.0, ge=0, le=1, description="of jitter in a step")
     feature_weight: float = Field(1.0, ge=0, description="weight of the feature loss")

@@ -251,9 +251,16 @@ def _sheet_path(folder: Path | None) -> Path | None:
 
 
 def _training_charts(folder: Path | None) -> list[tuple[str, str]]:
-    """A chart per column of `curves.csv`, over its first column."""
-    path = folder / "curves.csv" if folder is not None else None
-    if path is None or not path.is_file():
+    """A chart per column of the losses and of the trials that weights were selected by."""
+    if folder is None:
+        return []
+    trials = [(f"selection: {name}", chart) for name, chart in _chart(folder / "selection.csv")]
+    return _chart(folder / "curves.csv") + trials
+
+
+def _chart(path: Path) -> list[tuple[str, str]]:
+    """A chart per column of a table, over its first column."""
+    if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

@@ -32,6 +32,8 @@ _SHAPING = (
     "calibrate",
 )  # what the model depends on
 
+_TRIAL_COLUMNS = ("step", "image_auroc", "pixel_ap", "score")
+
 log = logging.getLogger(__name__)
 
 
@@ -91,17 +93,20 @@ def run(
         result = fit(tracked.log)
         with replace_folder(out_dir) as draft:
             result.detector.save(draft)
-        _write_curves(curves_dir, result.history)
+        _write_table(
+            curves_dir / "curves.csv", result.record.history, list(result.record.history[0])
+        )
+        _write_table(curves_dir / "selection.csv", result.record.trials, _TRIAL_COLUMNS)
         tracked.name_model(result.detector.digest)
     log.info("model %s in %s", result.detector.digest[:12], out_dir)
     return TrainResult(result.detector.digest, result.detector.categories)
 
 
-def _write_curves(folder: Path, history: Sequence[dict[str, float]]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".curves.csv.partial"
+def _write_table(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(history[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(history)
-    os.replace(partial, folder / "curves.csv")
+        writer.writerows(rows)
+    os.replace(partial, path)

@@ -1,0 +1,107 @@
+"""What a category is calibrated on: its prompts, held-out normal images, synthetic anomalies, as features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from onenip.calibration import (
+    MAX_CALIBRATION_IMAGES,
+    MIN_CALIBRATION_IMAGES,
+    CalibrationImage,
+    choose_prompts,
+)
+from onenip.category import CategoryState, embed_globally
+from onenip.dataset import Sample, select
+from onenip.images import load_image, resize_image
+from onenip.network import Features, Network
+from onenip.synthetic_bank import StoredAnomaly
+from onenip.training_set import TrainingSet
+
+log = logging.getLogger(__name__)
+
+
+def choose_state(
+    network: Network, data: TrainingSet, category: str, *, prompts: int
+) -> tuple[CategoryState, list[str]]:
+    """Tensors of a category of the training set, and the names of its prompts.
+
+    Args:
+        network: as it is now, which encodes the prompts.
+        data: the training set.
+        category: one of its categories.
+        prompts: how many, at most.
+    """
+    indices = data.list_indices(category)
+    device = network.coarse_mean.device
+    picks = choose_prompts(data.features.coarse[indices], count=prompts)
+    chosen = [int(indices[i]) for i in picks]
+    coarse = data.features.coarse[chosen].to(device)
+    state = CategoryState(
+        prompts=torch.tensor(data.images[chosen]),
+        encoded=torch.cat([network.encode(one[None]) for one in coarse]),
+        embeddings=embed_globally(coarse),
+        reference=data.references[category].to(device),
+    )
+    return state, [data.names[i] for i in chosen]
+
+
+def gather_normals(
+    network: Network, samples: Sequence[Sample], data: TrainingSet, category: str
+) -> tuple[list[CalibrationImage], str]:
+    """Held-out normal images of a category, joined by fitted ones where there are too few.
+
+    Returns:
+        The images, and which these are, for the record.
+    """
+    held_out = select(samples, category=category, subset="calibration")
+    normals = embed_samples(network, held_out[:MAX_CALIBRATION_IMAGES])
+    if len(normals) >= MIN_CALIBRATION_IMAGES:
+        return normals, "calibration"
+    log.warning(
+        "%s: only %d held-out normal images; thresholds also rest on fitted ones",
+        category,
+        len(held_out),
+    )
+    normals += _reuse_fitted(data, category)
+    return normals, "calibration and fit" if held_out else "fit"
+
+
+def embed_samples(network: Network, samples: Sequence[Sample]) -> list[CalibrationImage]:
+    """Features of normal images that nothing was fitted to."""
+    return [CalibrationImage(_embed_file(network, sample.path)) for sample in samples]
+
+
+def pick_anomalies(
+    bank: Sequence[StoredAnomaly], samples: Sequence[Sample], category: str
+) -> list[StoredAnomaly]:
+    """Synthetic anomalies of a category, of its held-out normal images where there are any."""
+    held_out = {s.name for s in select(samples, category=category, subset="calibration")}
+    own = [stored for stored in bank if stored.category == category]
+    unseen = [stored for stored in own if stored.made_from in held_out]
+    return (unseen or own)[:MAX_CALIBRATION_IMAGES]
+
+
+def embed_anomalies(network: Network, stored: Sequence[StoredAnomaly]) -> list[CalibrationImage]:
+    """Features of synthetic anomalies."""
+    return [CalibrationImage(_embed_file(network, one.image)) for one in stored]
+
+
+def _reuse_fitted(data: TrainingSet, category: str) -> list[CalibrationImage]:
+    indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
+    owners = data.owners[category]
+    features = data.features
+    return [
+        CalibrationImage(
+            Features(features.coarse[i][None], features.fine[i][None]), owners == int(i)
+        )
+        for i in indices
+    ]
+
+
+def _embed_file(network: Network, path: Path) -> Features:
+    image = resize_image(load_image(path), network.params.input_size)
+    return network.embed(torch.tensor(image)[None].to(network.coarse_mean.device))
