@@ -7,6 +7,8 @@ image it runs all stages of the backbone on image and prompt, as one batch of tw
 It stops at the same verdict. All ways take turns in one run, so that a busy machine slows each alike; a
 ratio is the median over rounds of the ratio within a round. Batch 1, input 224 x 224. One thread is timed in
 processor time, several by the wall.
+
+The second table judges several images in one pass (`predict(..., batch_size=N)`, `serve --batch-size N`).
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from onenip.scoring import score_maps
 
 SIDE_PX = 224
 CATEGORY = "part"
+BATCHES = (1, 2, 4, 8)
 _LEVELS = (0, 1, 2, 4)  # stages of EfficientNet-lite2 that give strides 2, 4, 8 and 16
 
 Image = NDArray[np.uint8]
@@ -139,6 +142,12 @@ def main() -> None:
         ways = {name: partial(judge, image) for name, judge in judges.items()}
         clock = choose_clock(options.threads)
         seconds = take_turns(ways, rounds=options.rounds, warmup=5, clock=clock)
+    images = [image] * max(BATCHES)
+    batched = {
+        str(size): partial(ours.predict, images, category=category, batch_size=size)
+        for size in BATCHES
+    }
+    together = take_turns(batched, rounds=max(options.rounds // 4, 2), warmup=1, clock=clock)
     base = "the reference's forward"
     peak, own = measure_peak(clock=clock), count_gflop(ways["ours, PyTorch"])
     print(f"Peak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
@@ -151,6 +160,12 @@ def main() -> None:
             f"| {name} | {spread.show(scale=1e3)} | {ratio.median:.2f} x ({ratio.low:.2f}-{ratio.high:.2f}) "
             f"| {gflop:.2f} | {100 * gflop / spread.median / peak:.0f} % |"
         )
+    print("\n| images in one pass | ms an image, median | 10-90 % | faster, median (10-90 %) |")
+    print("|---|---|---|---|")
+    for size, taken in together.items():
+        ratio = divide(together["1"], taken)
+        shown = Spread.of(taken).show(scale=1e3 / max(BATCHES))
+        print(f"| {size} | {shown} | {ratio.median:.2f} x ({ratio.low:.2f}-{ratio.high:.2f}) |")
 
 
 if __name__ == "__main__":

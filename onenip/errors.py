@@ -77,6 +77,10 @@ class CheckpointError(OneNIPError):
     """A model or checkpoint is missing, damaged, foreign, or made by other params."""
 
 
+class DeviceError(OneNIPError):
+    """This machine has no such device."""
+
+
 class DivergedError(OneNIPError):
     """A loss or a feature stopped being finite; the last good checkpoint was kept."""
 

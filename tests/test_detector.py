@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from onenip import Detector
-from onenip.errors import DataError, ImageError
+from onenip.errors import DataError, DeviceError, ImageError
 from onenip.images import load_image
 
 
@@ -171,3 +171,27 @@ def test_add_category_refuses(tiny_detector, image_path, name, count, words):
     """A taken or unusable name and no image at all are DataErrors."""
     with pytest.raises(DataError, match=words):
         tiny_detector.add_category(name, [image_path] * count)
+
+
+def test_images_may_go_through_the_network_together(tiny_detector, tiny_data):
+    """In batches, of told categories and of several sizes, all is said as one at a time but for rounding."""
+    paths = sorted(tiny_data.glob("*/test/*/*.png"))
+    images = [load_image(path)[: 64 - 8 * (i % 2)] for i, path in enumerate(paths)]
+
+    alone = tiny_detector.predict(images)
+    together = tiny_detector.predict(images, batch_size=5)
+
+    assert [p.category for p in together] == [p.category for p in alone]
+    assert {p.category for p in alone} == {"disc", "stripes"}
+    assert [p.map.shape for p in together] == [p.map.shape for p in alone]
+    assert np.allclose([p.score for p in together], [p.score for p in alone], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta"])
+def test_a_device_that_is_not_there_is_named(tiny_model, monkeypatch, name):
+    """Neither a missing nor an unknown device is replaced by another one in silence."""
+    monkeypatch.setenv("ONENIP_DEVICE", name)
+
+    with pytest.raises(DeviceError, match=f"ONENIP_DEVICE={name}"):
+        Detector.load(tiny_model)
+    assert Detector.load(tiny_model, device="cpu").device.type == "cpu"

@@ -234,3 +234,24 @@ def test_two_hundred_clients_at_once(tiny_model, image_file):
     assert codes <= {200, 503}
     assert 200 in codes
     assert len(scores) == 1
+
+
+def test_batches_answer_each_request_by_itself(tiny_model, tiny_detector, tiny_data):
+    """Requests of two categories, and one of none that is known, are judged in batches and not mixed up."""
+    paths = sorted(tiny_data.glob("*/test/*/*.png"))
+    expected = {
+        path: tiny_detector.predict([path], category=path.parts[-4])[0].score for path in paths
+    }
+    app = build_app(Champions.of_folder(tiny_model), ServeSettings(batch_size=4))
+    with TestClient(app) as client, ThreadPoolExecutor(len(paths) + 1) as pool:
+
+        def ask(path, category):
+            files = {"file": path.read_bytes()}
+            return client.post("/predict/file", files=files, data={"category": category})
+
+        refused = pool.submit(ask, paths[0], "no-such")
+        answers = list(pool.map(lambda path: ask(path, path.parts[-4]), paths))
+
+    assert refused.result().status_code == 404
+    for path, answer in zip(paths, answers, strict=True):
+        assert answer.json()["score"] == pytest.approx(expected[path], abs=1e-4)

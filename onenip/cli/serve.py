@@ -30,6 +30,14 @@ def serve(
     max_waiting: Annotated[
         int, typer.Option(min=1, help="Requests that may wait; more get 503.")
     ] = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Waiting images judged in one pass. More pays on a GPU alone (ONENIP_DEVICE=cuda), and "
+            "scores may then differ from those of `onenip evaluate` in the last bits.",
+        ),
+    ] = 1,
     recent: Annotated[
         Path | None,
         typer.Option(
@@ -55,6 +63,7 @@ def serve(
         api_key=os.environ.get("ONENIP_API_KEY", ""),
         max_bytes=max_mb << 20,
         max_waiting=max_waiting,
+        batch_size=batch_size,
         refresh_seconds=refresh_seconds if model is None else 0.0,
         recent=recent,
     )

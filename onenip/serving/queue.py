@@ -1,7 +1,8 @@
 """Requests judged in turn: what waits is gathered into batches, and too much waiting is refused.
 
-The detector judges images one at a time, so that a score never depends on its batch; gathering
-spares the hand-over to the worker thread for each image.
+What waits while a batch is judged becomes the next one; nobody waits for a batch to fill. Of a batch, as
+many images go through the network together as asked for: one, unless a GPU makes more pay, so that a
+score never depends on its batch.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 from onenip.errors import OneNIPError
 from onenip.prediction import Prediction
 from onenip.serving.champions import Serving
+
+_GATHERED = 8  # jobs that are handed to the worker thread together: fewer hand-overs
 
 
 class BusyQueueError(OneNIPError):
@@ -35,12 +38,12 @@ class JudgingQueue:
 
     Args:
         max_waiting: jobs that may wait; one more is refused.
-        max_batch: jobs that are handed to the worker thread together.
+        batch_size: images that go through the network together.
     """
 
-    def __init__(self, *, max_waiting: int, max_batch: int) -> None:
+    def __init__(self, *, max_waiting: int, batch_size: int) -> None:
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(max_waiting)
-        self._max_batch = max_batch
+        self._batch_size = batch_size
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -79,9 +82,9 @@ class JudgingQueue:
     async def _work(self) -> None:
         while True:
             batch = [await self._jobs.get()]
-            while len(batch) < self._max_batch and not self._jobs.empty():
+            while len(batch) < max(self._batch_size, _GATHERED) and not self._jobs.empty():
                 batch.append(self._jobs.get_nowait())
-            outcomes = await asyncio.to_thread(_judge_all, batch)
+            outcomes = await asyncio.to_thread(_judge_all, batch, self._batch_size)
             for job, outcome in zip(batch, outcomes, strict=True):
                 self._jobs.task_done()
                 if job.answer.cancelled():
@@ -92,11 +95,22 @@ class JudgingQueue:
                     job.answer.set_exception(outcome)
 
 
-def _judge_all(batch: list[_Job]) -> list[Prediction | OneNIPError]:
-    outcomes: list[Prediction | OneNIPError] = []
-    for job in batch:
-        try:
-            outcomes += job.serving.detector.predict([job.image], category=job.category)
-        except OneNIPError as error:
-            outcomes.append(error)
-    return outcomes
+def _judge_all(batch: list[_Job], batch_size: int) -> list[Prediction | OneNIPError]:
+    """Answers in the order of the jobs; those that one detector judges as one category go together."""
+    groups: dict[tuple[int, str | None], list[int]] = {}
+    for i, job in enumerate(batch):
+        groups.setdefault((id(job.serving.detector), job.category), []).append(i)
+    outcomes: dict[int, Prediction | OneNIPError] = {}
+    for (_, category), places in groups.items():
+        for at in range(0, len(places), batch_size):
+            chosen = places[at : at + batch_size]
+            images = [batch[i].image for i in chosen]
+            try:
+                found = batch[chosen[0]].serving.detector.predict(
+                    images, category=category, batch_size=batch_size
+                )
+            except OneNIPError as error:
+                outcomes |= dict.fromkeys(chosen, error)
+            else:
+                outcomes |= zip(chosen, found, strict=True)
+    return [outcomes[i] for i in range(len(batch))]

@@ -43,7 +43,7 @@ class ServeSettings:
         max_bytes: of a request.
         max_pixels: of an image.
         max_waiting: requests that may wait; more get 503.
-        max_batch: requests judged in one go.
+        batch_size: images that go through the network together.
         refresh_seconds: time between two looks into the registry; 0 never looks.
         recent: folder that the latest images and answers are kept in; None keeps none.
     """
@@ -52,7 +52,7 @@ class ServeSettings:
     max_bytes: int = 32 << 20
     max_pixels: int = 50_000_000
     max_waiting: int = 64
-    max_batch: int = 8
+    batch_size: int = 1
     refresh_seconds: float = 20.0
     recent: Path | None = None
 
@@ -101,7 +101,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
         settings: limits and key.
     """
     metrics = _Metrics()
-    queue = JudgingQueue(max_waiting=settings.max_waiting, max_batch=settings.max_batch)
+    queue = JudgingQueue(max_waiting=settings.max_waiting, batch_size=settings.batch_size)
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:

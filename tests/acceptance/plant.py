@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import random
 import shutil
 import signal
 import socket
@@ -18,7 +18,10 @@ from typing import TypeVar
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
+
+from onenip.sources.local_s3 import start_s3
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -191,30 +194,124 @@ def running(command: list[str], folder: Path, env: dict[str, str], log: Path) ->
                 continue
 
 
-@contextmanager
-def prefect_server(folder: Path, env: dict[str, str]) -> Iterator[str]:
-    """A Prefect server of the plant's own; its API address."""
-    port = free_port()
+class Servers:
+    """S3, Prefect's and MLflow's servers, whose state lies in one folder; each may be killed and come back.
+
+    Args:
+        folder: made if need be; a copy of it, made while they are stopped, starts as they were.
+        env: of the processes.
+    """
+
+    NAMES = ("s3", "mlflow", "prefect")
+
+    def __init__(self, folder: Path, env: dict[str, str]) -> None:
+        self.folder, self._base = folder, env
+        self._ports = {name: free_port() for name in self.NAMES if name != "s3"}
+        self._s3_port: int | None = None
+        self._processes: dict[str, int] = {}
+        self._own: dict[str, str] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that make every process of the plant speak to these servers."""
+        return self._own | {
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self._ports['mlflow']}",
+            "PREFECT_API_URL": self.api,
+        }
+
+    @property
+    def api(self) -> str:
+        """Address of Prefect's API."""
+        return f"http://127.0.0.1:{self._ports['prefect']}/api"
+
+    def __enter__(self) -> Servers:
+        """Start all of them."""
+        for name in self.NAMES:
+            self.start(name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop all of them."""
+        for name in list(self._processes):
+            self.kill(name, gently=True)
+
+    def start(self, name: str) -> None:
+        """Start one of them, and wait until it answers."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if name == "s3":
+            server = start_s3(self.folder / "s3", buckets=(BUCKET,), port=self._s3_port)
+            self._own = server.environment
+            self._s3_port = int(server.endpoint.rpartition(":")[2])
+            self._processes[name] = server.process_id
+            return
+        address = f"http://127.0.0.1:{self._ports[name]}"
+        if name == "mlflow":
+            command = _mlflow_command(self.folder, self._ports[name], f"s3://{BUCKET}/mlflow")
+            env, health = self._base | self._own, f"{address}/health"
+        else:
+            command = _prefect_command(self._ports[name])
+            env, health = _prefect_environment(self.folder, self._base), f"{address}/api/health"
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, env=env, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        self._processes[name] = process.pid
+        wait_until(lambda: _answers(health), 150, name)
+
+    def kill(self, name: str, *, gently: bool = False) -> None:
+        """End one of them; without a chance to finish anything, unless it is done gently."""
+        process = psutil.Process(self._processes.pop(name))
+        kill_tree(process, gently=gently)
+
+
+def kill_tree(process: psutil.Process, *, gently: bool = False) -> None:
+    """SIGKILL a process and all that it started; gently, it is asked to end first."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [process, *process.children(recursive=True)]
+        if gently:
+            process.terminate()
+            psutil.wait_procs(family, timeout=15)
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family, timeout=15)
+
+
+def _mlflow_command(folder: Path, port: int, artifacts: str) -> list[str]:
+    return [
+        sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts,
+    ]  # fmt: skip
+
+
+def _prefect_command(port: int) -> list[str]:
+    return [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+
+
+def _prefect_environment(folder: Path, env: dict[str, str]) -> dict[str, str]:
     own = env | {
         "PREFECT_HOME": str(folder / "prefect"),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder}/prefect.db",
     }
     own.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with running(command, folder, own, folder / "prefect.log"):
+    return own
+
+
+@contextmanager
+def prefect_server(folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """A Prefect server alone; its API address."""
+    port = free_port()
+    own = _prefect_environment(folder, env)
+    with running(_prefect_command(port), folder, own, folder / "prefect.log"):
         wait_until(lambda: _answers(f"http://127.0.0.1:{port}/api/health"), 120, "Prefect's server")
         yield f"http://127.0.0.1:{port}/api"
 
 
 @contextmanager
 def mlflow_server(folder: Path, env: dict[str, str], *, artifacts: str) -> Iterator[str]:
-    """An MLflow server of the plant's own; its address."""
+    """An MLflow server alone; its address."""
     port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", artifacts,
-    ]  # fmt: skip
-    with running(command, folder, env, folder / "mlflow.log"):
+    with running(_mlflow_command(folder, port, artifacts), folder, env, folder / "mlflow.log"):
         wait_until(lambda: _answers(f"http://127.0.0.1:{port}/health"), 120, "MLflow's server")
         yield f"http://127.0.0.1:{port}"
 
@@ -240,14 +337,16 @@ def product_server(checkout: Path, env: dict[str, str]) -> Iterator[str]:
 
 
 @contextmanager
-def workers(checkout: Path, env: dict[str, str], pools: tuple[str, ...]) -> Iterator[None]:
-    """A worker for each pool."""
+def workers(checkout: Path, env: dict[str, str], pools: tuple[str, ...]) -> Iterator[list[int]]:
+    """A worker for each pool; their process ids."""
     with ExitStack() as stack:
+        found = []
         for pool in pools:
             command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
             log = checkout.parent / f"{pool}.log"
-            stack.enter_context(running([*command, "--type", "process"], checkout, env, log))
-        yield
+            started = running([*command, "--type", "process"], checkout, env, log)
+            found.append(stack.enter_context(started))
+        yield found
 
 
 def wait_until(check: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -266,16 +365,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def kill_at_random(process: subprocess.Popen[bytes], chance: random.Random, longest: float) -> None:
-    """SIGKILL a process and all that it started, at a random moment; nothing if it ends before."""
-    deadline = time.monotonic() + chance.uniform(1.0, longest)
-    while time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def _answers(address: str) -> bool:

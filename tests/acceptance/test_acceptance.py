@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import random
 import shutil
-import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import boto3
 import httpx
+import psutil
 import pytest
 
 from onenip import versioning
 from onenip.registry import audit, versions
 from onenip.registry.loading import load_champion
-from onenip.sources.local_s3 import running_s3
 from tests.acceptance import plant
+
+PYTHON = (sys.executable, "-m")
+POOLS = ("onenip-light", "onenip-training")
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(3600)]
 
@@ -53,8 +58,12 @@ class Receiver:
         self._server.server_close()
 
 
-def drop_twelve(put, products: plant.Products, data: Path) -> None:
-    """Twelve arrivals: eight good ones, two bad, one duplicate, one with a defect."""
+def drop_twelve(client, products: plant.Products, data: Path) -> None:
+    """Twelve arrivals in S3: eight good ones, two bad, one duplicate, one with a defect."""
+
+    def put(key: str, body: bytes) -> None:
+        client.put_object(Bucket=plant.BUCKET, Key=f"inbox/{key}", Body=body)
+
     first, second = products.first, products.second
     for name in (first, second):
         for path in products.arrivals[name][:4]:
@@ -66,62 +75,58 @@ def drop_twelve(put, products: plant.Products, data: Path) -> None:
     put(f"{first}/slipped-in{products.defect.suffix}", products.defect.read_bytes())
 
 
+def make_plant(checkout: Path, env: dict[str, str], *, webhook: str | None) -> plant.Products:
+    """A checkout whose first model is trained and approved by a person, with its inbox in S3.
+
+    The gate promotes the first product by itself, and holds the second one for a person.
+    """
+    inbox = f"s3://{plant.BUCKET}/inbox"
+    products = plant.make_checkout(checkout, env, inbox=inbox, remote=f"s3://{plant.BUCKET}/dvc")
+    first, second = products.first, products.second
+    gate, retrain = plant.SECTIONS["gate"], plant.SECTIONS["retrain"]
+    policies = {first: "auto", second: "auto"}
+    sections = plant.SECTIONS | {
+        "gate": {**gate, "categories": {second: plant.CAUTIOUS}},
+        "retrain": {**retrain, "inbox": inbox, "policies": policies},
+        "notify": {"webhook": webhook},
+    }
+    plant.write_params(checkout, sections)
+    plant.run([*PYTHON, "flows.pipeline"], checkout, env)
+    for name in (first, second):
+        command = [*PYTHON, "onenip", "approve", name, "--by", "Ada", "--reason", "first"]
+        plant.run(command, checkout, env)
+    return products
+
+
+def follow(servers: plant.Servers, monkeypatch) -> None:
+    """Have this process speak to the servers, too."""
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow itself sets it
+    for name, value in servers.environment.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch, capsys):
     """New images arrive in S3; everything up to the decision happens by itself."""
     checkout = tmp_path / "checkout"
     env = plant.base_environment(checkout)
     with ExitStack() as stack:
-        s3 = stack.enter_context(running_s3(tmp_path / "s3", buckets=(plant.BUCKET,)))
-        env |= s3.environment
+        servers = stack.enter_context(plant.Servers(tmp_path / "servers", env))
         hook = stack.enter_context(Receiver())
-        products = plant.make_checkout(
-            checkout, env, inbox=f"s3://{plant.BUCKET}/inbox", remote=f"s3://{plant.BUCKET}/dvc"
-        )
+        env |= servers.environment
+        follow(servers, monkeypatch)
+        products = make_plant(checkout, env, webhook=hook.address)
         first, second = products.first, products.second
-        artifacts = f"s3://{plant.BUCKET}/mlflow"
-        env["MLFLOW_TRACKING_URI"] = stack.enter_context(
-            plant.mlflow_server(tmp_path, env, artifacts=artifacts)
-        )
-        env["PREFECT_API_URL"] = stack.enter_context(plant.prefect_server(tmp_path, env))
-        monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-        for name in ("MLFLOW_TRACKING_URI", *s3.environment):
-            monkeypatch.setenv(name, env[name])
-        sections = plant.SECTIONS | {
-            "gate": {**plant.SECTIONS["gate"], "categories": {second: plant.CAUTIOUS}},
-            "retrain": {
-                **plant.SECTIONS["retrain"],
-                "inbox": f"s3://{plant.BUCKET}/inbox",
-                "policies": {first: "auto", second: "auto"},
-            },
-            "notify": {"webhook": hook.address},
-        }
-        plant.write_params(checkout, sections)
-
-        # first training, approved by a person
-        python = [sys.executable, "-m"]
-        plant.run([*python, "flows.pipeline"], checkout, env)
-        for name in (first, second):
-            plant.run(
-                [*python, "onenip", "approve", name, "--by", "Ada", "--reason", "first"],
-                checkout,
-                env,
-            )
         before, _ = load_champion(first)
         server = stack.enter_context(plant.product_server(checkout, env))
         picture = sorted((checkout / "data" / first / "test/good").iterdir())[0]
         assert ask(server, first, picture)["digest"] == before.digest
 
         # twelve images arrive; schedule and event do the rest
-        names = plant.run([*python, "flows.schedules"], checkout, env).split()
-        assert "retrain/retrain" in names
-        stack.enter_context(plant.workers(checkout, env, ("onenip-light", "onenip-training")))
+        assert "retrain/retrain" in plant.run([*PYTHON, "flows.schedules"], checkout, env).split()
+        stack.enter_context(plant.workers(checkout, env, POOLS))
         client = boto3.client("s3")
-        drop_twelve(
-            lambda key, body: client.put_object(Bucket=plant.BUCKET, Key=f"inbox/{key}", Body=body),
-            products,
-            checkout / "data",
-        )
-        plant.run([*python, "onenip", "notify", first], checkout, env)
+        drop_twelve(client, products, checkout / "data")
+        plant.run([*PYTHON, "onenip", "notify", first], checkout, env)
         wait_for_notice(hook, second)
         check_arrivals(client, checkout)
 
@@ -138,14 +143,14 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
         assert ask(server, second, picture)["version"] == 1
 
         # a person fills in the form
-        fill_in_form(env["PREFECT_API_URL"])
+        fill_in_form(servers.api)
         plant.wait_until(lambda: versions.champion(second).number == 2, 180, "the approval")
         assert versions.champion(second).approver == "Grace"
         plant.wait_until(lambda: ask(server, second, picture)["version"] == 2, 60, "its serving")
 
         # a mistake is rolled back with one command, and the record is whole
         plant.run(
-            [*python, "onenip", "rollback", first, "--by", "Ada", "--reason", "complaint"],
+            [*PYTHON, "onenip", "rollback", first, "--by", "Ada", "--reason", "complaint"],
             checkout,
             env,
         )
@@ -154,7 +159,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
             lambda: ask(server, first, picture)["digest"] == before.digest, 60, "the old model"
         )
         with capsys.disabled():
-            sys.stdout.write(plant.run([*python, "onenip", "audit"], checkout, env))
+            sys.stdout.write(plant.run([*PYTHON, "onenip", "audit"], checkout, env))
         actions = [entry.action for entry in audit.read_trail(first)]
         assert actions == ["register", "approve", "register", "gate", "approve", "rollback"]
 
@@ -176,73 +181,97 @@ def check_arrivals(client, checkout: Path) -> None:
     assert pushed == versioning.find_commit(reference, root=checkout)
 
 
-def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeypatch):
-    """SIGKILL of a retraining, ten times, then one run to the end: the same data, model and decisions."""
-    origin = tmp_path / "origin"
-    env = plant.base_environment(origin)
-    env.pop("MLFLOW_TRACKING_URI", None)
-    products = plant.make_checkout(origin, env, inbox="inbox", remote=str(tmp_path / "remote"))
-    team = tmp_path / "origin.git"
-    sections = plant.SECTIONS | {
-        "gate": {**plant.SECTIONS["gate"], "categories": {products.second: plant.CAUTIOUS}},
-        "retrain": {**plant.SECTIONS["retrain"], "inbox": "inbox", "policy": "auto"},
-    }
-    plant.write_params(origin, sections)
-    with plant.prefect_server(tmp_path, env) as address:
-        env["PREFECT_API_URL"] = address
-        python = [sys.executable, "-m"]
-        plant.run([*python, "flows.pipeline"], origin, env)
-        for name in (products.first, products.second):
-            command = [*python, "onenip", "approve", name, "--by", "Ada", "--reason", "first"]
-            plant.run(command, origin, env)
+def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeypatch, capsys):
+    """SIGKILL of the retraining, ten times, of each server once, then on to the end: the same end state."""
+    plain, servers_folder = tmp_path / "plain", tmp_path / "servers"
+    checkout, team = tmp_path / "checkout", tmp_path / "checkout.git"
+    env = plant.base_environment(checkout)
+    servers = plant.Servers(servers_folder, env)
+    with servers:
+        env |= servers.environment
+        follow(servers, monkeypatch)
+        products = make_plant(checkout, env, webhook=None)
+        plant.run([*PYTHON, "flows.schedules"], checkout, env)
+        drop_twelve(boto3.client("s3"), products, checkout / "data")
+    folders = (checkout, team, servers_folder)
+    for folder in folders:
+        shutil.copytree(folder, plain / folder.name, symlinks=True)
+    ends = []
+    for moments in ((), list(draw_moments(random.Random(23), kills=10))):
+        for folder in folders:
+            shutil.rmtree(folder)
+            shutil.copytree(plain / folder.name, folder, symlinks=True)
+        with servers, plant.workers(checkout, env, POOLS) as (_, training):
+            plant.run([*PYTHON, "onenip", "notify", products.first], checkout, env)
+            hits = [kill_once(servers, training, *moment) for moment in moments]
+            with capsys.disabled():
+                sys.stdout.write("".join(f"killed: {hit}\n" for hit in hits))
+            wait_for_retraining(servers.api)
+            ends.append(describe(checkout, products))
+        reference = "refs/heads/onenip/arrivals"
+        tips = {versioning.find_commit(reference, root=root) for root in (checkout, team)}
+        assert len(tips) == 1  # all was pushed
 
-        def put(key, body):
-            path = origin / "inbox" / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(body)
-
-        drop_twelve(put, products, origin / "data")
-        ends = []
-        for name, kills in (("calm", 0), ("killed", 10)):
-            # the same place each time, because MLflow's local store names its own path
-            for folder in (origin, team):
-                shutil.copytree(folder, tmp_path / f"{name}-{folder.name}", symlinks=True)
-            chance = random.Random(23)
-            own = env | {"PREFECT_HOME": str(tmp_path / f"{name}-home")}
-            for _ in range(kills):
-                process = subprocess.Popen(
-                    [*python, "flows.retrain", "--force"],
-                    cwd=origin,
-                    env=own,
-                    start_new_session=True,
-                )
-                plant.kill_at_random(process, chance, 45.0)
-            last = None
-            for _ in range(5):  # a decision that was killed keeps others out for two minutes
-                last = subprocess.run(
-                    [*python, "flows.retrain", "--force"],
-                    cwd=origin, env=own, capture_output=True, text=True, check=False,
-                )  # fmt: skip
-                if last.returncode == 0:
-                    break
-            assert last.returncode == 0, last.stdout[-2000:] + last.stderr[-2000:]
-            ends.append(describe(origin, products, monkeypatch))
-            reference = "refs/heads/onenip/arrivals"
-            tips = {versioning.find_commit(reference, root=root) for root in (origin, team)}
-            assert len(tips) == 1  # all was pushed
-            for folder in (origin, team):
-                shutil.rmtree(folder)
-                (tmp_path / f"{name}-{folder.name}").rename(folder)
-
+    assert len(hits) == 10
     assert ends[0] == ends[1]
     assert ends[0]["champions"][products.first]["by"] == "gate"
     assert ends[0]["left"] == []
 
 
-def describe(checkout: Path, products: plant.Products, monkeypatch) -> dict[str, object]:
+def draw_moments(chance: random.Random, *, kills: int) -> Iterator[tuple[float, str | None]]:
+    """Seconds of a retraining's life until it is killed, and which server is killed with it, if one is."""
+    servers = dict(zip(chance.sample(range(kills), 3), plant.Servers.NAMES, strict=True))
+    for number in range(kills):
+        yield chance.uniform(1.0, 45.0), servers.get(number)
+
+
+def kill_once(servers: plant.Servers, worker: int, seconds: float, server: str | None) -> str:
+    """SIGKILL a running retraining with all that it started, perhaps a server too, which then comes back.
+
+    A retraining that ends before its moment is followed by another one.
+
+    Returns:
+        What was killed, and when.
+    """
+    while True:
+        run = plant.wait_until(lambda: find_process(worker), 400, "a retraining")
+        while run.is_running() and time.time() - run.create_time() < seconds:
+            time.sleep(0.05)
+        if run.is_running():
+            break
+        seconds /= 2
+    plant.kill_tree(run)
+    if server is not None:
+        servers.kill(server)
+        time.sleep(3)
+        servers.start(server)
+    return f"after {seconds:.1f} s" + (f", with {server}" if server else "")
+
+
+def find_process(worker: int) -> psutil.Process | None:
+    """The process of the flow run that a worker executes."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(worker).children()
+        return found[0] if found else None
+    return None
+
+
+def wait_for_retraining(api: str) -> None:
+    """Wait until a retraining that nobody killed is done, and none is left to do."""
+
+    def is_done() -> bool:
+        runs = httpx.post(
+            f"{api}/flow_runs/filter", json={"flows": {"name": {"any_": ["retrain"]}}}
+        )
+        states = [run["state_type"] for run in runs.raise_for_status().json()]
+        assert "FAILED" not in states
+        return "COMPLETED" in states and not {"RUNNING", "PENDING", "SCHEDULED"} & set(states)
+
+    plant.wait_until(is_done, 900, "a retraining to its end")
+
+
+def describe(checkout: Path, products: plant.Products) -> dict[str, object]:
     """All that matters of a plant after a retraining, without times."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{checkout}/mlflow.db")
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow itself sets it
     standing = {}
     for name in (products.first, products.second):
         now = versions.champion(name)
@@ -253,17 +282,13 @@ def describe(checkout: Path, products: plant.Products, monkeypatch) -> dict[str,
             "challenger": (waits.number, waits.digest, waits.gate.verdict) if waits else None,
             "audit": [entry.action for entry in audit.read_trail(name)],
         }
-    shelves = {
-        shelf: sorted(
-            p.name for p in (checkout / f"inbox-{shelf}").rglob("*") if p.suffix != ".json"
-        )
-        for shelf in ("quarantine", "held", "duplicates")
-    }
+    listed = boto3.client("s3").list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")
+    keys = [entry["Key"] for entry in listed["Contents"]]
     return {
         "data": versioning.read_version_at("onenip/arrivals", root=checkout),
         "champions": standing,
-        "shelves": shelves,
-        "left": [str(p) for p in (checkout / "inbox").rglob("*") if p.is_file()],
+        "shelves": sorted(key for key in keys if not key.endswith(".json")),
+        "left": [key for key in keys if key.startswith("inbox/")],
         "images": sorted(str(p.relative_to(checkout)) for p in (checkout / "data").rglob("*.*")),
     }
 
