@@ -1,6 +1,6 @@
 """Everything that runs by itself, on this machine: `make up` and `make down`.
 
-    python -m flows.stack up        # start, wait until all answer, declare schedules, print addresses
+    python -m flows.stack up        # start, wait until all answer, declare the deployments, print addresses
     python -m flows.stack status    # what runs
     python -m flows.stack down      # stop all, and wait until they are gone
 
@@ -43,7 +43,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 @app.command()
 def up() -> None:
-    """Start what does not run yet, declare the schedules, print the addresses."""
+    """Start what does not run yet, declare the deployments, print the addresses."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(FOLDER / "up.lock", timeout=0):
@@ -76,7 +76,7 @@ def _up() -> None:
     )
     services.wait_for(server, f"{prefect}/api/health")
     services.wait_for(tracker, f"{mlflow}/health")
-    _run([*python, "flows.schedules"], everybody)
+    _run([*python, "flows.deploy"], everybody)
     for pool in POOLS:
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         services.start(f"worker {pool}", command, env=everybody)

@@ -122,7 +122,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
         assert ask(server, first, picture)["digest"] == before.digest
 
         # twelve images arrive; schedule and event do the rest
-        assert "retrain/retrain" in plant.run([*PYTHON, "flows.schedules"], checkout, env).split()
+        assert "retrain/retrain" in plant.run([*PYTHON, "flows.deploy"], checkout, env).split()
         stack.enter_context(plant.workers(checkout, env, POOLS))
         client = boto3.client("s3")
         drop_twelve(client, products, checkout / "data")
@@ -191,7 +191,7 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
         env |= servers.environment
         follow(servers, monkeypatch)
         products = make_plant(checkout, env, webhook=None)
-        plant.run([*PYTHON, "flows.schedules"], checkout, env)
+        plant.run([*PYTHON, "flows.deploy"], checkout, env)
         drop_twelve(boto3.client("s3"), products, checkout / "data")
     folders = (checkout, team, servers_folder)
     for folder in folders:

@@ -56,7 +56,7 @@ def plant(tmp_path_factory, server, environment):
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
-    run("-m", "flows.schedules")
+    run("-m", "flows.deploy")
     return run
 
 
@@ -84,7 +84,7 @@ def test_events_start_what_they_should(server, plant, monkeypatch):
     assert len(wait_for_runs(server, "watch", 1)) == 1
     assert list_runs(server, "retrain") == []  # drift.retrain is off
 
-    plant("-m", "flows.schedules", drift_retrains=True)
+    plant("-m", "flows.deploy", drift_retrains=True)
     deadline = time.monotonic() + 90  # the server takes a while to follow a changed automation
     while not list_runs(server, "retrain") and time.monotonic() < deadline:
         emit(DRIFT_EVENT, "bottle", payload={})

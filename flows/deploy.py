@@ -1,6 +1,6 @@
 """Deployments of what runs by itself: watch, retrain, approve, drift.
 
-    python -m flows.schedules          # declare them on the server that PREFECT_API_URL names
+    python -m flows.deploy          # declare them on the server that PREFECT_API_URL names
 
 Training has a pool of its own, so that it can run on other machines than the light flows.
 """
