@@ -102,7 +102,7 @@ def test_a_missing_file_is_named(tmp_path):
     ],
     ids=["no such model", "no such level", "no such block"],
 )
-@pytest.mark.parametrize("stage", ["validate", "synthesize", "train"])
+@pytest.mark.parametrize("stage", ["download", "validate", "synthesize", "train"])
 def test_a_backbone_that_does_not_fit_is_told_by_the_first_stage(tmp_path, stage, model, key):
     """Before any image is read; one line names the key."""
     path = tmp_path / "params.yaml"

@@ -100,10 +100,9 @@ def download(
 
         onenip download --source https://example.com/set.tar.xz#sha256=9f86…
     """
-    from onenip.params import Params
     from onenip.stages import download as stage
 
-    loaded = Params.load(params)
+    loaded = _read_params(params)
     result = stage.run(
         loaded,
         sources=tuple(source or ()),
