@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from onenip.dropout import Dropout
+
 
 class Reconstruction(nn.Module):
     """Reconstruct a query's features from what a normal prompt of its category shows.
@@ -178,7 +180,7 @@ class EncoderLayer(nn.Module):
         self.expand = nn.Linear(width, feedforward)
         self.contract = nn.Linear(feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, *, position: Tensor, mask: Tensor | None) -> Tensor:
         """[B, N, D] to [B, N, D]; `position` is [N, D], `mask` [N, N] bool."""
@@ -203,7 +205,7 @@ class DecoderLayer(nn.Module):
         self.feedforward_norm = nn.LayerNorm(width)
         self.query_reads = Attention(width=width, heads=heads)
         self.query_norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, query: Tensor, prompt: Tensor, *, position: Tensor, mask: Tensor | None

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from onenip.dropout import Dropout
 from onenip.reconstruction import Attention, Reconstruction, build_neighbor_mask, jitter_features
 
 
@@ -117,3 +118,23 @@ def test_jitter_can_be_off(scale, probability):
     jittered = jitter_features(tokens, scale=scale, probability=probability, seeds=[0])
 
     assert torch.equal(jittered, tokens)
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean():
+    """A tenth is set to 0, the rest grows; the same seed drops the same; gradients follow the mask."""
+    dropout = Dropout(0.1)
+    x = torch.ones(400, 999, requires_grad=True)
+    torch.manual_seed(3)
+    first = dropout(x)
+    second = dropout(x)
+    torch.manual_seed(3)
+    again = dropout(x)
+    first.sum().backward()
+
+    assert float((first == 0).float().mean()) == pytest.approx(0.1, abs=0.003)
+    assert float(first.detach().mean()) == pytest.approx(1, abs=0.003)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert torch.equal(x.grad, first.detach())
+    assert dropout(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(dropout.eval()(x), x)

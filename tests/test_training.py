@@ -12,6 +12,7 @@ from onenip.averaging import WeightAverage
 from onenip.checkpoint import CHECKPOINT_FILE
 from onenip.errors import CheckpointError, DivergedError
 from onenip.fitting import build_network, start_fabric
+from onenip.selection import BestWeights
 from onenip.training import count_steps, schedule_rate
 from tests.shared_training import make_params
 from tests.tiny import fit_tiny, make_tiny_params
@@ -362,9 +363,20 @@ def test_the_weights_that_do_best_on_held_out_images_are_kept(tiny_data, tmp_pat
 
     assert [trial["step"] for trial in result.record.trials] == list(range(3, 31, 3))
     assert selected["score"] == max(trial["score"] for trial in result.record.trials)
-    assert selected["step"] < 30
     assert_same_weights(result.detector, stopped.detector)
     assert result.detector.spec.provenance["selected_step"] == selected["step"]
+
+
+def test_the_best_weights_win_whenever_they_came():
+    """Neither the first nor the last offer is kept, but the best, of equal ones the later."""
+    weight = torch.zeros(2)
+    best = BestWeights({"w": weight})
+    for value, score in ((1.0, 0.5), (2.0, 0.9), (3.0, 0.9), (4.0, 0.7)):
+        weight.fill_(value)
+        best.offer(score)
+    best.apply()
+
+    assert weight.tolist() == [3.0, 3.0]
 
 
 def test_a_killed_training_keeps_its_best_weights(tiny_data, tmp_path, monkeypatch):
