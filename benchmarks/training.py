@@ -70,7 +70,8 @@ class Recomputing(Trainee):
         used = torch.cat([batch.indices, batch.prompts])
         with torch.no_grad():
             features = network.embed(torch.from_numpy(data.images[used.numpy()]))
-            data.features.coarse[used] = features.coarse
+            raw = features.coarse * network.coarse_std[:, None, None]
+            data.features.coarse[used] = raw + network.coarse_mean[:, None, None]
             data.features.fine[used] = features.fine.to(data.features.fine.dtype)
             for index in batch.indices.tolist() if network.uses_memory else []:
                 category = data.categories[index]

@@ -43,16 +43,15 @@ class CalibrationImage:
     excluded: Tensor | None = None
 
 
-def choose_prompts(coarse: Tensor, *, count: int) -> list[int]:
+def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
     """Indices of the normal images that show a category best.
 
     The first is the one nearest to the mean, each further one the farthest from those chosen.
 
     Args:
-        coarse: [n, C, h, w] float, coarse features of the normal images.
+        embeddings: [n, C] float, global ones of the normal images.
         count: how many; all where there are fewer.
     """
-    embeddings = embed_globally(coarse)  # [n, C]
     picks = [int((embeddings - embeddings.mean(0)).norm(dim=1).argmin())]
     distance = (embeddings - embeddings[picks[0]]).norm(dim=1)
     while len(picks) < min(count, len(embeddings)):
@@ -226,7 +225,7 @@ def calibrate_given(
             network, fine, generator=torch.Generator().manual_seed(0)
         )
         coarse = torch.cat([f.coarse for f in features])
-        picks = choose_prompts(coarse, count=params.prompts)
+        picks = choose_prompts(embed_globally(coarse), count=params.prompts)
         prompts = torch.tensor(np.stack([resized[i] for i in picks]))
         state = CategoryState(
             prompts, network.encode(coarse[picks]), embed_globally(coarse[picks]), reference

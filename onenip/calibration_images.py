@@ -37,9 +37,9 @@ def choose_state(
     """
     indices = data.list_indices(category)
     device = network.coarse_mean.device
-    picks = choose_prompts(data.features.coarse[indices], count=prompts)
+    picks = choose_prompts(data.embeddings[indices], count=prompts)
     chosen = [int(indices[i]) for i in picks]
-    coarse = data.features.coarse[chosen].to(device)
+    coarse = network.standardize(data.features.coarse[chosen].to(device))
     state = CategoryState(
         prompts=torch.tensor(data.images[chosen]),
         encoded=torch.cat([network.encode(one[None]) for one in coarse]),
@@ -66,7 +66,7 @@ def gather_normals(
         category,
         len(held_out),
     )
-    normals += _reuse_fitted(data, category)
+    normals += _reuse_fitted(network, data, category)
     return normals, "calibration and fit" if held_out else "fit"
 
 
@@ -90,13 +90,14 @@ def embed_anomalies(network: Network, stored: Sequence[StoredAnomaly]) -> list[C
     return [CalibrationImage(_embed_file(network, one.image)) for one in stored]
 
 
-def _reuse_fitted(data: TrainingSet, category: str) -> list[CalibrationImage]:
+def _reuse_fitted(network: Network, data: TrainingSet, category: str) -> list[CalibrationImage]:
     indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
     owners = data.owners[category]
     features = data.features
     return [
         CalibrationImage(
-            Features(features.coarse[i][None], features.fine[i][None]), owners == int(i)
+            Features(network.standardize(features.coarse[i][None]), features.fine[i][None]),
+            owners == int(i),
         )
         for i in indices
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from pickle import UnpicklingError  # what torch raises of a file that is no checkpoint
 from typing import Any
 
+import numpy as np
 import torch
 
 from onenip.averaging import WeightAverage
@@ -130,5 +131,5 @@ def identify(
     parts.append(selected_on)
     parts += [plan.synthesizer.params.model_dump(mode="json"), plan.data.names, plan.world_size]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    digest.update(plan.data.images.tobytes())
+    digest.update(np.ascontiguousarray(plan.data.images).data)
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from onenip.params import ModelParams
 from onenip.reconstruction import Reconstruction
 from onenip.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
 
+_MEASURED_TOGETHER = 16  # images: statistics of many need no more memory than those of few
 _FINE_STRIDE = 8  # px: the grid that tokens are matched on, where the backbone is that fine
 
 
@@ -56,9 +57,14 @@ class Reference:
         """Statistics of normal images' fine features [B, C, h, w], with an empty memory."""
         if fine.shape[1] == 0:
             return cls(fine.new_zeros(0), fine.new_zeros(0), fine.new_zeros(0, 0))
-        mean = fine.float().mean((0, 2, 3))
-        std = fine.float().std((0, 2, 3), correction=0)
-        return cls(mean, std + 1e-4 * std.mean() + 1e-6, torch.zeros(0, fine.shape[1]))
+        total = fine.new_zeros(2, fine.shape[1], dtype=torch.float64)  # of values and of squares
+        for part in fine.split(_MEASURED_TOGETHER):
+            values = part.double()
+            total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+        mean, square = total / (fine.numel() / fine.shape[1])
+        std = (square - mean.square()).clamp_min(0).sqrt().float()
+        memory = fine.new_zeros(0, fine.shape[1], dtype=torch.float32)
+        return cls(mean.float(), std + 1e-4 * std.mean() + 1e-6, memory)
 
     def with_memory(self, memory: Tensor) -> Reference:
         """The same statistics with memory tokens [M, C]."""

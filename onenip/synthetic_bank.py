@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from onenip.dataset import Sample
 from onenip.errors import DataError
-from onenip.images import load_image
+from onenip.images import load_image, load_mask
 from onenip.params import SynthesizeParams
 from onenip.synthesis import Synthesizer, SyntheticAnomaly
 from onenip.textures import load_textures
@@ -27,11 +27,10 @@ _TILE_PX = 128
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored anomaly: the sample it was made from, its number, the normal image, the anomaly."""
+    """An anomaly to store: the sample it was made from, its number, the anomaly."""
 
     sample: Sample
     variant: int
-    normal: NDArray[np.uint8]
     anomaly: SyntheticAnomaly
 
 
@@ -61,22 +60,20 @@ def draw_entries(
     *,
     seed: int,
     progress: bool,
-) -> list[Entry]:
-    """Synthetic anomalies of normal images [n, H, W, 3] uint8, `per_image` of each.
+) -> Iterator[Entry]:
+    """Synthetic anomalies of normal images [n, H, W, 3] uint8, `per_image` of each, one by one.
 
     An anomaly is a function of the seed, its image and the other images of its category.
     """
     synthesizer = build_synthesizer(params, size=(images.shape[1], images.shape[2]), seed=seed)
     by_category = group_by_category(samples)
-    entries = []
     for index in tqdm(range(len(samples)), desc="synthesize", disable=not progress, unit="image"):
         rng = np.random.default_rng([seed, 4, int(samples[index].sha256[:12], 16)])
         mates = by_category[samples[index].category]
         for variant in range(params.per_image):
             donors = [images[i] for i in rng.choice(mates, min(2, len(mates)))]
             drawn = synthesizer.draw(images[index], rng, donors=donors)
-            entries.append(Entry(samples[index], variant, images[index], drawn))
-    return entries
+            yield Entry(samples[index], variant, drawn)
 
 
 def build_synthesizer(params: SynthesizeParams, *, size: tuple[int, int], seed: int) -> Synthesizer:
@@ -94,7 +91,7 @@ def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:
     return groups
 
 
-def write(folder: Path, entries: Sequence[Entry]) -> None:
+def write(folder: Path, entries: Iterable[Entry]) -> None:
     """Write anomalies and masks as PNG, and the index, into a folder that is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / INDEX_FILE).open("w", newline="", encoding="utf-8") as file:
@@ -138,19 +135,31 @@ def load_anomaly(stored: StoredAnomaly) -> NDArray[np.uint8]:
     return load_image(stored.image)
 
 
-def draw_contact_sheet(entries: Sequence[Entry]) -> NDArray[np.uint8]:
+def draw_contact_sheet(
+    bank: Sequence[StoredAnomaly], normals: Mapping[str, NDArray[np.uint8]]
+) -> NDArray[np.uint8]:
     """Samples of every category in one picture: normal, anomalous and mask, one above the other.
+
+    Args:
+        bank: stored anomalies.
+        normals: [H, W, 3] uint8, by name of the sample.
 
     Returns:
         [H, W, 3] uint8, a band per category.
     """
     bands = []
-    for category in sorted({entry.sample.category for entry in entries}):
-        own = [entry for entry in entries if entry.sample.category == category]
+    for category in sorted({stored.category for stored in bank}):
+        own = [stored for stored in bank if stored.category == category]
         picks = [own[i] for i in np.linspace(0, len(own) - 1, _PER_CATEGORY).round().astype(int)]
         columns = [
-            np.concatenate([_tile(e.normal), _tile(e.anomaly.image), _tile_mask(e.anomaly.mask)])
-            for e in picks
+            np.concatenate(
+                [
+                    _tile(normals[stored.made_from]),
+                    _tile(load_image(stored.image)),
+                    _tile_mask(load_mask(stored.mask)),
+                ]
+            )
+            for stored in picks
         ]
         bands.append(np.concatenate(columns, axis=1))
     return np.concatenate(bands)

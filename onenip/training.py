@@ -85,8 +85,9 @@ class Trainee(nn.Module):
         """
         network, params = self.network, self.params
         device = network.coarse_mean.device
-        normal = self.data.features.coarse[batch.indices].to(device)  # [B, C, h, w]
-        prompts = self.data.features.coarse[batch.prompts].to(device)
+        coarse = self.data.features.coarse
+        normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
+        prompts = network.standardize(coarse[batch.prompts].to(device))
         with torch.no_grad():
             anomalous = network.embed(batch.anomalous.to(device))
         query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,7 +43,8 @@ class TrainingSet:
         images: [n, H, W, 3] uint8 at input size.
         names: [n] of the images, for messages.
         categories: [n] name of each image's category.
-        features: coarse float32 [n, C, h, w], standardised; fine float16 [n, C, h8, w8], raw.
+        features: coarse float32 [n, C, h, w] and fine float16 [n, C, h8, w8], both raw; on disk where they
+            are cached.
         embeddings: [n, C] float, global.
         references: by category.
         distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
@@ -97,7 +99,6 @@ def build_training_set(
         statistics = Reference.measure(raw.coarse)
         network.coarse_mean.copy_(statistics.mean)
         network.coarse_std.copy_(statistics.std)
-    features = Features(network.standardize(raw.coarse), raw.fine)
     references, owners = {}, {}
     size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
     distances = torch.zeros(len(images), size)
@@ -106,12 +107,14 @@ def build_training_set(
         for number, category in enumerate(sorted(set(categories))):
             indices = np.flatnonzero(np.array(categories) == category)
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            reference, owner = build_reference(network, features.fine[indices], generator=generator)
+            reference, owner = build_reference(
+                network, _take(raw.fine, indices), generator=generator
+            )
             references[category], owners[category] = reference, torch.tensor(indices)[owner]
             if not network.uses_memory:
                 continue
             for index in indices:
-                fine = reference.standardize(features.fine[index][None])
+                fine = reference.standardize(raw.fine[index][None])
                 excluded = (owners[category] == int(index))[None]
                 match = network.match(
                     network.average_tokens(fine), reference.memory, excluded=excluded
@@ -121,8 +124,10 @@ def build_training_set(
         images=images,
         names=names,
         categories=categories,
-        features=features,
-        embeddings=embed_globally(features.coarse),
+        features=raw,
+        embeddings=torch.cat(
+            [embed_globally(network.standardize(part)) for part in raw.coarse.split(_EMBED_BATCH)]
+        ),
         references=references,
         distances=distances.clone(),
         matches=matches.clone(),
@@ -147,41 +152,69 @@ def embed_cached(
     key = hashlib.sha256(hash_backbone(network.backbone).encode())
     key.update(repr((network.params.input_size, network.params.pooling, network.grid)).encode())
     key.update(repr((network.fine_grid, network.uses_memory, network.params.refiner)).encode())
-    key.update(images.tobytes())
-    files = {
-        kind: (cache_dir / f"{key.hexdigest()[:32]}-{kind}.npy") if cache_dir else None
-        for kind in ("coarse", "fine")
-    }
-    if all(file is not None and file.is_file() for file in files.values()):
+    key.update(np.ascontiguousarray(images).data)
+    parts = _embed_parts(network, images, progress=progress)
+    if cache_dir is None:
+        arrays = [np.concatenate(one) for one in zip(*parts, strict=True)]
+        return Features(*map(torch.from_numpy, arrays))
+    files = [cache_dir / f"{key.hexdigest()[:32]}-{kind}.npy" for kind in ("coarse", "fine")]
+    if all(file.is_file() for file in files):
         log.info("features of %d normal images are cached", len(images))
-        arrays = {kind: np.load(file, mmap_mode="c") for kind, file in files.items() if file}
-        return Features(torch.from_numpy(arrays["coarse"]), torch.from_numpy(arrays["fine"]))
-    coarse, fine = [], []
-    starts = range(0, len(images), _EMBED_BATCH)
-    with torch.inference_mode():
-        for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
-            batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
-            embedded = network.embed(batch.to(network.coarse_mean.device))
-            coarse.append(embedded.coarse.float().cpu())
-            fine.append(embedded.fine.half().cpu())
-    # laid out as the cache gives them back: sums over another layout differ in their last bits
-    layout = torch.contiguous_format
-    features = Features(
-        torch.cat(coarse).clone(memory_format=layout), torch.cat(fine).clone(memory_format=layout)
-    )
-    if cache_dir is not None:
+    else:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        for kind, tensor in (("coarse", features.coarse), ("fine", features.fine)):
-            file = files[kind]
-            assert file is not None
-            partial = file.with_suffix(".partial.npy")
-            np.save(partial, tensor.numpy())
-            os.replace(partial, file)
-    return features
+        _write_arrays(files, parts, count=len(images))
+    return Features(*(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files))
+
+
+def _embed_parts(
+    network: Network, images: NDArray[np.uint8], *, progress: bool
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float16]]]:
+    """Coarse and fine features of a few images at a time, [b, C, h, w] each, C-contiguous.
+
+    Sums over another layout differ in their last bits.
+    """
+    starts = range(0, len(images), _EMBED_BATCH)
+    for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
+        batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
+        with torch.inference_mode():
+            embedded = network.embed(batch.to(network.coarse_mean.device))
+        coarse, fine = embedded.coarse.float().cpu(), embedded.fine.half().cpu()
+        yield np.ascontiguousarray(coarse.numpy()), np.ascontiguousarray(fine.numpy())
+
+
+def _write_arrays(
+    files: Sequence[Path], parts: Iterable[tuple[NDArray[Any], ...]], *, count: int
+) -> None:
+    """Write arrays of `count` rows part by part, each file whole or not at all, as `np.save` would."""
+    partial = [file.with_suffix(".partial.npy") for file in files]
+    with ExitStack() as stack:
+        streams = [stack.enter_context(path.open("wb")) for path in partial]
+        for number, arrays in enumerate(parts):
+            for stream, array in zip(streams, arrays, strict=True):
+                if number == 0:
+                    header = np.lib.format.header_data_from_array_1_0(array)
+                    header["shape"] = (count, *array.shape[1:])
+                    np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(array.data)
+    for path, file in zip(partial, files, strict=True):
+        os.replace(path, file)
+
+
+def _take(features: Tensor, indices: NDArray[np.intp]) -> Tensor:
+    """Rows of features; no copy is made where they follow each other, as those of a category do."""
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first + 1 == len(indices):
+        return features[first : last + 1]
+    return features[torch.from_numpy(indices)]
 
 
 def _check_finite(features: Features, names: Sequence[str]) -> None:
-    finite = torch.stack([f.isfinite().flatten(1).all(1) for f in (features.coarse, features.fine)])
+    finite = torch.stack(
+        [
+            torch.cat([part.isfinite().flatten(1).all(1) for part in one.split(_EMBED_BATCH)])
+            for one in (features.coarse, features.fine)
+        ]
+    )
     bad = (~finite.all(0)).nonzero()[:, 0]
     if len(bad):
         raise DivergedError(

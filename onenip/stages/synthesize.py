@@ -43,9 +43,9 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     )
     with replace_folder(out_dir) as draft:
         synthetic_bank.write(draft, entries)
-        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(entries))
+        bank = synthetic_bank.read(draft)
+        normals = {sample.name: image for sample, image in zip(samples, images, strict=True)}
+        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(bank, normals))
         sheet.save(draft / "contact_sheet.png")
-    log.info(
-        "%d synthetic anomalies of %d normal images in %s", len(entries), len(samples), out_dir
-    )
-    return SynthesizeResult(len(entries), out_dir / "contact_sheet.png")
+    log.info("%d synthetic anomalies of %d normal images in %s", len(bank), len(samples), out_dir)
+    return SynthesizeResult(len(bank), out_dir / "contact_sheet.png")
