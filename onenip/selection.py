@@ -33,9 +33,7 @@ from onenip.params import CalibrateParams
 from onenip.synthetic_bank import StoredAnomaly
 from onenip.training_set import TrainingSet
 
-_PER_CATEGORY = (
-    16  # normal images, and as many anomalies: enough to rank weights, few enough to be quick
-)
+_PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weights, and quick
 
 
 @dataclass(frozen=True)
