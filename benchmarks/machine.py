@@ -84,15 +84,31 @@ def count_gflop(call: Callable[[], object]) -> float:
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, clock: Clock
+    ways: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int,
+    clock: Clock,
+    settle: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each way, taking turns, so that a busy machine slows each alike."""
+    """Seconds of each call of each way, taking turns, so that a busy machine slows each alike.
+
+    Args:
+        ways: what is called, by name.
+        rounds: timed calls of each.
+        warmup: calls of each before all others, which do not count.
+        clock: seconds.
+        settle: calls before each timed one, which do not count: another runtime's idle threads spin for a
+            while, on cores that the next one needs.
+    """
     for call in ways.values():
         for _ in range(warmup):
             call()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, call in ways.items():
+            for _ in range(settle):
+                call()
             started_at = clock()
             call()
             seconds[name].append(clock() - started_at)
