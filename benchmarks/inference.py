@@ -2,12 +2,13 @@
 
     python -m benchmarks.inference [--rounds 40] [--threads 2] [--model FOLDER]
 
-The reference's forward is built from the same modules with the paper's sizes (preset `paper-lite2`): for each
-image it runs all stages of the backbone on image and prompt, as one batch of two, and the encoder on both.
-It stops at the same verdict. All ways take turns in one run, so that a busy machine slows each alike; a
-ratio is the median over rounds of the ratio within a round. Batch 1, input 224 x 224. One thread is timed in
-processor time, several by the wall; each runtime then has four calls of its own before the one that is timed,
-because the threads of the one before spin on for a while.
+The reference's forward is written plainly from the paper (`benchmarks.plain`, sizes of the preset
+`paper-lite2`): for each image it runs all stages of the backbone on image and prompt, as one batch of two,
+and the encoder on both, with attention that is not fused and a neighbour mask built by loops. It stops at the
+same verdict. All ways take turns in one run, so that a busy machine slows each alike; a ratio is the median
+over rounds of the ratio within a round. Batch 1, input 224 x 224. One thread is timed in processor time,
+several by the wall; each runtime then has four calls of its own before the one that is timed, because the
+threads of the one before spin on for a while.
 
 The second table judges several images in one pass (`predict(..., batch_size=N)`, `serve --batch-size N`).
 """
@@ -20,12 +21,10 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 
@@ -39,13 +38,14 @@ from benchmarks.machine import (
     print_heading,
     take_turns,
 )
-from onenip.category import draw_maps
+from benchmarks.plain import PlainNetwork
 from onenip.detector import Detector
 from onenip.edge import EdgeDetector
 from onenip.export import export_detector
-from onenip.network import Features, Network, Reference
+from onenip.network import Network
 from onenip.params import CalibrateParams, Params
 from onenip.preset import load_preset
+from onenip.refiner import upsample_logits
 from onenip.regions import find_regions
 from onenip.scoring import score_maps
 
@@ -53,7 +53,6 @@ SIDE_PX = 224
 CATEGORY = "part"
 _SETTLE = 4  # calls of a runtime before the one that is timed, with several threads
 BATCHES = (1, 2, 4, 8)
-_LEVELS = (0, 1, 2, 4)  # stages of EfficientNet-lite2 that give strides 2, 4, 8 and 16
 
 Image = NDArray[np.uint8]
 Judge = Callable[[Image], bool]
@@ -75,30 +74,22 @@ def build_ours(params: Params) -> Detector:
 
 
 def judge_as_reference(params: Params) -> Judge:
-    """The reference's way: query and prompt through all stages and the encoder, for each image."""
+    """The reference's way: query and prompt through the whole network, for each image."""
     torch.manual_seed(0)
-    network = Network(params.model).eval()
-    whole: Any = timm.create_model(params.model.backbone, pretrained=False).eval()
+    plain = PlainNetwork(Network(params.model)).eval()
     rng = np.random.default_rng(1)
     prompt = torch.tensor(rng.integers(0, 255, (1, SIDE_PX, SIDE_PX, 3), np.uint8))
-    empty = Reference.measure(torch.zeros(1, 0, 1, 1))
-    mean, std = network.backbone.mean, network.backbone.std
 
     def judge(image: Image) -> bool:
         with torch.inference_mode():
-            both = torch.cat([torch.tensor(image)[None], prompt])  # [2, H, W, 3]
-            x = whole.bn1(whole.conv_stem(((both - mean) / std).permute(0, 3, 1, 2).contiguous()))
-            levels = []
-            for number, stage in enumerate(whole.blocks):
-                x = stage(x)
-                if number in _LEVELS:
-                    levels.append(x)
-            coarse = network.fuse(levels).coarse  # [2, C, h, w]
-            encoded = network.encode(coarse)
-            restored = network.decode(encoded[:1], encoded[1:])
-            features = Features(coarse[:1], coarse[:1, :0])
-            maps = draw_maps(network, features, restored, empty)
-            fused = 0.5 * maps["restoration"] + 0.5 * maps["refined"].sigmoid()
+            coarse = plain.embed(torch.cat([torch.tensor(image)[None], prompt]))  # [2, C, h, w]
+            query = coarse[:1]
+            restored = plain(query, coarse[1:])
+            error = (restored - query).square().sum(1, keepdim=True).sqrt()
+            size = (SIDE_PX, SIDE_PX)
+            restoration = upsample_logits(error, size)
+            refined = upsample_logits(plain.refiner((restored - query).abs()), size)
+            fused = 0.5 * restoration + 0.5 * refined.sigmoid()
             find_regions(fused[0].numpy(), threshold=float(fused.max()))
             return float(score_maps(fused, pooling_px=16)[0]) > 0
 

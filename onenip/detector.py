@@ -178,7 +178,7 @@ class Detector:
         """Scores, maps, regions and verdicts.
 
         One at a time, what is said of an image never depends on the others. Several in one pass may differ
-        from that in the last bits; it pays on a GPU alone.
+        from that in the last bits.
 
         Args:
             images: paths, PIL images, uint8 arrays [H, W, 3] or [H, W], or tensors [3, H, W] (uint8

@@ -34,7 +34,7 @@ def serve(
         int,
         typer.Option(
             min=1,
-            help="Waiting images judged in one pass. More pays on a GPU alone (ONENIP_DEVICE=cuda), and "
+            help="Waiting images judged in one pass. A few pay on several cores or a GPU (ONENIP_DEVICE); "
             "scores may then differ from those of `onenip evaluate` in the last bits.",
         ),
     ] = 1,

@@ -1,8 +1,8 @@
 """Requests judged in turn: what waits is gathered into batches, and too much waiting is refused.
 
 What waits while a batch is judged becomes the next one; nobody waits for a batch to fill. Of a batch, as
-many images go through the network together as asked for: one, unless a GPU makes more pay, so that a
-score never depends on its batch.
+many images go through the network together as asked for: one, unless told otherwise, so that a score
+never depends on its batch.
 """
 
 from __future__ import annotations
