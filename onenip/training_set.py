@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from onenip.calibration import build_reference
 from onenip.category import embed_globally
-from onenip.errors import DivergedError
+from onenip.errors import DataError, DivergedError
 from onenip.network import Features, Network, Reference
 from onenip.synthesis import Synthesizer
 from onenip.weights import hash_backbone
@@ -148,6 +148,9 @@ def embed_cached(
 
     Returns:
         coarse float32 and fine float16, on the CPU, memory-mapped from the cache where there is one.
+
+    Raises:
+        DataError: if the cache cannot be written.
     """
     key = hashlib.sha256(hash_backbone(network.backbone).encode())
     key.update(repr((network.params.input_size, network.params.pooling, network.grid)).encode())
@@ -161,8 +164,14 @@ def embed_cached(
     if all(file.is_file() for file in files):
         log.info("features of %d normal images are cached", len(images))
     else:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _write_arrays(files, parts, count=len(images))
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            _write_arrays(files, parts, count=len(images))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise DataError(
+                f"{cache_dir}: cannot keep features: {reason}", path=cache_dir
+            ) from error
     return Features(*(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files))
 
 

@@ -10,7 +10,7 @@ import torch
 
 from onenip.averaging import WeightAverage
 from onenip.checkpoint import CHECKPOINT_FILE
-from onenip.errors import CheckpointError, DivergedError
+from onenip.errors import CheckpointError, DataError, DivergedError
 from onenip.fitting import build_network, start_fabric
 from onenip.selection import BestWeights
 from onenip.training import count_steps, schedule_rate
@@ -415,3 +415,12 @@ def test_selection_needs_held_out_images(tiny_data, tmp_path, caplog):
 
     assert result.record.selected is None
     assert "the last weights are kept" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_named(tiny_data, tmp_path):
+    """A file in the folder's place is one line that names the path."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/features").write_text("in the way")
+
+    with pytest.raises(DataError, match=r"cache/features: cannot keep features"):
+        fit_tiny(tiny_data, make_tiny_params(), tmp_path, cache=tmp_path / "cache")
