@@ -45,6 +45,7 @@ TITLES = {
 _QUALITY = 82
 _SHEET_SIDE_PX = 1400
 _PROMPT_SIDE_PX = 160
+_TRIED_ON = "of the weights tried, on held-out normals and synthetic anomalies"
 _CURVE_POINTS = 300
 
 
@@ -254,7 +255,7 @@ def _training_charts(folder: Path | None) -> list[tuple[str, str]]:
     """A chart per column of the losses and of the trials that weights were selected by."""
     if folder is None:
         return []
-    trials = [(f"selection: {name}", chart) for name, chart in _chart(folder / "selection.csv")]
+    trials = [(f"{name} {_TRIED_ON}", chart) for name, chart in _chart(folder / "selection.csv")]
     return _chart(folder / "curves.csv") + trials
 
 
@@ -290,7 +291,7 @@ def _facts(metrics: Mapping[str, Any], detector: Detector | None) -> list[tuple[
     facts.append(("Model (sha256 of its files)", detector.digest))
     provenance = detector.spec.provenance
     facts += [
-        (key.replace("_", " "), str(value))
+        (key.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else str(value))
         for key, value in sorted(provenance.items())
         if isinstance(value, str | int | float)
     ]
