@@ -118,6 +118,12 @@ class FusedMaps:
         """Of the synthetic anomalies."""
         return self.score(self.anomalies)
 
+    @property
+    def pixel_threshold(self) -> float:
+        """That the wanted share of the normal images' pixels lies above."""
+        pixels = torch.cat(self.normals).cpu().numpy()
+        return float(np.quantile(pixels, 1 - self.params.pixel_false_alarm_rate))
+
     def score(self, fused: Sequence[Tensor]) -> list[float]:
         """Scores of maps, each by itself."""
         return [float(score_maps(one, pooling_px=self.params.pooling_px)) for one in fused]
@@ -192,10 +198,9 @@ def calibrate_category(
     )
     prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
     prompt_maps = [fused.fuse(_draw(network, state, image)) for image in prompts]
-    pixels = np.quantile(torch.cat(fused.normals).cpu().numpy(), 1 - params.pixel_false_alarm_rate)
     return CategorySpec(
         image_threshold=false_alarm_threshold(fused.normal_scores, params.false_alarm_rate),
-        pixel_threshold=float(pixels),
+        pixel_threshold=fused.pixel_threshold,
         scales=fused.scales,
         fusion_constant=fused.fusion_constant,
         normal_scores=fused.normal_scores,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ def gather_normals(
         The images, and which these are, for the record.
     """
     held_out = select(samples, category=category, subset="calibration")
-    normals = embed_samples(network, held_out[:MAX_CALIBRATION_IMAGES])
+    normals = embed_files(network, [s.path for s in held_out[:MAX_CALIBRATION_IMAGES]])
     if len(normals) >= MIN_CALIBRATION_IMAGES:
         return normals, "calibration"
     log.warning(
@@ -70,24 +70,26 @@ def gather_normals(
     return normals, "calibration and fit" if held_out else "fit"
 
 
-def embed_samples(network: Network, samples: Sequence[Sample]) -> list[CalibrationImage]:
-    """Features of normal images that nothing was fitted to."""
-    return [CalibrationImage(_embed_file(network, sample.path)) for sample in samples]
+def embed_files(network: Network, paths: Iterable[Path]) -> list[CalibrationImage]:
+    """Features of images that nothing was fitted to: held-out normals, or synthetic anomalies."""
+    size, device = network.params.input_size, network.coarse_mean.device
+    images = (torch.tensor(resize_image(load_image(path), size)) for path in paths)
+    return [CalibrationImage(network.embed(image[None].to(device))) for image in images]
 
 
 def pick_anomalies(
-    bank: Sequence[StoredAnomaly], samples: Sequence[Sample], category: str
+    bank: Sequence[StoredAnomaly], category: str, *, held_out: Container[str]
 ) -> list[StoredAnomaly]:
-    """Synthetic anomalies of a category, of its held-out normal images where there are any."""
-    held_out = {s.name for s in select(samples, category=category, subset="calibration")}
+    """Synthetic anomalies of a category, of its held-out normal images where there are any.
+
+    Args:
+        bank: of all categories.
+        category: whose anomalies are wanted.
+        held_out: names of the normal images that nothing was fitted to.
+    """
     own = [stored for stored in bank if stored.category == category]
     unseen = [stored for stored in own if stored.made_from in held_out]
     return (unseen or own)[:MAX_CALIBRATION_IMAGES]
-
-
-def embed_anomalies(network: Network, stored: Sequence[StoredAnomaly]) -> list[CalibrationImage]:
-    """Features of synthetic anomalies."""
-    return [CalibrationImage(_embed_file(network, one.image)) for one in stored]
 
 
 def _reuse_fitted(network: Network, data: TrainingSet, category: str) -> list[CalibrationImage]:
@@ -101,8 +103,3 @@ def _reuse_fitted(network: Network, data: TrainingSet, category: str) -> list[Ca
         )
         for i in indices
     ]
-
-
-def _embed_file(network: Network, path: Path) -> Features:
-    image = resize_image(load_image(path), network.params.input_size)
-    return network.embed(torch.tensor(image)[None].to(network.coarse_mean.device))

@@ -20,7 +20,7 @@ from onenip import synthetic_bank
 from onenip.calibration import calibrate_category
 from onenip.calibration_images import (
     choose_state,
-    embed_anomalies,
+    embed_files,
     gather_normals,
     pick_anomalies,
 )
@@ -159,12 +159,14 @@ def calibrate_detector(
         for category in list_categories(samples):
             state, names = choose_state(folded, data, category, prompts=params.calibrate.prompts)
             normals, calibrated_on = gather_normals(folded, samples, data, category)
+            held_out = {s.name for s in select(samples, category=category, subset="calibration")}
+            anomalies = pick_anomalies(bank, category, held_out=held_out)
             categories[category] = calibrate_category(
                 folded,
                 params.calibrate,
                 state=state,
                 normals=normals,
-                anomalies=embed_anomalies(folded, pick_anomalies(bank, samples, category)),
+                anomalies=embed_files(folded, [stored.image for stored in anomalies]),
                 prompt_names=names,
                 calibrated_on=calibrated_on,
                 is_provisional=False,

@@ -211,22 +211,14 @@ def _load_registered(model: str, category: str | None) -> Predictor:
         load_serving,
         load_version,
     )
-    from onenip.registry.versions import aliased_version, find_version
+    from onenip.registry.versions import find_addressed
 
     if not model:
         return load_all_serving() if category is None else load_serving(category)[0]
-    rest = model.removeprefix(_REGISTERED)
-    name, _, alias = rest.partition("@")
+    name, _, alias = model.removeprefix(_REGISTERED).partition("@")
     if alias == "champion":
         return load_champion(name)[0]
-    if alias:
-        version = aliased_version(name, alias)
-    else:
-        name, _, number = rest.partition("/")
-        version = find_version(name, int(number)) if number.isdigit() else None
-    if version is None:
-        raise DataError(f"{model}: no such version; say {_REGISTERED}CATEGORY@champion")
-    return load_version(version)
+    return load_version(find_addressed(model))
 
 
 def _walk(folder: Path) -> list[Path]:

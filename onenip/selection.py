@@ -21,8 +21,7 @@ from torch import Tensor
 from onenip.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.calibration_images import (
     choose_state,
-    embed_anomalies,
-    embed_samples,
+    embed_files,
     pick_anomalies,
 )
 from onenip.category import CategoryState
@@ -72,8 +71,10 @@ class SelectionSet:
         digest = hashlib.sha256(json.dumps(params.model_dump(mode="json")).encode())
         with torch.inference_mode():
             for category in list_categories(samples):
-                held_out = select(samples, category=category, subset="calibration")[:_PER_CATEGORY]
-                stored = pick_anomalies(bank, samples, category)[:_PER_CATEGORY]
+                held_out = select(samples, category=category, subset="calibration")
+                names = {sample.name for sample in held_out}
+                held_out = held_out[:_PER_CATEGORY]
+                stored = pick_anomalies(bank, category, held_out=names)[:_PER_CATEGORY]
                 if not held_out or not stored:
                     continue
                 state, _ = choose_state(network, data, category, prompts=params.prompts)
@@ -81,8 +82,8 @@ class SelectionSet:
                 self._trials[category] = _Trial(
                     state=state,
                     prompts=network.embed(state.prompts.to(device)).coarse,
-                    normals=embed_samples(network, held_out),
-                    anomalies=embed_anomalies(network, stored),
+                    normals=embed_files(network, [sample.path for sample in held_out]),
+                    anomalies=embed_files(network, [one.image for one in stored]),
                     masks=np.stack([load_mask(one.mask) for one in stored]),
                 )
                 digest.update("".join(sample.sha256 for sample in held_out).encode())

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from onenip import synthetic_bank
+from onenip.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
+from onenip.calibration_images import embed_files, pick_anomalies
 from onenip.detector import Detector
-from onenip.images import hash_file, load_image
+from onenip.images import hash_file
+from onenip.model_file import MapScale
+from onenip.synthetic_bank import StoredAnomaly
 from onenip.thresholds import false_alarm_threshold
 
 _RELATIVE = 1e-3  # scores on another processor differ in their last digits
@@ -30,28 +38,50 @@ class Finding:
 
 
 def verify_model(
-    folder: Path, *, data_dir: Path | None = None, expected_digest: str | None = None
+    folder: Path,
+    *,
+    data_dir: Path | None = None,
+    synthesis_dir: Path | None = None,
+    expected_digest: str | None = None,
+    registered: Mapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Recompute a model's digest, thresholds and scores.
+    """Recompute a model's digest, thresholds, scales and scores.
 
     Args:
         folder: of the model.
-        data_dir: the data that it was calibrated on; without it, calibration scores are not rechecked.
+        data_dir: the data that it was calibrated on; without it, what rests on images is not rechecked.
+        synthesis_dir: its synthetic anomalies; without them, what rests on these is not.
         expected_digest: what the digest should be, such as the one pinned at approval.
+        registered: what the registry says of it, by name of the fact.
 
     Raises:
         CheckpointError: if the model cannot be read at all.
+        DataError: if there are no synthetic anomalies in their folder.
+        ImageError: if an image cannot be used.
     """
     detector = Detector.load(folder)
+    bank = synthetic_bank.read(synthesis_dir) if synthesis_dir else []
     findings = [_check_digest(detector, expected_digest)]
     for name in detector.categories:
         findings.append(_check_threshold(detector, name))
         findings.append(_check_prompts(detector, name))
-    findings += _check_calibration(detector, data_dir)
+        findings += _check_calibration(detector, name, data_dir, bank)
+    return findings + _check_names(detector, registered or {})
+
+
+def _check_names(detector: Detector, registered: Mapping[str, str]) -> list[Finding]:
+    """Whether the model, or the registry, names where it comes from; and that the two agree."""
+    findings = []
     for key in ("data_version", "git_commit", "params", "approver"):
-        stated = detector.spec.provenance.get(key)
-        if stated is None:
-            findings.append(Finding(f"names its {key}", None, "not stated in the model"))
+        stated, told = detector.spec.provenance.get(key), registered.get(key)
+        fact = f"names its {key}"
+        if stated and told:
+            findings.append(Finding(fact, stated == told, f"{stated}; the registry says {told}"))
+        elif told:
+            findings.append(Finding(fact, agrees=True, detail=f"{told}, says the registry"))
+        elif not stated:
+            why = "in the registry, if anywhere: verify models:/onenip-CATEGORY@champion"
+            findings.append(Finding(fact, None, why))
     return findings
 
 
@@ -80,37 +110,72 @@ def _check_prompts(detector: Detector, name: str) -> Finding:
     return Finding(f"{name}: scores of its stored prompts", agree, detail)
 
 
-def _check_calibration(detector: Detector, data_dir: Path | None) -> list[Finding]:
-    """Scores of the held-out normals that the thresholds rest on, from the images themselves."""
+def _check_calibration(
+    detector: Detector, name: str, data_dir: Path | None, bank: Sequence[StoredAnomaly]
+) -> list[Finding]:
+    """What rests on the held-out normals and on the anomalies made of them, from the images themselves."""
+    fact = f"{name}: what its calibration images say"
+    known = detector.spec.categories[name]
     images: dict[str, str] = detector.spec.provenance.get("calibration_images", {})
-    if data_dir is None or not images:
-        why = "give --data to recompute them" if images else "the model lists no images"
-        return [Finding("scores of calibration images", None, why)]
-    findings = []
-    for name, known in detector.spec.categories.items():
-        own = [n for n in images if n.split("/", 1)[0] == name]
-        if known.calibrated_on != "calibration":
-            why = f"calibrated on {known.calibrated_on}"
-            findings.append(Finding(f"{name}: scores of calibration images", None, why))
-            continue
-        changed = [
-            n for n in own if not (data_dir / n).is_file() or hash_file(data_dir / n) != images[n]
-        ]
-        if changed:
-            detail = f"missing or changed: {', '.join(changed)}"
-            findings.append(Finding(f"{name}: calibration images", agrees=False, detail=detail))
-            continue
-        scores = [
-            p.score
-            for p in detector.predict([load_image(data_dir / n) for n in own], category=name)
-        ]
-        worst = max(
-            (abs(a - b) for a, b in zip(scores, known.normal_scores, strict=False)), default=0.0
+    own = [image for image in images if image.split("/", 1)[0] == name]
+    if data_dir is None or not own:
+        why = "give --data to recompute it" if own else "the model lists no images"
+        return [Finding(fact, None, why)]
+    if known.calibrated_on != "calibration":
+        return [Finding(fact, None, f"calibrated on {known.calibrated_on}")]
+    changed = [
+        n for n in own if not (data_dir / n).is_file() or hash_file(data_dir / n) != images[n]
+    ]
+    if changed:
+        return [Finding(fact, agrees=False, detail=f"missing or changed: {', '.join(changed)}")]
+    stored = pick_anomalies(bank, name, held_out=set(own))
+    with torch.inference_mode():
+        fused = fuse_calibration_maps(
+            detector.folded,
+            detector.spec.calibrate,
+            state=detector.state(name),
+            normals=embed_files(
+                detector.folded, [data_dir / n for n in own[:MAX_CALIBRATION_IMAGES]]
+            ),
+            anomalies=embed_files(detector.folded, [one.image for one in stored]),
         )
-        agree = len(scores) == len(known.normal_scores) and worst < _ABSOLUTE * 10
-        detail = f"{len(own)} images, largest difference {worst:.2g}"
-        findings.append(Finding(f"{name}: scores of calibration images", agree, detail))
-    return findings
+    findings = [
+        _compare_all(f"{name}: {what}", stated, found)
+        for what, stated, found in (
+            ("scores of its calibration images", known.normal_scores, fused.normal_scores),
+            ("scales of its maps", _list_scales(known.scales), _list_scales(fused.scales)),
+            ("pixel threshold", [known.pixel_threshold], [fused.pixel_threshold]),
+        )
+    ]
+    if not bank:
+        why = "give --synthesis to recompute it"
+        return [*findings, Finding(f"{name}: fusion constant", None, why)]
+    return [
+        *findings,
+        _compare_all(f"{name}: fusion constant", [known.fusion_constant], [fused.fusion_constant]),
+        _compare_all(
+            f"{name}: scores of its synthetic anomalies",
+            known.synthetic_scores,
+            fused.anomaly_scores,
+        ),
+    ]
+
+
+def _list_scales(scales: Mapping[str, MapScale]) -> list[float]:
+    return [value for kind in sorted(scales) for value in (scales[kind].mean, scales[kind].std)]
+
+
+def _compare_all(fact: str, stated: Sequence[float], found: Sequence[float]) -> Finding:
+    agrees = len(stated) == len(found) and all(
+        math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=10 * _ABSOLUTE)
+        for a, b in zip(stated, found, strict=False)
+    )
+    worst = max((abs(a - b) for a, b in zip(stated, found, strict=False)), default=0.0)
+    count = f"{len(stated)} values"
+    if len(stated) != len(found):
+        count += f", but {len(found)} recomputed"
+    detail = f"{count}, largest difference {worst:.2g}"
+    return Finding(fact, agrees, detail)
 
 
 def _compare(fact: str, stated: float, recomputed: float) -> Finding:

@@ -7,8 +7,12 @@ import pytest
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.errors import CheckpointError
+from onenip.dataset import select
+from onenip.errors import CheckpointError, DataError
+from onenip.registry import approval
+from onenip.registry.publishing import publish
 from onenip.verification import verify_model
+from tests.tiny import CATEGORIES, draw_tiny_data, fit_tiny, list_samples, make_tiny_params
 
 
 def find_disagreements(findings):
@@ -77,3 +81,89 @@ def test_a_damaged_model_is_one_line(copy, damage, message):
 
     with pytest.raises(CheckpointError, match=message):
         verify_model(copy)
+
+
+@pytest.fixture(scope="module")
+def traceable(tmp_path_factory):
+    """A model that names its calibration images, with these and its synthetic anomalies."""
+    folder = tmp_path_factory.mktemp("traceable")
+    params = make_tiny_params()
+    data = draw_tiny_data(folder / "data", train=24)
+    detector = fit_tiny(data, params, folder).detector
+    held_out = select(list_samples(data, params), subset="calibration")
+    facts = {"calibration_images": {sample.name: sample.sha256 for sample in held_out}}
+    detector.spec = detector.spec.model_copy(update={"provenance": facts})
+    detector.save(folder / "model")
+    return folder
+
+
+def test_what_rests_on_images_is_recomputed(traceable):
+    """Scores, scales, pixel thresholds and the fusion constant follow from the images once more."""
+    found = verify_model(
+        traceable / "model", data_dir=traceable / "data", synthesis_dir=traceable / "bank"
+    )
+
+    agreeing = {finding.fact for finding in found if finding.agrees}
+    assert find_disagreements(found) == []
+    for what in (
+        "scores of its calibration images",
+        "scales of its maps",
+        "pixel threshold",
+        "fusion constant",
+        "scores of its synthetic anomalies",
+    ):
+        assert f"disc: {what}" in agreeing
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({"pixel_threshold": 99.0}, ["disc: pixel threshold"]),
+        ({"fusion_constant": 99.0}, ["disc: fusion constant"]),
+        ({"synthetic_scores": [1.0]}, ["disc: scores of its synthetic anomalies"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_does_not_follow_from_the_images_is_named(traceable, tmp_path, change, facts):
+    """A number that was changed by hand is found out."""
+    shutil.copytree(traceable / "model", tmp_path / "model")
+    change_spec(tmp_path / "model", lambda spec: spec["categories"]["disc"].update(change))
+
+    found = verify_model(
+        tmp_path / "model", data_dir=traceable / "data", synthesis_dir=traceable / "bank"
+    )
+
+    assert find_disagreements(found) == facts
+
+
+def test_a_changed_calibration_image_is_named(traceable, tmp_path):
+    """Other bytes under the same name are not scored, but told."""
+    shutil.copytree(traceable / "data", tmp_path / "data")
+    spec = json.loads((traceable / "model/detector.json").read_text())
+    name = next(iter(spec["provenance"]["calibration_images"]))
+    (tmp_path / "data" / name).write_bytes(b"other")
+
+    found = verify_model(traceable / "model", data_dir=tmp_path / "data")
+
+    (finding,) = [finding for finding in found if finding.agrees is False]
+    assert name in finding.detail
+
+
+def test_a_registered_version_names_its_approver(tiny_model, tmp_path, monkeypatch):
+    """The registry knows who approved which digest; an address that names nothing is one line."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    row = {"image_auroc": 0.9}
+    figures = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/metrics.json").write_text(json.dumps(figures))
+    publish(tiny_model, evaluation_dir=tmp_path / "evaluation", params={}, facts={})
+    approval.approve("disc", by="Ada", reason="good")
+
+    shown = CliRunner().invoke(app, ["verify", "models:/onenip-disc@champion"])
+    missing = CliRunner().invoke(app, ["verify", "models:/onenip-disc@previous"])
+
+    assert shown.exit_code == 0
+    assert "Ada, says the registry" in shown.output
+    assert isinstance(missing.exception, DataError)

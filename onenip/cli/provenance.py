@@ -41,10 +41,15 @@ def import_reference(
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of the model, or models:/onenip-C@champion.")
+    ],
     *,
     data: Annotated[
         Path | None, typer.Option("--data", help="The data that it was calibrated on.")
+    ] = None,
+    synthesis: Annotated[
+        Path | None, typer.Option("--synthesis", help="Folder that `onenip synthesize` wrote then.")
     ] = None,
     digest: Annotated[
         str | None, typer.Option("--digest", help="The digest that was approved.")
@@ -52,14 +57,38 @@ def verify(
 ) -> None:
     """Recompute what a model says of itself, and say what does not agree.
 
-    Exit status 1 if anything differs.
+    Digest, thresholds and the scores of its stored prompts need the model alone; with `--data` the scores,
+    scales and pixel thresholds of its calibration images are recomputed, with `--synthesis` the fusion
+    constant, too. Of a registered version the digest is compared with the approved one, and the registry
+    names commit and approver. Exit status 1 if anything differs.
+
+    Example: `onenip verify models:/onenip-bottle@champion --data data --synthesis artifacts/synthesis`
     """
     from rich.console import Console
     from rich.table import Table
 
     from onenip.verification import verify_model
 
-    findings = verify_model(model, data_dir=data, expected_digest=digest)
+    folder, registered = Path(model), {}
+    if model.startswith("models:/"):
+        from onenip.registry.publishing import fetch_weights
+        from onenip.registry.versions import find_addressed
+
+        version = find_addressed(model)
+        folder = fetch_weights(version.weights_uri)
+        digest = digest or version.approved_digest or version.digest
+        registered = {
+            "data_version": version.data_version,
+            "git_commit": version.git_commit,
+            "approver": version.approver,
+        }
+    findings = verify_model(
+        folder,
+        data_dir=data,
+        synthesis_dir=synthesis,
+        expected_digest=digest,
+        registered=registered,
+    )
     table = Table("fact", "", "detail")
     for finding in findings:
         table.add_row(finding.fact, _MARKS[finding.agrees], finding.detail)

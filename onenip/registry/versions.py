@@ -6,13 +6,14 @@ Reading, and the small writes that need no decision. Who may become champion is 
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from onenip.errors import RegistryError
+from onenip.errors import DataError, RegistryError
 from onenip.registry import store
 from onenip.registry.metrics import Metrics
 
@@ -167,6 +168,24 @@ def aliased_version(category: str, alias: str) -> Version | None:
     """
     number = read_aliases(category).get(alias)
     return None if number is None else find_version(category, number)
+
+
+def find_addressed(address: str) -> Version:
+    """The version that `models:/onenip-C@ALIAS` or `models:/onenip-C/NUMBER` names.
+
+    Raises:
+        DataError: if it names none.
+        RegistryError: if the registry cannot be reached.
+    """
+    found = re.fullmatch(rf"models:/{PREFIX}(.+?)(?:@(\w+)|/(\d+))", address)
+    version = None
+    if found:
+        name, alias, number = found.groups()
+        category = urllib.parse.unquote(name)
+        version = aliased_version(category, alias) if alias else find_version(category, int(number))
+    if version is None:
+        raise DataError(f"{address}: no such version; say models:/{PREFIX}CATEGORY@champion")
+    return version
 
 
 def champion(category: str) -> Version | None:
