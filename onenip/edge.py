@@ -63,7 +63,7 @@ class EdgeDetector:
         file = Path(path)
         description = read_description(file)
         if threads is None:
-            threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
+            threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt": _open_torchscript}
         try:
             return cls(openers[file.suffix](file, threads), description)
