@@ -49,7 +49,8 @@ from onenip.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset, merge
 from onenip.refiner import upsample_logits
-from onenip.training import Trainee, build_optimizer, take_step
+from onenip.trainee import Trainee
+from onenip.training import build_optimizer, take_step
 from onenip.training_set import Batch, BatchPlan, TrainingSet, build_training_set
 
 BATCH_SIZE = 8

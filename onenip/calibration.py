@@ -198,12 +198,13 @@ def calibrate_category(
     )
     prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
     prompt_maps = [fused.fuse(_draw(network, state, image)) for image in prompts]
+    scores = fused.normal_scores
     return CategorySpec(
-        image_threshold=false_alarm_threshold(fused.normal_scores, params.false_alarm_rate),
+        image_threshold=false_alarm_threshold(scores, params.false_alarm_rate),
         pixel_threshold=fused.pixel_threshold,
         scales=fused.scales,
         fusion_constant=fused.fusion_constant,
-        normal_scores=fused.normal_scores,
+        normal_scores=scores,
         synthetic_scores=fused.anomaly_scores,
         prompt_names=prompt_names,
         prompt_scores=fused.score(prompt_maps),

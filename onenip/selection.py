@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from onenip.calibration import CalibrationImage, fuse_calibration_maps
-from onenip.calibration_images import (
-    choose_state,
-    embed_files,
-    pick_anomalies,
-)
-from onenip.category import CategoryState
+from onenip.calibration_images import choose_state, embed_files, pick_anomalies
 from onenip.dataset import Sample, list_categories, select
 from onenip.images import load_mask
 from onenip.network import Network
@@ -36,11 +31,9 @@ _PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weigh
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """What weights are tried on in one category; prompts are [K, C, h, w], masks [m, H, W] bool."""
+class _Images:
+    """What weights are tried on in one category; masks, [m, H, W] bool, are of the anomalies."""
 
-    state: CategoryState
-    prompts: Tensor
     normals: list[CalibrationImage]
     anomalies: list[CalibrationImage]
     masks: NDArray[np.bool_]
@@ -67,7 +60,8 @@ class SelectionSet:
         bank: Sequence[StoredAnomaly],
     ) -> None:
         self.params = params
-        self._trials: dict[str, _Trial] = {}
+        self.data = data
+        self._images: dict[str, _Images] = {}
         digest = hashlib.sha256(json.dumps(params.model_dump(mode="json")).encode())
         with torch.inference_mode():
             for category in list_categories(samples):
@@ -77,11 +71,7 @@ class SelectionSet:
                 stored = pick_anomalies(bank, category, held_out=names)[:_PER_CATEGORY]
                 if not held_out or not stored:
                     continue
-                state, _ = choose_state(network, data, category, prompts=params.prompts)
-                device = network.coarse_mean.device
-                self._trials[category] = _Trial(
-                    state=state,
-                    prompts=network.embed(state.prompts.to(device)).coarse,
+                self._images[category] = _Images(
                     normals=embed_files(network, [sample.path for sample in held_out]),
                     anomalies=embed_files(network, [one.image for one in stored]),
                     masks=np.stack([load_mask(one.mask) for one in stored]),
@@ -92,7 +82,7 @@ class SelectionSet:
     @property
     def categories(self) -> tuple[str, ...]:
         """Categories that have a say."""
-        return tuple(self._trials)
+        return tuple(self._images)
 
     def measure(self, network: Network) -> dict[str, float]:
         """How good a network's weights are; it is back in training mode afterwards.
@@ -103,23 +93,21 @@ class SelectionSet:
         """
         network.eval()
         with torch.inference_mode():
-            figures = [self._measure(network, trial) for trial in self._trials.values()]
+            figures = [self._measure(network, category) for category in self._images]
         network.train()
         auroc, precision = np.mean(figures, axis=0).tolist()
         return {"image_auroc": auroc, "pixel_ap": precision, "score": (auroc + precision) / 2}
 
-    def _measure(self, network: Network, trial: _Trial) -> tuple[float, float]:
+    def _measure(self, network: Network, category: str) -> tuple[float, float]:
+        images = self._images[category]
+        state, _ = choose_state(network, self.data, category, prompts=self.params.prompts)
         fused = fuse_calibration_maps(
-            network,
-            self.params,
-            state=replace(trial.state, encoded=network.encode(trial.prompts)),
-            normals=trial.normals,
-            anomalies=trial.anomalies,
+            network, self.params, state=state, normals=images.normals, anomalies=images.anomalies
         )
-        labels = np.repeat([False, True], [len(trial.normals), len(trial.anomalies)])
+        labels = np.repeat([False, True], [len(images.normals), len(images.anomalies)])
         auroc = roc_auc_score(labels, fused.normal_scores + fused.anomaly_scores)
         maps = torch.cat(fused.anomalies).float().cpu().numpy()
-        return float(auroc), float(average_precision_score(trial.masks.ravel(), maps.ravel()))
+        return float(auroc), float(average_precision_score(images.masks.ravel(), maps.ravel()))
 
 
 class BestWeights:

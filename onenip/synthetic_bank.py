@@ -130,11 +130,6 @@ def read(folder: Path) -> list[StoredAnomaly]:
         ]
 
 
-def load_anomaly(stored: StoredAnomaly) -> NDArray[np.uint8]:
-    """Anomalous image, [H, W, 3] uint8, RGB."""
-    return load_image(stored.image)
-
-
 def draw_contact_sheet(
     bank: Sequence[StoredAnomaly], normals: Mapping[str, NDArray[np.uint8]]
 ) -> NDArray[np.uint8]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from onenip.preset import render
 from onenip.registry import approval
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import prefect_server
-from tests.tiny import CATEGORIES, make_tiny_params
+from tests.tiny import CATEGORIES, make_tiny_params, write_figures
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,12 +117,7 @@ def test_forms_of_decided_versions_are_closed(server, plant, tmp_path, tiny_mode
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    row = {"image_auroc": 0.9}
-    figures = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
-    (evaluation / "metrics.json").write_text(json.dumps(figures))
-    publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
+    publish(tiny_model, evaluation_dir=write_figures(tmp_path / "evaluation"), params={}, facts={})
     forms = {name: suspend_form(server, name) for name in CATEGORIES}
     approval.approve("disc", by="Ada", reason="good")
 

@@ -1,6 +1,5 @@
 """A real MLflow server: it tells the team of changes, and may be killed and come back at any moment."""
 
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from onenip.registry import approval, audit, store, versions
 from onenip.registry.publishing import publish
 from onenip.registry.webhooks import ensure_webhook, send_example
 from tests.receiver import receiving
-from tests.tiny import CATEGORIES
+from tests.tiny import write_figures
 
 SECRET = "a shared secret"
 EVENTS = ("model_version.created", "model_version_tag.set", "model_version_alias.created")
@@ -77,11 +76,7 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     """An evaluation's folder with a metric per category."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    row = {"image_auroc": 0.9}
-    content = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
-    (folder / "metrics.json").write_text(json.dumps(content))
-    return folder
+    return write_figures(tmp_path_factory.mktemp("evaluation"))
 
 
 @pytest.fixture

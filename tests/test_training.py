@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from onenip.checkpoint import CHECKPOINT_FILE
 from onenip.errors import CheckpointError, DataError, DivergedError
 from onenip.fitting import build_network, start_fabric
 from onenip.selection import BestWeights
+from onenip.trainee import Trainee
 from onenip.training import count_steps, schedule_rate
 from tests.shared_training import make_params
 from tests.tiny import fit_tiny, make_tiny_params
@@ -52,6 +54,23 @@ class KilledError(Exception):
     """Stands for the kill."""
 
 
+@contextmanager
+def killed_at(monkeypatch, count):
+    """Have the training in the block die in its `count`-th step."""
+    forward, calls = Trainee.forward, []
+
+    def die(self, batch):
+        calls.append(1)
+        if len(calls) == count:
+            raise KilledError
+        return forward(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainee, "forward", die)
+        with pytest.raises(KilledError):
+            yield
+
+
 def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tiny_fit, tmp_path, monkeypatch):
     """A training that dies after step 2 and runs again ends as if it had not died."""
     params = make_tiny_params(
@@ -63,20 +82,8 @@ def test_a_killed_training_resumes_to_the_same_weights(tiny_data, tiny_fit, tmp_
             "checkpoint_seconds": 1e-9,
         }
     )
-    from onenip.training import Trainee
-
-    forward, calls = Trainee.forward, []
-
-    def die_at_third(self, batch):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KilledError
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "forward", die_at_third)
-        with pytest.raises(KilledError):
-            fit_tiny(tiny_data, params, tmp_path)
+    with killed_at(monkeypatch, 3):
+        fit_tiny(tiny_data, params, tmp_path)
     resumed = fit_tiny(tiny_data, params, tmp_path)
 
     assert_same_weights(tiny_fit.detector, resumed.detector)
@@ -262,20 +269,8 @@ def test_a_killed_training_with_averaged_weights_resumes_exactly(tiny_data, tmp_
     plain = fit_tiny(tiny_data, make_tiny_params(train=train), tmp_path / "plain").detector
     params = make_tiny_params(train={**train, "ema_decay": 0.9, "checkpoint_seconds": 1e-9})
     whole = fit_tiny(tiny_data, params, tmp_path / "whole").detector
-    from onenip.training import Trainee
-
-    forward, calls = Trainee.forward, []
-
-    def die_at_third(self, batch):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KilledError
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "forward", die_at_third)
-        with pytest.raises(KilledError):
-            fit_tiny(tiny_data, params, tmp_path / "killed")
+    with killed_at(monkeypatch, 3):
+        fit_tiny(tiny_data, params, tmp_path / "killed")
     resumed = fit_tiny(tiny_data, params, tmp_path / "killed").detector
 
     assert_same_weights(whole, resumed)
@@ -386,20 +381,8 @@ def test_a_killed_training_keeps_its_best_weights(tiny_data, tmp_path, monkeypat
         train={**train, "checkpoint_seconds": 1e-9, "selection_trials": 6, "log_steps": 1}
     )
     whole = fit_tiny(tiny_data, params, tmp_path / "whole")
-    from onenip.training import Trainee
-
-    forward, calls = Trainee.forward, []
-
-    def die_at_fifth(self, batch):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KilledError
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainee, "forward", die_at_fifth)
-        with pytest.raises(KilledError):
-            fit_tiny(tiny_data, params, tmp_path / "killed")
+    with killed_at(monkeypatch, 5):
+        fit_tiny(tiny_data, params, tmp_path / "killed")
     resumed = fit_tiny(tiny_data, params, tmp_path / "killed")
 
     assert resumed.record.trials == whole.record.trials

@@ -12,7 +12,7 @@ from onenip.errors import CheckpointError, DataError
 from onenip.registry import approval
 from onenip.registry.publishing import publish
 from onenip.verification import verify_model
-from tests.tiny import CATEGORIES, draw_tiny_data, fit_tiny, list_samples, make_tiny_params
+from tests.tiny import draw_tiny_data, fit_tiny, list_samples, make_tiny_params, write_figures
 
 
 def find_disagreements(findings):
@@ -154,11 +154,7 @@ def test_a_registered_version_names_its_approver(tiny_model, tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    row = {"image_auroc": 0.9}
-    figures = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation/metrics.json").write_text(json.dumps(figures))
-    publish(tiny_model, evaluation_dir=tmp_path / "evaluation", params={}, facts={})
+    publish(tiny_model, evaluation_dir=write_figures(tmp_path / "evaluation"), params={}, facts={})
     approval.approve("disc", by="Ada", reason="good")
 
     shown = CliRunner().invoke(app, ["verify", "models:/onenip-disc@champion"])

@@ -102,15 +102,12 @@ def _judge_all(batch: list[_Job], batch_size: int) -> list[Prediction | OneNIPEr
         groups.setdefault((id(job.serving.detector), job.category), []).append(i)
     outcomes: dict[int, Prediction | OneNIPError] = {}
     for (_, category), places in groups.items():
-        for at in range(0, len(places), batch_size):
-            chosen = places[at : at + batch_size]
-            images = [batch[i].image for i in chosen]
-            try:
-                found = batch[chosen[0]].serving.detector.predict(
-                    images, category=category, batch_size=batch_size
-                )
-            except OneNIPError as error:
-                outcomes |= dict.fromkeys(chosen, error)
-            else:
-                outcomes |= zip(chosen, found, strict=True)
+        images = [batch[i].image for i in places]
+        detector = batch[places[0]].serving.detector
+        try:
+            found = detector.predict(images, category=category, batch_size=batch_size)
+        except OneNIPError as error:
+            outcomes |= dict.fromkeys(places, error)
+        else:
+            outcomes |= zip(places, found, strict=True)
     return [outcomes[i] for i in range(len(batch))]

@@ -1,0 +1,122 @@
+"""What one training step computes: reconstruction, restoration and refiner together, and their losses.
+
+Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
+from onenip.network import Network
+from onenip.params import TrainParams
+from onenip.reconstruction import jitter_features
+from onenip.refiner import PaperRefiner
+from onenip.training_set import Batch, TrainingSet
+
+
+class Trainee(nn.Module):
+    """A network with the losses of one step, so that a strategy can wrap both.
+
+    Args:
+        network: trained in place.
+        data: the training set, whose features stay on the CPU.
+        params: weights of the losses, and jitter.
+    """
+
+    def __init__(self, network: Network, data: TrainingSet, params: TrainParams) -> None:
+        super().__init__()
+        self.network = network
+        self.data = data
+        self.params = params
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses of a batch: `loss`, its parts, and `mask_recall`, each a scalar.
+
+        Args:
+            batch: B normal images and as many synthetic anomalies.
+
+        Source: OneNIP sections 3.2 to 3.5.
+        """
+        network, params = self.network, self.params
+        device = network.coarse_mean.device
+        coarse = self.data.features.coarse
+        normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
+        prompts = network.standardize(coarse[batch.prompts].to(device))
+        with torch.no_grad():
+            anomalous = network.embed(batch.anomalous.to(device))
+        query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]
+        tokens = torch.cat([query, prompts]).flatten(2).mT  # [3B, N, C]
+        jittered = jitter_features(
+            tokens,
+            scale=params.jitter_scale,
+            probability=params.jitter_probability,
+            seeds=[s + part for part in range(3) for s in batch.seeds.tolist()],
+        )
+        encoded = network.reconstruction.encode(jittered)
+        encoded_query, encoded_prompt = encoded[: len(query)], encoded[len(query) :]
+        restored = network.decode(encoded_query, encoded_prompt.repeat(2, 1, 1))
+        feature_loss = feature_mse(restored, normal.repeat(2, 1, 1, 1))
+        logits = self._refine(batch, query, restored, anomalous.fine)[:, 0].float()  # [2B, H, W]
+        masks = batch.masks.to(device).float()
+        target = torch.cat([torch.zeros_like(masks), masks])
+        dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
+        cross_entropy = mask_cross_entropy(logits, target)
+        loss = (
+            params.feature_weight * feature_loss
+            + params.dice_weight * dice
+            + params.cross_entropy_weight * cross_entropy
+        )
+        return {
+            "loss": loss,
+            "feature_loss": feature_loss.detach(),
+            "dice_loss": dice.detach(),
+            "cross_entropy_loss": cross_entropy.detach(),
+            "mask_recall": _measure_recall(logits.detach(), target),
+        }
+
+    def _refine(
+        self, batch: Batch, query: Tensor, restored: Tensor, anomalous_fine: Tensor
+    ) -> Tensor:
+        """Logits at input size, [2B, 1, H, W]."""
+        network, data = self.network, self.data
+        if isinstance(network.refiner, PaperRefiner):
+            empty = query[:, :0]
+            logits = network.refine(
+                coarse=query, restored=restored, fine=empty, distance=empty, matched=empty
+            )
+            return network.enlarge(logits)[:, None]
+        fine, distances, matched = [], [], []
+        # distances are differences of large numbers: never in half precision
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            for index in batch.indices.tolist():
+                reference = data.references[data.categories[index]]
+                fine.append(reference.standardize(data.features.fine[index][None]))
+                distances.append(data.distances[index])
+                matched.append(reference.memory[data.matches[index]])
+            for row, index in enumerate(batch.indices.tolist()):
+                category = data.categories[index]
+                reference = data.references[category]
+                fine.append(reference.standardize(anomalous_fine[row][None].cpu()))
+                if not network.uses_memory:
+                    continue
+                excluded = (data.owners[category] == index)[None]
+                tokens = network.average_tokens(fine[-1])
+                match = network.match(tokens, reference.memory, excluded=excluded)
+                distances.append(match.distance[0])
+                matched.append(reference.memory[match.index[0]])
+        device = query.device
+        logits = network.refine(
+            coarse=query,
+            restored=restored,
+            fine=torch.cat(fine).to(device),
+            distance=torch.stack(distances).to(device) if network.uses_memory else query,
+            matched=torch.stack(matched).to(device) if network.uses_memory else query,
+        )
+        return network.enlarge(logits)[:, None]
+
+
+def _measure_recall(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of the refined map inside the masks: 1 finds all of every anomaly, 0 finds nothing."""
+    return (logits.sigmoid() * target).sum() / target.sum().clamp_min(1)
