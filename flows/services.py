@@ -20,7 +20,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from onenip.errors import OneNIPError
 
 _START_SECONDS = 180.0
-_STOP_SECONDS = 30.0
+_STOP_SECONDS = 50.0
 
 
 class ServiceError(OneNIPError):

@@ -10,6 +10,7 @@ import pytest
 
 from onenip.errors import SourceError
 from onenip.images import hash_file
+from onenip.sources import local_s3
 from onenip.sources.s3 import Bucket
 from onenip.stages import download
 from tests.originals import ORIGINALS, pack_zip, picture
@@ -252,3 +253,9 @@ def test_archives_in_a_bucket_are_unpacked(s3, fetch, monkeypatch):
 
     assert result.categories == {"a": 1, "candle": 5, "pcb1": 5}
     assert not fetch("s3://images/arc/set.zip", "visa").is_changed
+
+
+def test_a_local_server_tells_a_full_disk_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(local_s3, "_MIN_FREE_MEGABYTES", 2**40)
+    with pytest.raises(SourceError, match=rf"{tmp_path}.*MiB are free"):
+        local_s3.start_s3(tmp_path / "s3")

@@ -24,10 +24,13 @@ from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClient
 
 from onenip.errors import SourceError
 
-_PORT_KINDS = ("master", "volume", "filer", "s3", "admin")
+_PORT_KINDS = ("master", "volume", "filer", "s3")
 _TWIN = 10_000  # SeaweedFS opens a second port this far above each
 _START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
+_STOP_SECONDS = 30.0  # half of it is SeaweedFS waiting for its own inner subscribers
+_VOLUME_MEGABYTES = 128  # objects are packed into files of this size
+_MAX_VOLUMES = 10_000  # else as many as fitted into what was free when the server started
+_MIN_FREE_MEGABYTES = 256  # below this the server refuses writes, so that the disk never fills up
 
 
 @dataclass(frozen=True)
@@ -77,29 +80,45 @@ def start_s3(
         log: file for what the server prints; by default `folder/server.log`.
 
     Raises:
-        SourceError: if the package is not installed, or the server does not come up.
+        SourceError: if the package is not installed, the disk is full, or the server does not come
+            up.
     """
     binary = _find_binary()
+    folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    _check_free_space(folder)
     ports = _pick_ports(len(_PORT_KINDS))
     numbers = dict(zip(_PORT_KINDS, ports, strict=True)) | ({"s3": port} if port else {})
     command = [
         binary,
-        "mini",
+        "-logtostderr",
+        "server",
         f"-dir={folder}",
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
-        "-master.telemetry=false",
-        "-admin.ui=false",
-        "-webdav=false",
+        "-filer",
+        "-filer.localSocket=filer.sock",
+        "-s3",
+        "-s3.localSocket=s3.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
+        "-master.electionTimeout=1s",
+        "-master.telemetry=false",
+        f"-master.volumeSizeLimitMB={_VOLUME_MEGABYTES}",
+        f"-volume.max={_MAX_VOLUMES}",
+        f"-volume.minFreeSpace={_MIN_FREE_MEGABYTES}MiB",
+        "-volume.preStopSeconds=1",
         *(f"-{kind}.port={number}" for kind, number in numbers.items()),
     ]
     env = os.environ | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
     with (log or folder / "server.log").open("ab") as output:
         process = subprocess.Popen(
-            command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,  # sockets are named relative to it: an absolute name may be too long
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     server = S3Server(f"http://127.0.0.1:{numbers['s3']}", access_key, secret_key, process.pid)
     if not _wait_until_up(server, buckets, process):
@@ -130,6 +149,15 @@ def running_s3(folder: Path, *, buckets: Sequence[str] = ()) -> Iterator[S3Serve
         yield server
     finally:
         stop_s3(server)
+
+
+def _check_free_space(folder: Path) -> None:
+    free = shutil.disk_usage(folder).free // 2**20
+    if free < _MIN_FREE_MEGABYTES:
+        raise SourceError(
+            f"{folder}: {free} MiB are free on this disk, and a local S3 server refuses writes below "
+            f"{_MIN_FREE_MEGABYTES} MiB; free some space"
+        )
 
 
 def _find_binary() -> str:

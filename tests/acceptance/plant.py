@@ -270,7 +270,7 @@ def kill_tree(process: psutil.Process, *, gently: bool = False) -> None:
         family = [process, *process.children(recursive=True)]
         if gently:
             process.terminate()
-            psutil.wait_procs(family, timeout=15)
+            psutil.wait_procs(family, timeout=25)
         for one in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
