@@ -121,9 +121,12 @@ def start_s3(
             start_new_session=True,
         )
     server = S3Server(f"http://127.0.0.1:{numbers['s3']}", access_key, secret_key, process.pid)
-    if not _wait_until_up(server, buckets, process):
+    reason = _wait_until_up(server, buckets, process)
+    if reason is not None:
         stop_s3(server)
-        raise SourceError(f"the local S3 server did not start; see {log or folder / 'server.log'}")
+        raise SourceError(
+            f"the local S3 server did not start: {reason}; see {log or folder / 'server.log'}"
+        )
     return server
 
 
@@ -190,7 +193,8 @@ def _is_free(port: int) -> bool:
 
 def _wait_until_up(
     server: S3Server, buckets: Sequence[str], process: subprocess.Popen[bytes]
-) -> bool:
+) -> str | None:
+    """Make the buckets as soon as the server answers; why it did not, or None."""
     client = boto3.client(
         "s3",
         endpoint_url=server.endpoint,
@@ -199,16 +203,18 @@ def _wait_until_up(
         region_name="us-east-1",
         config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=5),
     )
+    reason = "it ended"
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
             present = {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
             for bucket in sorted(set(buckets) - present):
                 client.create_bucket(Bucket=bucket)
-            return True
-        except (ClientError, EndpointConnectionError, HTTPClientError):
+            return None
+        except (ClientError, EndpointConnectionError, HTTPClientError) as error:
+            reason = str(error)
             time.sleep(0.1)
-    return False
+    return reason
 
 
 def _is_gone(process_id: int) -> bool:
