@@ -97,9 +97,7 @@ def start_s3(
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         "-filer",
-        "-filer.localSocket=filer.sock",
         "-s3",
-        "-s3.localSocket=s3.sock",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.electionTimeout=1s",
@@ -113,12 +111,7 @@ def start_s3(
     env = os.environ | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
     with (log or folder / "server.log").open("ab") as output:
         process = subprocess.Popen(
-            command,
-            cwd=folder,  # sockets are named relative to it: an absolute name may be too long
-            env=env,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+            command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     server = S3Server(f"http://127.0.0.1:{numbers['s3']}", access_key, secret_key, process.pid)
     reason = _wait_until_up(server, buckets, process)
