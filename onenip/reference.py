@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import timm
@@ -27,35 +26,54 @@ from onenip.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset
 from onenip.training_set import build_training_set
-from onenip.weights import assign_backbone, read_state, rename_efficientnet
+from onenip.weights import assign_backbone, name_efficientnet, read_state
 
 BACKBONE = "tf_efficientnet_b4"
 
+_BACKBONE_PREFIX, _TRAINED_PREFIX = "backbone.", "reconstruction."
 _STRIDE = 16
-_TRAINED = (
-    (r"^input_proj\.", "input_projection."),
-    (r"^output_proj\.", "output_projection."),
-    (r"^pos_embed\.row_embed\.weight$", "position.row"),
-    (r"^pos_embed\.col_embed\.weight$", "position.column"),
-    (r"^transformer\.encoder\.layers\.(\d+)\.", r"encoder.\1."),
-    (r"^transformer\.decoder\.layers\.(\d+)\.", r"decoder.\1."),
-    (r"^transformer\.decoder\.norm\.", "final_norm."),
-    (r"^transformer\.decoder\.final_attn_token_to_image\.", "final_attention."),
-    (r"\.self_attn\.", ".attention."),
-    (r"\.cross_attn_prompt_to_image\.", ".prompt_reads."),
-    (r"\.cross_attn_image_to_prompt\.", ".query_reads."),
-    (r"\.in_proj_(weight|bias)$", r".packed_\1"),
-    (r"\.out_proj\.", ".output."),
-    (r"\.(?:linear1|mlp\.lin1)\.", ".expand."),
-    (r"\.(?:linear2|mlp\.lin2)\.", ".contract."),
-    (r"^(encoder\.\d+)\.norm1\.", r"\1.attention_norm."),
-    (r"^(decoder\.\d+)\.norm1\.", r"\1.prompt_norm."),
-    (r"^((?:en|de)coder\.\d+)\.norm2\.", r"\1.feedforward_norm."),
-    (r"^(decoder\.\d+)\.norm3\.", r"\1.query_norm."),
-)
-_REFINER = {"upconv1.0": "blocks.0", "upconv1.1": "blocks.1", "upconv1.3": "blocks.3"}
-_REFINER |= {"upconv2.0": "blocks.4", "upconv2.1": "blocks.5", "upconv2.3": "blocks.7"}
-_REFINER |= {"predictor": "predictor"}
+# our modules by the reference's names; layers are numbered alike
+_OUTER = {
+    "input_projection": "input_proj",
+    "output_projection": "output_proj",
+    "final_norm": "transformer.decoder.norm",
+    "final_attention": "transformer.decoder.final_attn_token_to_image",
+}
+_ENCODER = {
+    "attention": "self_attn",
+    "attention_norm": "norm1",
+    "expand": "linear1",
+    "contract": "linear2",
+    "feedforward_norm": "norm2",
+}
+_DECODER = {
+    "prompt_reads": "cross_attn_prompt_to_image",
+    "prompt_norm": "norm1",
+    "expand": "mlp.lin1",
+    "contract": "mlp.lin2",
+    "feedforward_norm": "norm2",
+    "query_reads": "cross_attn_image_to_prompt",
+    "query_norm": "norm3",
+}
+_REFINER = {
+    "blocks.0": "upconv1.0",
+    "blocks.1": "upconv1.1",
+    "blocks.3": "upconv1.3",
+    "blocks.4": "upconv2.0",
+    "blocks.5": "upconv2.1",
+    "blocks.7": "upconv2.3",
+    "predictor": "predictor",
+}
+_LEAVES = {
+    "packed_weight": "in_proj_weight",
+    "packed_bias": "in_proj_bias",
+    "output.weight": "out_proj.weight",
+    "output.bias": "out_proj.bias",
+}
+_POSITION = {
+    "pos_embed.row_embed.weight": "reconstruction.position.row",
+    "pos_embed.col_embed.weight": "reconstruction.position.column",
+}
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +95,7 @@ def import_reference(path: Path, *, data_dir: Path | None = None, seed: int = 0)
         DataError: if the folder has no normal training images.
     """
     state = {key.removeprefix("module."): value for key, value in read_state(path).items()}
-    backbone = _take(state, "backbone.")
-    trained = _take(state, "reconstruction.")
+    backbone, trained = _take(state, _BACKBONE_PREFIX), _take(state, _TRAINED_PREFIX)
     if state:
         raise CheckpointError(f"{path}: unexpected key {min(state)}")
     params = _build_params(trained, origin=str(path))
@@ -105,51 +122,66 @@ def load_trained(network: Network, state: dict[str, Tensor], *, origin: str) -> 
     Raises:
         CheckpointError: naming the first key that is missing, extra or misshapen.
     """
-    for ours, prefix in ((network.reconstruction, ""), (network.refiner, "seghead.")):
-        own = {k: v for k, v in state.items() if k.startswith("seghead.") == bool(prefix)}
-        renamed = {rename_trained(key): (key, value) for key, value in own.items()}
-        expected = ours.state_dict()
-        for key, tensor in expected.items():
-            if key not in renamed and not key.endswith("num_batches_tracked"):
-                raise CheckpointError(f"{origin}: no key of the reference gives {key}")
-            if key in renamed and renamed[key][1].shape != tensor.shape:
-                found = tuple(renamed[key][1].shape)
-                raise CheckpointError(
-                    f"{origin}: {renamed[key][0]} has shape {found}, not {tuple(tensor.shape)}"
-                )
-        for key, (theirs, _) in renamed.items():
-            if key not in expected:
-                raise CheckpointError(f"{origin}: unexpected key {theirs}")
-        ours.load_state_dict({key: value for key, (_, value) in renamed.items()}, strict=False)
+    own, names = network.state_dict(), name_trained(network)
+    shapes = {theirs: own[ours].shape for theirs, ours in names.items()}
+    _require_same_keys(state, shapes, prefix=_TRAINED_PREFIX, origin=origin)
+    network.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
 
 
 def load_reference_backbone(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
     """Load the reference's EfficientNet-B4; blocks that are not used are checked and left out.
 
+    Args:
+        network: of the paper.
+        state: keys as in the reference's `backbone.*`, without that prefix.
+        origin: of the tensors, for messages.
+
     Raises:
         CheckpointError: naming the first key that is missing, extra or misshapen.
     """
-    renamed = rename_efficientnet(state, BACKBONE)
     with torch.device("meta"):
-        expected = timm.create_model(BACKBONE, pretrained=False).state_dict()
-    for key in renamed:
-        if key not in expected:
-            raise CheckpointError(f"{origin}: unexpected backbone key {key}")
-        if renamed[key].shape != expected[key].shape:
-            found, wanted = tuple(renamed[key].shape), tuple(expected[key].shape)
-            raise CheckpointError(f"{origin}: backbone {key} has shape {found}, not {wanted}")
-    assign_backbone(network.backbone, renamed)
+        whole = timm.create_model(BACKBONE, pretrained=False).state_dict()
+    names = name_efficientnet(BACKBONE)
+    shapes = {theirs: whole[ours].shape for theirs, ours in names.items()}
+    _require_same_keys(state, shapes, prefix=_BACKBONE_PREFIX, origin=origin)
+    assign_backbone(network.backbone, {names[key]: tensor for key, tensor in state.items()})
 
 
-def rename_trained(key: str) -> str:
-    """Our name of a reference's key (without `reconstruction.`)."""
-    if key.startswith("seghead."):
-        inner = key.removeprefix("seghead.")
-        stem, _, leaf = inner.rpartition(".")
-        return f"{_REFINER.get(stem, stem)}.{leaf}"
-    for pattern, ours in _TRAINED:
-        key = re.sub(pattern, ours, key)
-    return key
+def name_trained(network: Network) -> dict[str, str]:
+    """Our name of each trained tensor by the reference's, which is without `reconstruction.`."""
+    modules = {f"reconstruction.{ours}": theirs for ours, theirs in _OUTER.items()}
+    modules |= {f"refiner.{ours}": f"seghead.{theirs}" for ours, theirs in _REFINER.items()}
+    counts = (network.params.encoder_layers, network.params.decoder_layers)
+    for part, own, count in zip(("encoder", "decoder"), (_ENCODER, _DECODER), counts, strict=True):
+        for i in range(count):
+            modules |= {
+                f"reconstruction.{part}.{i}.{ours}": f"transformer.{part}.layers.{i}.{theirs}"
+                for ours, theirs in own.items()
+            }
+    names = dict(_POSITION)
+    for key in network.state_dict():
+        module = next((m for m in modules if key.startswith(f"{m}.")), None)
+        if module is not None:
+            leaf = key.removeprefix(f"{module}.")
+            names[f"{modules[module]}.{_LEAVES.get(leaf, leaf)}"] = key
+    return names
+
+
+def _require_same_keys(
+    state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, prefix: str, origin: str
+) -> None:
+    """Make sure that tensors are all that is expected, and nothing else; counters may be missing."""
+    for key, shape in shapes.items():
+        if key not in state:
+            if key.endswith(".num_batches_tracked"):
+                continue
+            raise CheckpointError(f"{origin}: key {prefix}{key} is missing")
+        if state[key].shape != shape:
+            found = tuple(state[key].shape)
+            raise CheckpointError(f"{origin}: {prefix}{key} has shape {found}, not {tuple(shape)}")
+    extra = sorted(state.keys() - shapes.keys())
+    if extra:
+        raise CheckpointError(f"{origin}: unexpected key {prefix}{extra[0]}")
 
 
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

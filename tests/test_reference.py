@@ -46,9 +46,25 @@ def test_an_imported_model_is_calibrated_and_predicts(checkpoint, tiny_data, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("reconstruction.input_proj.bias"), "input_projection.bias"),
-        (lambda s: s.pop("backbone._conv_stem.weight"), "conv_stem.weight"),
-        (lambda s: s.update({"reconstruction.extra": torch.zeros(1)}), "unexpected key extra"),
+        (
+            lambda s: s.pop("reconstruction.input_proj.bias"),
+            "key reconstruction.input_proj.bias is missing",
+        ),
+        (
+            lambda s: s.pop("backbone._conv_stem.weight"),
+            "key backbone._conv_stem.weight is missing",
+        ),
+        (lambda s: s.pop("backbone._fc.bias"), "key backbone._fc.bias is missing"),
+        (lambda s: s.update({"reconstruction.extra": torch.zeros(1)}), "key reconstruction.extra"),
+        (
+            lambda s: s.update({"backbone._blocks.40._bn0.bias": torch.zeros(1)}),
+            r"_blocks\.40\._bn0",
+        ),
+        (lambda s: s.update({"backbone._blocks.x": torch.zeros(1)}), r"key backbone\._blocks\.x"),
+        (
+            lambda s: s.update({"reconstruction.input_projection.bias": torch.zeros(256)}),
+            "unexpected key reconstruction.input_projection.bias",
+        ),
         (lambda s: s.update({"other.extra": torch.zeros(1)}), "unexpected key other.extra"),
         (
             lambda s: s.update({"reconstruction.input_proj.bias": torch.zeros(7)}),
@@ -56,7 +72,18 @@ def test_an_imported_model_is_calibrated_and_predicts(checkpoint, tiny_data, tmp
         ),
         (lambda s: s.pop("reconstruction.pos_embed.row_embed.weight"), "row_embed"),
     ],
-    ids=["missing", "missing-backbone", "extra", "foreign", "misshapen", "no-grid"],
+    ids=[
+        "missing",
+        "missing-backbone",
+        "missing-unused",
+        "extra",
+        "extra-block",
+        "no-block",
+        "ours",
+        "foreign",
+        "misshapen",
+        "no-grid",
+    ],
 )
 def test_every_key_is_accounted_for(checkpoint, tmp_path, change, message):
     """A missing, extra or misshapen key is an error that names it."""
