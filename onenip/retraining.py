@@ -29,7 +29,7 @@ from onenip.params import Params
 from onenip.provisional import choose_unified, list_champions
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
-from onenip.registry.publishing import fetch_weights
+from onenip.registry.publishing import fetched_weights
 from onenip.registry.turns import take_turn
 from onenip.registry.versions import GateResult, Version
 from onenip.versioning import read_data_version
@@ -276,16 +276,15 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
     version = choose_unified(list_champions())
     if version is None:
         return None
-    load_version(version)  # refuses what is not what was approved
-    digest = version.digest
-    source = fetch_weights(version.weights_uri)
-    model = json.loads((source / "detector.json").read_text(encoding="utf-8"))["model"]
-    if model != params.model.model_dump(mode="json"):
+    if load_version(version).spec.model != params.model:
         log.warning("the champion is of another architecture; training starts from scratch")
         return None
-    folder = WARM_START_DIR / digest[:16]
+    folder = WARM_START_DIR / version.digest[:16]
     if not (root / folder).is_dir():
-        with replace_folder(root / folder) as draft:
+        with (
+            fetched_weights(version.weights_uri) as source,
+            replace_folder(root / folder) as draft,
+        ):
             shutil.copytree(source, draft, dirs_exist_ok=True)
     return folder.as_posix()
 

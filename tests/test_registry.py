@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from onenip.errors import RegistryError
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_champion
-from onenip.registry.publishing import fetch_weights, publish
+from onenip.registry.publishing import fetched_weights, publish
+from onenip.registry.store import connect
 from onenip.registry.tracking import training_run
 from onenip.registry.versions import GateResult
 from tests.tiny import CATEGORIES
@@ -70,6 +74,31 @@ def test_registration_makes_one_challenger_per_category_and_stores_weights_once(
     assert first[0].data_version == "abc.dir"
 
 
+def find_stored(weights_uri):
+    """Folder in which a local store keeps a model."""
+    stored = connect().get_logged_model(weights_uri.rpartition("/")[2])
+    return Path(urlsplit(stored.artifact_location).path)
+
+
+def test_copies_of_stored_models_do_not_pile_up(publish_model, tmp_path, monkeypatch):
+    """A copy lasts as long as it is read, also where what is read is broken."""
+    (version, _) = publish_model()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    approval.approve("disc", by="Ada", reason="looked at it")
+
+    with fetched_weights(version.weights_uri) as folder:
+        assert (folder / "model.safetensors").is_file()
+        assert folder.is_relative_to(scratch)
+    load_champion("disc")
+    (find_stored(version.weights_uri) / "detector.json").write_text("{")
+    with pytest.raises(RegistryError, match="cannot be read"):
+        load_champion("disc")
+
+    assert list(scratch.iterdir()) == []
+
+
 def test_what_was_approved_is_what_is_loaded(publish_model):
     """After approval the champion loads, and a changed byte in its weights is refused."""
     (version, _) = publish_model()
@@ -81,7 +110,7 @@ def test_what_was_approved_is_what_is_loaded(publish_model):
     assert detector.digest == version.digest
     assert (champion.approver, champion.approval) == ("Ada", "approved")
 
-    weights = fetch_weights(champion.weights_uri) / "model.safetensors"
+    weights = find_stored(champion.weights_uri) / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))

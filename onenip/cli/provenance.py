@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -69,26 +70,29 @@ def verify(
 
     from onenip.verification import verify_model
 
-    folder, registered = Path(model), {}
-    if model.startswith("models:/"):
-        from onenip.registry.publishing import fetch_weights
-        from onenip.registry.versions import find_addressed
+    registered = {}
+    with ExitStack() as stack:
+        if model.startswith("models:/"):
+            from onenip.registry.publishing import fetched_weights
+            from onenip.registry.versions import find_addressed
 
-        version = find_addressed(model)
-        folder = fetch_weights(version.weights_uri)
-        digest = digest or version.approved_digest or version.digest
-        registered = {
-            "data_version": version.data_version,
-            "git_commit": version.git_commit,
-            "approver": version.approver,
-        }
-    findings = verify_model(
-        folder,
-        data_dir=data,
-        synthesis_dir=synthesis,
-        expected_digest=digest,
-        registered=registered,
-    )
+            version = find_addressed(model)
+            folder = stack.enter_context(fetched_weights(version.weights_uri))
+            digest = digest or version.approved_digest or version.digest
+            registered = {
+                "data_version": version.data_version,
+                "git_commit": version.git_commit,
+                "approver": version.approver,
+            }
+        else:
+            folder = Path(model)
+        findings = verify_model(
+            folder,
+            data_dir=data,
+            synthesis_dir=synthesis,
+            expected_digest=digest,
+            registered=registered,
+        )
     table = Table("fact", "", "detail")
     for finding in findings:
         table.add_row(finding.fact, _MARKS[finding.agrees], finding.detail)

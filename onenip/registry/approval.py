@@ -10,7 +10,7 @@ from __future__ import annotations
 from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
-from onenip.registry.publishing import fetch_weights, hash_weights
+from onenip.registry.publishing import hash_stored
 from onenip.registry.turns import take_turn
 from onenip.registry.versions import (
     CHALLENGER,
@@ -56,7 +56,7 @@ def approve(
     with take_turn(category):
         target = _choose(category, version)
         _check_gate(target, override=override)
-        digest = hash_weights(fetch_weights(target.weights_uri))
+        digest = hash_stored(target.weights_uri)
         if digest != target.digest:
             raise RegistryError(
                 f"{category} version {target.number}: the stored model has digest {digest[:12]}, "
@@ -153,7 +153,7 @@ def reconcile(category: str) -> list[Entry]:
         if serving.approval == "approved" and serving.approver != UNKNOWN:
             reason = serving.reason or "completed after an interruption"
             return [_record(serving, action="approve", by=serving.approver, reason=reason)]
-        if hash_weights(fetch_weights(serving.weights_uri)) != serving.digest:
+        if hash_stored(serving.weights_uri) != serving.digest:
             raise RegistryError(
                 f"{category} version {serving.number}: made champion by hand, but its stored model "
                 "was changed since it was registered; it is not served"

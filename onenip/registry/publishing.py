@@ -10,7 +10,8 @@ import logging
 import tempfile
 import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +157,9 @@ def publish_provisional(
     return found
 
 
-def fetch_weights(weights_uri: str) -> Path:
-    """Folder with the unified model that a version points at; downloaded if it lies elsewhere.
+@contextmanager
+def fetched_weights(weights_uri: str) -> Iterator[Path]:
+    """Folder with a copy of the unified model that a version points at, for the length of a block.
 
     Raises:
         RegistryError: if it is gone, or MLflow cannot be reached.
@@ -165,25 +167,28 @@ def fetch_weights(weights_uri: str) -> Path:
     store.connect()
     import mlflow
 
-    with store.refusals(f"model {weights_uri}"):
-        try:
-            return Path(mlflow.artifacts.download_artifacts(artifact_uri=weights_uri))
-        except OSError as error:
-            raise RegistryError(f"model {weights_uri}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="onenip-model-") as scratch:
+        with store.refusals(f"model {weights_uri}"):
+            try:
+                folder = mlflow.artifacts.download_artifacts(weights_uri, dst_path=scratch)
+            except OSError as error:
+                raise RegistryError(f"model {weights_uri}: {error}") from error
+        yield Path(folder)
 
 
-def hash_weights(folder: Path) -> str:
-    """Digest of a stored model, equal to `Detector.digest` of it.
+def hash_stored(weights_uri: str) -> str:
+    """Digest of the model behind an address as it is stored now, equal to `Detector.digest` of it.
 
     Raises:
-        RegistryError: if the folder holds no model.
+        RegistryError: if it holds no model, or as for `fetched_weights`.
     """
     from onenip.model_file import hash_model
 
-    try:
-        return hash_model(folder)
-    except OSError as error:
-        raise RegistryError(f"{folder}: no model: {error.strerror}") from error
+    with fetched_weights(weights_uri) as folder:
+        try:
+            return hash_model(folder)
+        except OSError as error:
+            raise RegistryError(f"model {weights_uri}: no model: {error.strerror}") from error
 
 
 def load_pinned(weights_uri: str, digest: str) -> Detector:
@@ -196,7 +201,8 @@ def load_pinned(weights_uri: str, digest: str) -> Detector:
     from onenip.errors import CheckpointError
 
     try:
-        detector = Detector.load(fetch_weights(weights_uri))
+        with fetched_weights(weights_uri) as folder:
+            detector = Detector.load(folder)
     except CheckpointError as error:
         raise RegistryError(f"model {weights_uri}: {error}") from error
     if detector.digest != digest:
