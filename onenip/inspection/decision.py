@@ -29,16 +29,21 @@ def draw_decision(category: str, candidates: Sequence[Candidate]) -> bool:
     st.dataframe(compare_figures(serving, waiting), hide_index=True)
     if waiting.gate is not None:
         st.markdown(f"The gate says **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
+    is_refused = waiting.gate is not None and waiting.gate.verdict == "reject"
     with st.form("decision"):
         by = st.text_input("Your name")
         reason = st.text_input("Reason")
+        override = is_refused and st.checkbox("Approve although the gate rejected it")
         with st.container(horizontal=True):
             approved = st.form_submit_button("Approve", type="primary")
             rejected = st.form_submit_button("Reject")
     if not (approved or rejected):
         return False
-    decide = approval.approve if approved else approval.reject
-    now = decide(category, by=by, reason=reason, version=waiting.number)
+    number = waiting.number
+    if approved:
+        now = approval.approve(category, by=by, reason=reason, version=number, override=override)
+    else:
+        now = approval.reject(category, by=by, reason=reason, version=number)
     st.session_state[_DONE] = f"Version {now.number} was {now.approval} by {by}."
     return True
 
