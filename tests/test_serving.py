@@ -16,8 +16,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from onenip import Detector
 from onenip.registry import approval
-from onenip.serving.champions import Champions
+from onenip.serving.champions import Champions, Roster, Serving
 from onenip.serving.web import ServeSettings, build_app
 
 
@@ -105,6 +106,41 @@ def test_a_key_is_asked_for(tiny_model, image_file):
     assert (without, wrong, right) == (401, 401, 200)
 
 
+def test_an_image_of_a_category_that_nothing_serves_is_refused(
+    tiny_detector, image_file, tiny_data
+):
+    """Of two categories that a model knows one was approved: an image of the other is not judged as it."""
+    champions = Champions()
+    champions.roster = Roster({"stripes": Serving("stripes", tiny_detector, 3)})
+    stripes = next((tiny_data / "stripes/test/good").iterdir())
+    with TestClient(build_app(champions, ServeSettings(refresh_seconds=0))) as client:
+        told = client.post("/predict", json={"image": encode(stripes.read_bytes())}).json()
+        refused = client.post("/predict", json={"image": encode(image_file.read_bytes())})
+
+    assert (told["category"], told["version"]) == ("stripes", 3)
+    assert refused.status_code == 404
+    assert "looks like disc, which has no approved model" in refused.json()["detail"]
+
+
+def test_a_model_that_fails_fails_its_own_requests(tiny_model, tiny_detector, image_file):
+    """An error that nobody foresaw is a 500 of its request, and the next one is answered."""
+    broken = Detector.load(tiny_model)
+    broken.folded.to("meta")  # as a device that lost its memory
+    champions = Champions()
+    champions.roster = Roster(
+        {"disc": Serving("disc", broken, 1), "stripes": Serving("stripes", tiny_detector, 1)}
+    )
+    app = build_app(champions, ServeSettings(refresh_seconds=0))
+    body = {"image": encode(image_file.read_bytes())}
+    with TestClient(app, raise_server_exceptions=False) as client:
+        codes = [
+            client.post("/predict", json=body | {"category": name}).status_code
+            for name in ("disc", "stripes", "disc", "stripes")
+        ]
+
+    assert codes == [500, 200, 500, 200]
+
+
 def test_metrics_and_description(client, image_file):
     """Prometheus sees verdicts, and OpenAPI describes the interface."""
     client.post("/predict", json={"image": encode(image_file.read_bytes()), "category": "disc"})
@@ -124,7 +160,7 @@ def test_a_folder_follows_no_registry(tiny_model, monkeypatch):
     champions.refresh()
 
     assert champions.is_fresh
-    assert [one.category for one in champions.list_serving()] == ["disc", "stripes"]
+    assert list(champions.roster.serving) == ["disc", "stripes"]
 
 
 def test_the_description_needs_no_network(client):
@@ -185,7 +221,7 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     switched = []
     champions = Champions(on_switch=lambda s: switched.append((s.category, s.version)))
     champions.refresh()
-    assert champions.list_serving() == []
+    assert champions.roster.serving == {}
 
     approval.approve("disc", by="Ada", reason="good")
     champions.refresh()
@@ -195,7 +231,7 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     champions.refresh()
-    assert champions.find("disc").version == 1
+    assert champions.roster.serving["disc"].version == 1
     assert not champions.is_fresh
 
 

@@ -2,62 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from onenip.errors import DataError, RegistryError
+from onenip.errors import RegistryError
 from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, champion, list_categories, serving
 
 if TYPE_CHECKING:
     from onenip.detector import Detector
-    from onenip.image_like import ImageLike
-    from onenip.prediction import Prediction
-
-
-class ServedDetectors:
-    """What serves every category, as one: an image is judged by what serves the category that it looks like.
-
-    Args:
-        detectors: by the category that each serves; at least one.
-    """
-
-    def __init__(self, detectors: Mapping[str, Detector]) -> None:
-        self._detectors = dict(sorted(detectors.items()))
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """Names of the categories, sorted."""
-        return tuple(self._detectors)
-
-    def predict(
-        self, images: Sequence[ImageLike], *, category: str | None = None
-    ) -> list[Prediction]:
-        """Scores, maps, regions and verdicts; None tells each image's category from the prompts.
-
-        Raises:
-            DataError: if nothing serves the category.
-            ImageError: if an image cannot be read.
-        """
-        if category is None:
-            return [self._tell(image) for image in images]
-        if category not in self._detectors:
-            known = ", ".join(self.categories)
-            raise DataError(f"unknown category {category!r}; there serve {known}")
-        return self._detectors[category].predict(images, category=category)
-
-    def _tell(self, image: ImageLike) -> Prediction:
-        from onenip.image_like import to_array
-
-        pixels = to_array(image)
-        unlike = {
-            name: detector.measure_distances(pixels)[name]
-            for name, detector in self._detectors.items()
-        }
-        told = min(unlike, key=lambda name: unlike[name])
-        prediction = self._detectors[told].predict([pixels], category=told)[0]
-        return replace(prediction, category_was_told=True)
+    from onenip.served import ServedDetectors
 
 
 def load_all_serving() -> ServedDetectors:
@@ -66,6 +19,8 @@ def load_all_serving() -> ServedDetectors:
     Raises:
         RegistryError: if nothing serves, or as for `load_version`.
     """
+    from onenip.served import ServedDetectors
+
     detectors: dict[str, Detector] = {}
     approved: dict[str, Detector] = {}  # by digest
     for name in list_categories():

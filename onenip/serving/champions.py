@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from onenip.errors import OneNIPError
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, list_categories
 from onenip.registry.versions import serving as find_serving
+from onenip.served import ServedDetectors
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +43,17 @@ class Serving:
         """Whether the model was never trained on the category."""
         return self.detector.spec.categories[self.category].is_provisional
 
-    @property
-    def built_on(self) -> str:
-        """Digest of the trained model that answers, perhaps with categories added to it."""
-        return str(self.detector.spec.provenance.get("built_on", self.detector.digest))
+
+class Roster:
+    """What serves at one moment, which no later change touches.
+
+    Args:
+        serving: by category.
+    """
+
+    def __init__(self, serving: Mapping[str, Serving]) -> None:
+        self.serving = dict(sorted(serving.items()))
+        self.model = ServedDetectors({name: one.detector for name, one in serving.items()})
 
 
 class Champions:
@@ -53,10 +61,15 @@ class Champions:
 
     Args:
         on_switch: called with what serves now, after each change.
+
+    Attributes:
+        roster: what serves now; replaced as a whole.
+        is_fresh: whether the last look into the registry worked.
+        problem: why it did not; else empty.
     """
 
     def __init__(self, on_switch: Callable[[Serving], None] = lambda _: None) -> None:
-        self._serving: dict[str, Serving] = {}
+        self.roster = Roster({})
         self._on_switch = on_switch
         self._lock = threading.Lock()
         self._follows = True
@@ -72,18 +85,10 @@ class Champions:
         """
         champions = cls()
         detector = Detector.load(folder)
-        champions._serving = {c: Serving(c, detector, 0) for c in detector.categories}
+        champions.roster = Roster({c: Serving(c, detector, 0) for c in detector.categories})
         champions.is_fresh = True
         champions._follows = False
         return champions
-
-    def list_serving(self) -> list[Serving]:
-        """What serves, sorted by category."""
-        return [self._serving[name] for name in sorted(self._serving)]
-
-    def find(self, category: str) -> Serving | None:
-        """What answers for a category, or None."""
-        return self._serving.get(category)
 
     def refresh(self) -> None:
         """Ask the registry once, and load what changed; never raises for want of the registry."""
@@ -98,13 +103,13 @@ class Champions:
                 log.warning("%s", self.problem)
                 return
             self.is_fresh, self.problem = True, ""
-            serving = dict(self._serving)
+            serving = dict(self.roster.serving)
             for name, version in found.items():
                 if version is None:
                     serving.pop(name, None)
                 else:
                     self._follow(serving, version)
-            self._serving = serving
+            self.roster = Roster(serving)
 
     def _follow(self, serving: dict[str, Serving], version: Version) -> None:
         """Serve a version, if it is not served already and can be loaded."""

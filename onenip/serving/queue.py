@@ -1,8 +1,7 @@
 """Requests judged in turn: what waits is gathered into batches, and too much waiting is refused.
 
-What waits while a batch is judged becomes the next one; nobody waits for a batch to fill. Of a batch, as
-many images go through the network together as asked for: one, unless told otherwise, so that a score
-never depends on its batch.
+What waits while a batch is judged becomes the next one, as far as it may be that large; nobody waits for a
+batch to fill. It may hold one image, unless told otherwise, so that a score never depends on its batch.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from numpy.typing import NDArray
 
 from onenip.errors import OneNIPError
 from onenip.prediction import Prediction
-from onenip.serving.champions import Serving
-
-_GATHERED = 8  # jobs that are handed to the worker thread together: fewer hand-overs
+from onenip.served import ServedDetectors
 
 
 class BusyQueueError(OneNIPError):
@@ -27,7 +24,7 @@ class BusyQueueError(OneNIPError):
 
 @dataclass(frozen=True)
 class _Job:
-    serving: Serving
+    model: ServedDetectors
     image: NDArray[np.uint8]
     category: str | None
     answer: asyncio.Future[Prediction]
@@ -64,17 +61,18 @@ class JudgingQueue:
         return self._jobs.qsize()
 
     async def judge(
-        self, serving: Serving, image: NDArray[np.uint8], category: str | None
+        self, model: ServedDetectors, image: NDArray[np.uint8], category: str | None
     ) -> Prediction:
-        """What a detector says of an image [H, W, 3] uint8.
+        """What a model says of an image [H, W, 3] uint8; None tells its category.
 
         Raises:
             BusyQueueError: if too many wait.
-            DataError: if the detector does not know the category.
+            DataError: if nothing serves the category.
+            ImageError: if no category is given, and the image looks like one that nothing serves.
         """
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         try:
-            self._jobs.put_nowait(_Job(serving, image, category, answer))
+            self._jobs.put_nowait(_Job(model, image, category, answer))
         except asyncio.QueueFull as error:
             raise BusyQueueError("too many requests wait; try again in a moment") from error
         return await answer
@@ -82,32 +80,36 @@ class JudgingQueue:
     async def _work(self) -> None:
         while True:
             batch = [await self._jobs.get()]
-            while len(batch) < max(self._batch_size, _GATHERED) and not self._jobs.empty():
+            while len(batch) < self._batch_size and not self._jobs.empty():
                 batch.append(self._jobs.get_nowait())
-            outcomes = await asyncio.to_thread(_judge_all, batch, self._batch_size)
-            for job, outcome in zip(batch, outcomes, strict=True):
-                self._jobs.task_done()
-                if job.answer.cancelled():
-                    continue
-                if isinstance(outcome, Prediction):
-                    job.answer.set_result(outcome)
-                else:
-                    job.answer.set_exception(outcome)
+            for jobs in _group(batch):
+                await self._judge_together(jobs)
+
+    async def _judge_together(self, jobs: list[_Job]) -> None:
+        """Answer jobs of one model and category; what goes wrong is their answer, and the worker goes on."""
+        first = jobs[0]
+        judging = asyncio.to_thread(
+            first.model.predict,
+            [job.image for job in jobs],
+            category=first.category,
+            batch_size=len(jobs),
+        )
+        (found,) = await asyncio.gather(judging, return_exceptions=True)
+        for at, job in enumerate(jobs):
+            self._jobs.task_done()
+            if job.answer.cancelled():
+                continue
+            if isinstance(found, BaseException):
+                job.answer.set_exception(found)
+            else:
+                job.answer.set_result(found[at])
 
 
-def _judge_all(batch: list[_Job], batch_size: int) -> list[Prediction | OneNIPError]:
-    """Answers in the order of the jobs; those that one detector judges as one category go together."""
-    groups: dict[tuple[int, str | None], list[int]] = {}
-    for i, job in enumerate(batch):
-        groups.setdefault((id(job.serving.detector), job.category), []).append(i)
-    outcomes: dict[int, Prediction | OneNIPError] = {}
-    for (_, category), places in groups.items():
-        images = [batch[i].image for i in places]
-        detector = batch[places[0]].serving.detector
-        try:
-            found = detector.predict(images, category=category, batch_size=batch_size)
-        except OneNIPError as error:
-            outcomes |= dict.fromkeys(places, error)
-        else:
-            outcomes |= zip(places, found, strict=True)
-    return [outcomes[i] for i in range(len(batch))]
+def _group(batch: list[_Job]) -> list[list[_Job]]:
+    """Jobs that may go through the network together: of one model and one given category."""
+    groups: dict[tuple[int, str | int], list[_Job]] = {}
+    for at, job in enumerate(batch):
+        groups.setdefault((id(job.model), at if job.category is None else job.category), []).append(
+            job
+        )
+    return list(groups.values())

@@ -25,7 +25,7 @@ from onenip.errors import ImageError
 from onenip.images import load_image
 from onenip.predicting import describe_prediction
 from onenip.recent import remember
-from onenip.serving.champions import Champions, Serving
+from onenip.serving.champions import Champions, Roster, Serving
 from onenip.serving.queue import BusyQueueError, JudgingQueue
 from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
 from onenip.version import __version__
@@ -88,9 +88,42 @@ class _Metrics:
         """All figures, as they are now, in Prometheus' text format."""
         self.waiting.set(queue.waiting)
         self.fresh.set(champions.is_fresh)
-        for serving in champions.list_serving():
+        for serving in champions.roster.serving.values():
             self.version.labels(serving.category).set(serving.version)
         return generate_latest(self.registry)
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """From a file's bytes to an answer, or an HTTPException that says why there is none."""
+
+    champions: Champions
+    queue: JudgingQueue
+    metrics: _Metrics
+    settings: ServeSettings
+
+    async def __call__(self, content: bytes, category: str | None) -> dict[str, Any]:
+        roster = self.champions.roster  # a change meanwhile is for the next request
+        _require_serving(roster, category)
+        image = await asyncio.to_thread(_decode, content, self.settings.max_pixels)
+        try:
+            with self.metrics.seconds.time():
+                found = await self.queue.judge(roster.model, image, category)
+        except BusyQueueError as error:
+            raise HTTPException(_BUSY, str(error), {"Retry-After": "1"}) from error
+        except ImageError as error:
+            raise HTTPException(_NOT_FOUND, str(error)) from error
+        answering = roster.serving[found.category]
+        verdict = "anomalous" if found.is_anomalous else "normal"
+        self.metrics.verdicts.labels(found.category, verdict).inc()
+        answer = describe_prediction(found) | {
+            "version": answering.version,
+            "digest": answering.detector.digest,
+            "warning": answering.problem or self.champions.problem,
+        }
+        if self.settings.recent is not None:
+            await asyncio.to_thread(remember, self.settings.recent, content, answer)
+        return answer
 
 
 def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
@@ -102,6 +135,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     """
     metrics = _Metrics()
     queue = JudgingQueue(max_waiting=settings.max_waiting, batch_size=settings.batch_size)
+    judge = _Judge(champions, queue, metrics, settings)
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -122,29 +156,6 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     def check_key(key: Annotated[str | None, Depends(_KEY_HEADER)]) -> None:
         if settings.api_key and not secrets.compare_digest(key or "", settings.api_key):
             raise HTTPException(401, "wrong or missing X-API-Key")
-
-    async def judge(content: bytes, category: str | None) -> dict[str, Any]:
-        serving = _choose(champions, category)
-        image = await asyncio.to_thread(_decode, content, settings.max_pixels)
-        try:
-            with metrics.seconds.time():
-                found = await queue.judge(serving, image, category)
-        except BusyQueueError as error:
-            raise HTTPException(_BUSY, str(error), {"Retry-After": "1"}) from error
-        answering = champions.find(found.category)
-        if answering is None:
-            detail = f"looks like {found.category}, which has no approved model"
-            raise HTTPException(_NOT_FOUND, detail)
-        verdict = "anomalous" if found.is_anomalous else "normal"
-        metrics.verdicts.labels(found.category, verdict).inc()
-        answer = describe_prediction(found) | {
-            "version": answering.version,
-            "digest": answering.detector.digest,
-            "warning": answering.problem or champions.problem,
-        }
-        if settings.recent is not None:
-            await asyncio.to_thread(remember, settings.recent, content, answer)
-        return answer
 
     @app.post(
         "/predict",
@@ -176,7 +187,7 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     @app.get("/categories", dependencies=[Depends(check_key)], response_model=list[CategoryAnswer])
     async def categories() -> list[dict[str, Any]]:
         """Which version answers for which category."""
-        return [_describe(serving) for serving in champions.list_serving()]
+        return [_describe(serving) for serving in champions.roster.serving.values()]
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -186,10 +197,10 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     @app.get("/ready", response_model=Readiness)
     async def ready(response: Response) -> dict[str, Any]:
         """Whether anything can be answered; 503 until a champion is loaded."""
-        serving = champions.list_serving()
-        if not serving:
+        is_ready = bool(champions.roster.serving)
+        if not is_ready:
             response.status_code = _BUSY
-        return {"ready": bool(serving), "fresh": champions.is_fresh, "problem": champions.problem}
+        return {"ready": is_ready, "fresh": champions.is_fresh, "problem": champions.problem}
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -199,25 +210,17 @@ def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _choose(champions: Champions, category: str | None) -> Serving:
-    """Who answers.
+def _require_serving(roster: Roster, category: str | None) -> None:
+    """Make sure that something may answer.
 
     Raises:
-        HTTPException: 404 for a category without a champion, 503 if nothing serves, 422 if the category has
-            to be said because several models serve.
+        HTTPException: 404 for a category without an approved model, 503 if nothing serves.
     """
-    serving = champions.list_serving()
-    if not serving:
+    if not roster.serving:
         raise HTTPException(_BUSY, "no category has an approved model", {"Retry-After": "20"})
-    if category is not None:
-        found = champions.find(category)
-        if found is None:
-            known = ", ".join(s.category for s in serving)
-            raise HTTPException(_NOT_FOUND, f"{category}: no approved model; there is {known}")
-        return found
-    if len({s.built_on for s in serving}) > 1:
-        raise HTTPException(_UNPROCESSABLE, "several models serve: say the category")
-    return max(serving, key=lambda one: len(one.detector.categories))
+    if category is not None and category not in roster.serving:
+        known = ", ".join(roster.serving)
+        raise HTTPException(_NOT_FOUND, f"{category}: no approved model; there is {known}")
 
 
 def _decode(content: bytes, max_pixels: int) -> NDArray[uint8]:

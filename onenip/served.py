@@ -1,0 +1,72 @@
+"""What serves every category, as one model: each image is judged by what serves its category.
+
+Knows detectors; knows nothing of registries or requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from onenip.detector import Detector
+from onenip.errors import DataError, ImageError
+from onenip.image_like import ImageLike, to_array
+from onenip.prediction import Prediction
+
+
+class ServedDetectors:
+    """Detectors by the category that each serves.
+
+    A detector may know categories that nothing serves: an image that looks like one of these is refused,
+    not judged as something else.
+
+    Args:
+        detectors: at least one; several categories may share one.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector]) -> None:
+        self._detectors = dict(sorted(detectors.items()))
+        self._distinct = list({id(one): one for one in detectors.values()}.values())
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Names of the categories, sorted."""
+        return tuple(self._detectors)
+
+    def predict(
+        self, images: Sequence[ImageLike], *, category: str | None = None, batch_size: int = 1
+    ) -> list[Prediction]:
+        """Scores, maps, regions and verdicts.
+
+        Args:
+            images: as `Detector.predict` takes them.
+            category: of all the images; None to tell each one's from the prompts.
+            batch_size: images of a given category that are judged in one pass.
+
+        Raises:
+            DataError: if nothing serves the category.
+            ImageError: if an image cannot be read, or looks like a category that nothing serves.
+        """
+        if category is None:
+            return [self._predict_told(image) for image in images]
+        if category not in self._detectors:
+            known = ", ".join(self.categories)
+            raise DataError(f"unknown category {category!r}; there serve {known}")
+        detector = self._detectors[category]
+        return detector.predict(images, category=category, batch_size=batch_size)
+
+    def _predict_told(self, image: ImageLike) -> Prediction:
+        """Prediction by what serves the category that an image looks like."""
+        pixels = to_array(image)
+        distances: dict[str, float] = {}
+        for detector in self._distinct:
+            for name, distance in detector.measure_distances(pixels).items():
+                if self._detectors.get(name, detector) is detector:  # else another one serves it
+                    distances[name] = min(distance, distances.get(name, distance))
+        told = min(distances, key=lambda name: distances[name])
+        if told not in self._detectors:
+            named = image if isinstance(image, (str, Path)) else "the image"
+            raise ImageError(named, f"looks like {told}, which has no approved model")
+        prediction = self._detectors[told].predict([pixels], category=told)[0]
+        return replace(prediction, category_was_told=True)
