@@ -33,6 +33,7 @@ from onenip.training_set import Batch, BatchPlan, describe
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 
+_TELL_SECONDS = 30.0  # between two lines on how far a training without a bar is
 _BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies finds nothing
 _LAST_LOGS = 5  # logs that are judged by
 
@@ -83,7 +84,7 @@ def fit(
         fabric: device, precision and strategy.
         checkpoint_dir: where the last state is kept; a state of the same params and data is resumed.
         on_log: called with the step and the losses every `log_steps` steps, by one process.
-        progress: whether to show a bar.
+        progress: whether to show a bar; without one, lines in the log say how far it is.
         workers: processes that draw batches ahead; 0 draws them in this one.
         selection: what weights are tried on, the best being kept; None keeps the last.
 
@@ -112,6 +113,7 @@ def fit(
     wrapped.train()
     batches = _load_batches(plan, state.step, total, workers)
     saved_at = time.monotonic()
+    pace = _Pace(state.step, total)
     bar = trange(
         state.step, total, initial=state.step, total=total, desc="train", disable=not progress
     )
@@ -134,6 +136,8 @@ def fit(
             epoch = state.step / plan.steps_per_epoch
             state.history.append({"step": state.step, "epoch": epoch} | values)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
+            if not progress:
+                pace.tell(state.step, values["loss"])
             if fabric.is_global_zero:
                 on_log(state.step, values)
         is_trial = _is_trial(state.step, total, params.selection_trials)
@@ -231,6 +235,30 @@ def schedule_rate(params: TrainParams, step: int, total: int, steps_per_epoch: i
         return params.learning_rate * (step + 1) / warmup
     done = (step - warmup) / max(total - warmup, 1)
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class _Pace:
+    """Says in the log, now and then, how far a training is.
+
+    Args:
+        first: steps that were done before.
+        total: steps in all.
+    """
+
+    def __init__(self, first: int, total: int) -> None:
+        self._first, self._total = first, total
+        self._started_at = self._told_at = time.monotonic()
+
+    def tell(self, step: int, loss: float) -> None:
+        """Say it, unless it was said just now."""
+        now = time.monotonic()
+        if now - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = now
+        seconds = (now - self._started_at) / (step - self._first)
+        left = seconds * (self._total - step) / 60
+        text = "step %d of %d, loss %.4f, %.2f s a step, about %.0f min left"
+        log.info(text, step, self._total, loss, seconds, left)
 
 
 def _load_batches(plan: BatchPlan, first: int, total: int, workers: int) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """The training loop: it learns, it is reproducible, and a killed one goes on to the same result."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -146,6 +147,18 @@ def test_training_lowers_the_loss(tiny_data, tmp_path):
     first = np.mean([row["loss"] for row in history[:2]])
     last = np.mean([row["loss"] for row in history[-3:]])
     assert last < 0.8 * first
+
+
+def test_a_training_without_a_bar_says_how_far_it_is(tiny_data, tmp_path, caplog, monkeypatch):
+    """Lines in the log tell step, loss and the time that is left, as a flow run shows them."""
+    monkeypatch.setattr("onenip.training._TELL_SECONDS", 0.0)
+    caplog.set_level("INFO")
+
+    fit_tiny(tiny_data, make_tiny_params(train={"max_steps": 4, "log_steps": 2}), tmp_path)
+
+    lines = [line for line in caplog.messages if line.startswith("step ")]
+    assert len(lines) == 2
+    assert re.fullmatch(r"step 2 of 4, loss [\d.]+, [\d.]+ s a step, about 0 min left", lines[0])
 
 
 def test_the_backbone_stays_frozen(tiny_params, tiny_fit):
