@@ -72,14 +72,23 @@ def verify_model(
 def _check_names(detector: Detector, registered: Mapping[str, str]) -> list[Finding]:
     """Whether the model, or the registry, names where it comes from; and that the two agree."""
     findings = []
-    for key in ("data_version", "git_commit", "params", "approver"):
-        stated, told = detector.spec.provenance.get(key), registered.get(key)
+    stated_by_model = detector.spec.provenance
+    params = stated_by_model.get("params")
+    images = stated_by_model.get("calibration_images")
+    summaries = {
+        "params": params and f"sections {', '.join(sorted(params))}; seed {params.get('seed')}",
+        "calibration_images": images and f"{len(images)}, each by its sha256",
+    }
+    for key in ("data_version", "git_commit", "params", "calibration_images", "approver"):
+        stated, told = summaries.get(key, stated_by_model.get(key)), registered.get(key)
         fact = f"names its {key}"
         if stated and told:
             findings.append(Finding(fact, stated == told, f"{stated}; the registry says {told}"))
         elif told:
             findings.append(Finding(fact, agrees=True, detail=f"{told}, says the registry"))
-        elif not stated:
+        elif stated:
+            findings.append(Finding(fact, agrees=True, detail=str(stated)))
+        else:
             why = "in the registry, if anywhere: verify models:/onenip-CATEGORY@champion"
             findings.append(Finding(fact, None, why))
     return findings
