@@ -181,10 +181,11 @@ def test_the_page_gives_the_same_score(image_file, wanted):
     from onenip.inspection.models import find_candidates, judge_upload
 
     champion = find_candidates("disc", None)[0]
-    _, found = judge_upload(image_file.read_bytes(), "disc", [champion])
+    found = judge_upload(image_file.read_bytes(), "disc", [champion])
 
     assert champion.role == "champion"
-    assert found[0].score == wanted.score
+    assert found.predictions[0].score == wanted.score
+    assert found.looks_like == "disc"
 
 
 @pytest.mark.timeout(300)

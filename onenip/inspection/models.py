@@ -83,14 +83,31 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     return found
 
 
-def judge_upload(
-    content: bytes, category: str, candidates: Sequence[Candidate]
-) -> tuple[NDArray[np.uint8], list[Prediction]]:
-    """The image [H, W, 3] uint8 of a file's bytes, and what each candidate says of it.
+@dataclass(frozen=True)
+class JudgedUpload:
+    """What is shown of an uploaded image.
+
+    Attributes:
+        image: [H, W, 3] uint8.
+        looks_like: the category whose prompts it resembles most, of those that the first candidate knows.
+        predictions: one for each candidate.
+    """
+
+    image: NDArray[np.uint8]
+    looks_like: str
+    predictions: list[Prediction]
+
+
+def judge_upload(content: bytes, category: str, candidates: Sequence[Candidate]) -> JudgedUpload:
+    """What each candidate says of a file's bytes.
 
     Raises:
         ImageError: if the bytes are no usable image.
         DataError: if a candidate does not know the category.
     """
     image = load_image(content)
-    return image, [one.detector.predict([image], category=category)[0] for one in candidates]
+    return JudgedUpload(
+        image,
+        candidates[0].detector.tell_category(image),
+        [one.detector.predict([image], category=category)[0] for one in candidates],
+    )

@@ -20,6 +20,7 @@ from onenip.inspection.drawing import (
 )
 from onenip.inspection.models import (
     Candidate,
+    JudgedUpload,
     find_candidates,
     judge_upload,
     list_known_categories,
@@ -119,7 +120,7 @@ def _judge(
     category: str,
     digests: tuple[str, ...],  # noqa: ARG001  # part of the cache's key
     _candidates: list[Candidate],
-) -> tuple[NDArray[np.uint8], list[Prediction]]:
+) -> JudgedUpload:
     return judge_upload(content, category, _candidates)
 
 
@@ -127,14 +128,17 @@ def _draw_image(name: str, content: bytes, category: str, candidates: list[Candi
     st.subheader(name, divider="gray")
     try:
         digests = tuple(one.detector.digest for one in candidates)
-        image, found = _judge(content, category, digests, candidates)
+        found = _judge(content, category, digests, candidates)
     except ImageError as error:
         st.error(f"{name} cannot be judged: {error.reason}")
         return
+    if found.looks_like != category:
+        st.warning(f"It looks like {found.looks_like}, not like {category}: is the category right?")
+    image = found.image
     left, *columns = st.columns(1 + len(candidates))
     with left:
         st.image(image, caption=f"{image.shape[1]} x {image.shape[0]} px", width="stretch")
-    for candidate, prediction, column in zip(candidates, found, columns, strict=True):
+    for candidate, prediction, column in zip(candidates, found.predictions, columns, strict=True):
         with column:
             _draw_answer(name, image, candidate, prediction)
 

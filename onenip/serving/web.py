@@ -112,7 +112,7 @@ class _Judge:
         except BusyQueueError as error:
             raise HTTPException(_BUSY, str(error), {"Retry-After": "1"}) from error
         except ImageError as error:
-            raise HTTPException(_NOT_FOUND, str(error)) from error
+            raise HTTPException(_NOT_FOUND, f"image: {error.reason}") from error
         answering = roster.serving[found.category]
         verdict = "anomalous" if found.is_anomalous else "normal"
         self.metrics.verdicts.labels(found.category, verdict).inc()
