@@ -37,6 +37,10 @@ BENCHMARKS = {
         "one image, from array to verdict: beside the reference's forward, ONNX and OpenVINO",
         ("--rounds", "5"),
     ),
+    "sharing": Benchmark(
+        "one image while a training runs beside it, with and without lower priority",
+        ("--rounds", "15"),
+    ),
     "metrics": Benchmark(
         "pixel figures of many maps: time and memory",
         ("--maps", "500", "--runs", "1", "--beside", "100"),

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.settings import apply_settings
+from flows.settings import LIGHT_POOL, TRAINING_POOL, apply_settings
 
 apply_settings()
 
@@ -28,9 +28,6 @@ from flows.automations import declare_automations  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
 from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
 from onenip.params import Params  # noqa: E402
-
-LIGHT_POOL = "onenip-light"
-TRAINING_POOL = "onenip-training"
 
 _DRIFT_PERIOD = timedelta(minutes=30)
 

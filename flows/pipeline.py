@@ -48,6 +48,7 @@ from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.evaluation.results import REPORT  # noqa: E402
 from onenip.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
+from onenip.priority import give_way  # noqa: E402
 from onenip.registry.evaluations import publish_report  # noqa: E402
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
@@ -236,6 +237,7 @@ def main(
         from onenip.preset import load_preset, render
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
+    give_way()
     check_architecture(Params.load().model)
     require_server()
     request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)

@@ -43,6 +43,7 @@ from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
 from onenip.model_file import hash_model  # noqa: E402
 from onenip.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
+from onenip.priority import give_way  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
 
@@ -197,6 +198,7 @@ def main(
     ] = False,
 ) -> None:
     """Ingest what arrived; if enough is new, train, judge and register, then let policy or people decide."""
+    give_way()
     require_server()
     state = retrain(force=force, return_state=True)
     if not state.is_completed():

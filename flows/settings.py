@@ -1,4 +1,4 @@
-"""Settings of Prefect that must stand in the environment before Prefect is imported."""
+"""Settings of Prefect that must stand in the environment before it is imported; names of its work pools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 STATE_DIR = Path(".onenip")
+LIGHT_POOL, TRAINING_POOL = "onenip-light", "onenip-training"
 
 
 def apply_settings(*, root: Path = Path()) -> None:

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows.settings import STATE_DIR, apply_settings
+from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL, apply_settings
 
 apply_settings()
 
@@ -30,11 +30,11 @@ from flows.databases import MLFLOW, PREFECT, describe_database, read_databases  
 from flows.services import ServiceError, Services  # noqa: E402
 from onenip.errors import BusyError, OneNIPError  # noqa: E402
 from onenip.params import Params  # noqa: E402
+from onenip.priority import NICENESS  # noqa: E402
 from onenip.sources.local_s3 import start_s3  # noqa: E402
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}
-POOLS = ("onenip-light", "onenip-training")
 BUCKETS = ("dvc", "inbox", "mlflow")
 S3_ACCOUNT, S3_SECRET = "onenip", "onenip-local-only"  # the server listens on this machine alone
 
@@ -77,8 +77,10 @@ def _up() -> None:
     services.wait_for(server, f"{prefect}/api/health")
     services.wait_for(tracker, f"{mlflow}/health")
     _run([*python, "flows.deploy"], everybody)
-    for pool in POOLS:
+    for pool in (LIGHT_POOL, TRAINING_POOL):
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+        if pool == TRAINING_POOL:  # a server beside it keeps its speed
+            command = ["nice", "-n", str(NICENESS), *command]
         services.start(f"worker {pool}", command, env=everybody)
     _print(services, env, databases)
     if params.notify.webhook is not None:  # last: all else works without it

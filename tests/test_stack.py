@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.postgres import running_postgres
@@ -92,6 +93,7 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
             api = exports["PREFECT_API_URL"]
             assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
             assert call(checkout, "status").returncode == 0
+            assert read_niceness(checkout) == {"onenip-light": 0, "onenip-training": 10}
 
             def find():
                 return [run for run in list_runs(api, type="COMPLETED") if run["auto_scheduled"]]
@@ -105,6 +107,16 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
             stopped = call(checkout, "down")
     assert "prefect stopped" in stopped.stdout
     assert call(checkout, "status").returncode == 1
+
+
+def read_niceness(checkout):
+    """Priority of each worker, by its pool: training gives way to what answers."""
+    content = json.loads((checkout / ".onenip/stack/services.json").read_text())
+    return {
+        one["name"].removeprefix("worker "): psutil.Process(one["process_id"]).nice()
+        for one in content
+        if one["name"].startswith("worker ")
+    }
 
 
 def check_crash_is_told(api, receiver):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onenip.priority import give_way
+
 if TYPE_CHECKING:
     from onenip.params import Params
 
@@ -136,6 +138,7 @@ def validate(
 
     from onenip.stages import validate as stage
 
+    give_way()
     loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data or Path(loaded.data.root), out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
@@ -169,6 +172,7 @@ def synthesize(
     """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
     from onenip.stages import synthesize as stage
 
+    give_way()
     loaded = _read_params(params)
     stage.run(loaded, data_dir=data or Path(loaded.data.root), manifest=manifest, out_dir=out)
 
@@ -187,6 +191,7 @@ def train(
     """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
     from onenip.stages import train as stage
 
+    give_way()
     loaded = _read_params(params)
     stage.run(
         loaded,
@@ -229,6 +234,7 @@ def evaluate(
     from onenip.params import Params
     from onenip.stages import evaluate as stage
 
+    give_way()
     loaded = Params.load(params)
     result = stage.run(
         loaded,
