@@ -7,7 +7,6 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -250,8 +249,8 @@ class Detector:
         Raises:
             DataError: if the name is taken or no image is given.
         """
-        if not re.fullmatch(r"\w[\w .-]*", name):
-            raise DataError(f"category {name!r}: a name is letters, digits, and any of `_ .-`")
+        if not name.strip() or not name.isprintable() or "/" in name:
+            raise DataError(f"category {name!r}: a name is not empty, printable and without /")
         if name in self._states:
             raise DataError(f"category {name!r} is there already")
         if not normal_images:

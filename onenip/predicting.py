@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -217,7 +218,7 @@ def _load_registered(model: str, category: str | None) -> Predictor:
         return load_all_serving() if category is None else load_serving(category)[0]
     name, _, alias = model.removeprefix(_REGISTERED).partition("@")
     if alias == "champion":
-        return load_champion(name)[0]
+        return load_champion(unquote(name))[0]
     return load_version(find_addressed(model))
 
 

@@ -10,13 +10,15 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from onenip import Detector
 from onenip.errors import RegistryError
+from onenip.predicting import load_model
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_champion
 from onenip.registry.publishing import fetched_weights, publish
 from onenip.registry.store import connect
 from onenip.registry.tracking import training_run
-from onenip.registry.versions import GateResult
+from onenip.registry.versions import GateResult, find_addressed, registered_name
 from tests.tiny import CATEGORIES
 
 FACTS = {"data_version": "abc.dir", "git_commit": "0" * 40}
@@ -46,7 +48,6 @@ def publish_model(store, tiny_detector, evaluation):
     """Publish the tiny model, each time with another provenance and so another digest."""
 
     def run(number=1):
-        from onenip import Detector
         from onenip.category import CategoryState
 
         folder = store / f"model{number}"
@@ -116,6 +117,35 @@ def test_what_was_approved_is_what_is_loaded(publish_model):
     weights.write_bytes(bytes(content))
     with pytest.raises(RegistryError, match="changed"):
         load_champion("disc")
+
+
+def test_a_category_may_have_any_name_that_a_folder_may(store, tiny_detector):
+    """Letters of any language, brackets, quotes, dots and colons: registered, approved, loaded, addressed."""
+    names = ["Flasche groß (1)", "o'ring 1.5\": 3%"]
+    kept = [tiny_detector.state(old) for old in CATEGORIES]
+    known = [tiny_detector.spec.categories[old] for old in CATEGORIES]
+    Detector(
+        tiny_detector.network,
+        spec=tiny_detector.spec.model_copy(
+            update={"categories": dict(zip(names, known, strict=True))}
+        ),
+        prompts={name: state.prompts for name, state in zip(names, kept, strict=True)},
+        references={name: state.reference for name, state in zip(names, kept, strict=True)},
+    ).save(store / "model")
+    row = {"image_auroc": 0.9}
+    content = {"mean": row, "categories": dict.fromkeys(names, row)}
+    (store / "figures").mkdir()
+    (store / "figures/metrics.json").write_text(json.dumps(content))
+
+    published = publish(store / "model", evaluation_dir=store / "figures", params={}, facts=FACTS)
+    run = connect().get_run(published[0].run_id)
+    assert "test/Flasche groß _1_-" in " ".join(run.data.metrics)
+    for name, version in zip(names, published, strict=True):
+        approval.approve(name, by="Ada", reason="looked at it")
+        assert load_champion(name)[1].number == 1
+        assert find_addressed(version.uri).category == name
+        assert load_model(f"models:/{registered_name(name)}@champion", None).digest
+    assert versions.list_categories() == names
 
 
 def test_a_category_is_decided_on_its_own(publish_model):

@@ -7,8 +7,8 @@ unified model. Publishing the same model again changes nothing.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
-import urllib.parse
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -371,7 +371,7 @@ def _store_folder(
         experiment_id = client.get_run(run_id).info.experiment_id
         model = client.create_logged_model(
             experiment_id,
-            name=urllib.parse.quote(name, safe=" "),
+            name=re.sub(r"""[/:.%"']""", "_", name),  # a label; MLflow refuses these
             source_run_id=run_id,
             tags=tags,
             model_type="onenip",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -145,6 +146,14 @@ def find_run(client: MlflowClient, digest: str, *, experiment: str = EXPERIMENT)
     return str(found[0].info.run_id) if found else None
 
 
+def name_group(category: str) -> str:
+    """A category's name in those of metrics: where MLflow refuses a character, `_` and a digest at the end."""
+    allowed = re.sub(r"[^\w. -]", "_", category)
+    if allowed == category:
+        return category
+    return f"{allowed}-{hashlib.sha256(category.encode()).hexdigest()[:6]}"
+
+
 def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Log what `onenip evaluate` wrote: metrics per category and mean, report and pictures.
 
@@ -160,8 +169,6 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
     Raises:
         RegistryError: if there are no metrics, or the store cannot be reached.
     """
-    from mlflow.entities import Metric
-
     from onenip.registry.metrics import load_metrics
 
     metrics = load_metrics(folder)
@@ -171,12 +178,15 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         if run.data.tags.get(EVALUATION_TAG) == digest:
             return
         now = run.info.start_time
-        named = [
-            (f"test/{name}" if group == "mean" else f"test/{group}/{name}", value)
-            for group, values in metrics.items()
-            for name, value in values.items()
+        folders = {
+            group: "test" if group == "mean" else f"test/{name_group(group)}" for group in metrics
+        }
+        values = [
+            Value(key=f"{folders[group]}/{name}", value=value, timestamp_ms=now, step=0)
+            for group, figures in metrics.items()
+            for name, value in figures.items()
         ]
-        client.log_batch(run_id, metrics=[Metric(key, value, now, 0) for key, value in named])
+        send_values(client, run_id, values)
         client.log_artifacts(run_id, str(folder), "evaluation")
         for name in VALIDATION_FILES:  # beside it, where the pipeline wrote them
             file = folder.parent / "validation" / name

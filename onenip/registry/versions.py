@@ -108,8 +108,9 @@ class Version(BaseModel):
 
 
 def registered_name(category: str) -> str:
-    """Name of a category's registered model; characters that MLflow refuses are percent-encoded."""
-    return PREFIX + "".join(urllib.parse.quote(c, safe="") if c in "/:%" else c for c in category)
+    """Name of a category's registered model; what MLflow refuses, or quotes with, is percent-encoded."""
+    encoded = (urllib.parse.quote(c, safe="") if c in '/:%"' else c for c in category)
+    return PREFIX + "".join(encoded)
 
 
 def list_categories() -> list[str]:
@@ -139,9 +140,8 @@ def list_versions(category: str) -> list[Version]:
     """
     client = store.connect()
     name = registered_name(category)
-    quoted = name.replace("'", "''")
     with store.refusals(f"versions of {name}"):
-        found = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
+        found = client.search_model_versions(f'name = "{name}"', max_results=10_000)
         aliases = _read_aliases(client, name) if found else {}
     versions = [to_version(category, version, aliases) for version in found if is_ours(version)]
     return sorted(versions, key=lambda version: version.number)
