@@ -147,7 +147,7 @@ def find_run(client: MlflowClient, digest: str, *, experiment: str = EXPERIMENT)
 
 
 def name_group(category: str) -> str:
-    """A category's name in those of metrics: where MLflow refuses a character, `_` and a digest at the end."""
+    """A category's name in those of metrics; `_` where MLflow refuses a character, and then a digest behind."""
     allowed = re.sub(r"[^\w. -]", "_", category)
     if allowed == category:
         return category
