@@ -186,9 +186,7 @@ def ask_people(waiting: Sequence[Version]) -> None:
                 client.read_deployment_by_name(DEPLOYMENT)
             except ObjectNotFound:
                 get_run_logger().info(
-                    "%s waits: onenip approve %s --by NAME --reason TEXT",
-                    version.category,
-                    version.category,
+                    "%s waits: %s", version.category, versions.approval_command(version.category)
                 )
                 continue
         run_deployment(

@@ -65,6 +65,7 @@ def status() -> None:
     """Show champion and challenger of every category side by side, and since when one waits."""
     from onenip.registry import approval
     from onenip.registry.status import read_standings
+    from onenip.registry.versions import approval_command
 
     console = _console()
     for entry in approval.reconcile_all():
@@ -87,7 +88,7 @@ def status() -> None:
     waiting = [standing for standing in standings if standing.challenger]
     for standing in waiting:
         console.print(
-            f"{standing.category} waits: onenip approve {standing.category} --by NAME --reason TEXT",
+            f"{standing.category} waits: {approval_command(standing.category)}",
             highlight=False,
         )
 

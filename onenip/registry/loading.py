@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
 from onenip.registry.publishing import load_pinned
-from onenip.registry.versions import Version, champion, list_categories, serving
+from onenip.registry.versions import Version, approval_command, champion, list_categories, serving
 
 if TYPE_CHECKING:
     from onenip.detector import Detector
@@ -48,7 +48,7 @@ def load_champion(category: str) -> tuple[Detector, Version]:
     version = champion(category)
     if version is None:
         raise RegistryError(
-            f"{category}: no champion; see `onenip status`, then `onenip approve {category}`"
+            f"{category}: no champion; see `onenip status`, then `{approval_command(category)}`"
         )
     return load_version(version), version
 

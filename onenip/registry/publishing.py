@@ -30,6 +30,7 @@ from onenip.registry.versions import (
     PROVISIONAL,
     Approval,
     Version,
+    approval_command,
     find_version,
     list_versions,
     read_aliases,
@@ -324,7 +325,7 @@ def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
                 name,
                 tags={"onenip.category": category},
                 description=f"Which version of the unified detector serves {category}. "
-                f"Approve with `onenip approve {category} --by NAME --reason TEXT`.",
+                f"Approve with `{approval_command(category)}`.",
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

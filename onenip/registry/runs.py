@@ -147,7 +147,7 @@ def find_run(client: MlflowClient, digest: str, *, experiment: str = EXPERIMENT)
 
 
 def name_group(category: str) -> str:
-    """A category's name in those of metrics; `_` where MLflow refuses a character, and then a digest behind."""
+    """A category's name in those of metrics; `_` where MLflow refuses a character, then with a digest."""
     allowed = re.sub(r"[^\w. -]", "_", category)
     if allowed == category:
         return category

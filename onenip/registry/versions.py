@@ -7,6 +7,7 @@ Reading, and the small writes that need no decision. Who may become champion is 
 from __future__ import annotations
 
 import re
+import shlex
 import urllib.parse
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -111,6 +112,11 @@ def registered_name(category: str) -> str:
     """Name of a category's registered model; what MLflow refuses, or quotes with, is percent-encoded."""
     encoded = (urllib.parse.quote(c, safe="") if c in '/:%"' else c for c in category)
     return PREFIX + "".join(encoded)
+
+
+def approval_command(category: str) -> str:
+    """What to type to approve a category's challenger, but for who and why."""
+    return f"onenip approve {shlex.quote(category)} --by NAME --reason TEXT"
 
 
 def list_categories() -> list[str]:
