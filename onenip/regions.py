@@ -42,12 +42,14 @@ def find_regions(
         threshold: a pixel strictly above it is defective.
         min_area_px: smaller regions are left out.
     """
-    labels, count = ndimage.label(values > threshold, structure=_EIGHT_CONNECTED)
+    is_defective = values > threshold
+    labels, count = ndimage.label(is_defective, structure=_EIGHT_CONNECTED)
     if not count:
         return ()
-    numbers = np.arange(1, count + 1)
-    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    scores = ndimage.maximum(values, labels, numbers)
+    numbers = labels[is_defective] - 1  # of the defective pixels alone: most of an image is none
+    areas = np.bincount(numbers, minlength=count)
+    scores = np.full(count, -np.inf, values.dtype)
+    np.maximum.at(scores, numbers, values[is_defective])
     regions = [
         Region(
             x=box[1].start,
