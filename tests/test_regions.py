@@ -1,0 +1,33 @@
+"""Regions of a map, against a plain loop over labels."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from onenip.regions import find_regions
+
+
+@pytest.mark.parametrize("sigma", [1, 4, 12])
+def test_regions_are_those_of_a_plain_loop(sigma):
+    """Box, area and highest value of each connected region, highest first; small ones can be left out."""
+    noise = np.random.default_rng(sigma).standard_normal((90, 130))
+    values = ndimage.gaussian_filter(noise, sigma).astype(np.float32)
+    threshold = float(np.quantile(values, 0.9))
+    labels, count = ndimage.label(values > threshold, structure=np.ones((3, 3)))
+    expected = set()
+    for number in range(1, count + 1):
+        y, x = np.nonzero(labels == number)
+        box = (x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1)
+        expected.add((*box, len(x), values[y, x].max()))
+
+    found = find_regions(values, threshold=threshold)
+    large = find_regions(values, threshold=threshold, min_area_px=30)
+
+    assert {(r.x, r.y, r.width, r.height, r.area_px, r.score) for r in found} == expected
+    assert [r.score for r in found] == sorted((r.score for r in found), reverse=True)
+    assert large == tuple(r for r in found if r.area_px >= 30)
+
+
+def test_nothing_above_the_threshold_is_no_region():
+    """A pixel at the threshold is not above it."""
+    assert find_regions(np.zeros((4, 5), np.float32), threshold=0.0) == ()
