@@ -93,7 +93,8 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
             api = exports["PREFECT_API_URL"]
             assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
             assert call(checkout, "status").returncode == 0
-            assert read_niceness(checkout) == {"onenip-light": 0, "onenip-training": 10}
+            niceness = read_niceness(checkout)
+            assert niceness["onenip-training"] > niceness["onenip-light"]
 
             def find():
                 return [run for run in list_runs(api, type="COMPLETED") if run["auto_scheduled"]]
