@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 
 from onenip import synthetic_bank
+from onenip.allocation import keep_freed_memory
 from onenip.calibration import calibrate_category
 from onenip.calibration_images import (
     choose_state,
@@ -204,6 +205,7 @@ def start_fabric(params: TrainParams) -> Fabric:
     With more than one process, each of them runs the whole program from its beginning.
     """
     on_cuda = torch.cuda.is_available()
+    keep_freed_memory()
     devices = params.devices if params.devices != "auto" or on_cuda else 1
     precision: str = params.precision
     if precision == "auto":

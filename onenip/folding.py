@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from onenip.features import Backbone
 from onenip.network import Network
 from onenip.refiner import PaperRefiner
 
@@ -30,19 +31,30 @@ def fold_network(network: Network) -> Network:
     and a part that would answer otherwise, since a convolution's output is read elsewhere too, stays whole.
     """
     folded = copy.deepcopy(network).eval()
-    device, generator = network.coarse_mean.device, torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    evidence = torch.randn(1, _count_inputs(network), *network.fine_grid, generator=generator)
+    folded.backbone = fold_backbone(folded)
+    with torch.no_grad():
+        folded.refiner = _fold_part(folded.refiner, evidence.to(network.coarse_mean.device))
+    return folded.to(memory_format=torch.channels_last)
+
+
+def fold_backbone(network: Network) -> Backbone:
+    """The backbone alone, folded alike: a copy, or itself where there is nothing to fold."""
+    generator = torch.Generator().manual_seed(0)
     size = network.params.input_size
     image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=generator)
-    evidence = torch.randn(1, _count_inputs(network), *network.fine_grid, generator=generator)
     with torch.no_grad():
-        folded.backbone = _fold_part(folded.backbone, image.to(device))
-        folded.refiner = _fold_part(folded.refiner, evidence.to(device))
+        folded = _fold_part(network.backbone, image.to(network.coarse_mean.device))
     return folded.to(memory_format=torch.channels_last)
 
 
 def _fold_part(part: Part, example: Tensor) -> Part:
     folded = copy.deepcopy(part)
-    for convolution, norm in _observe_pairs(folded, example):
+    pairs = _observe_pairs(folded, example)
+    if not pairs:
+        return part
+    for convolution, norm in pairs:
         _absorb(convolution, norm)
         _replace(folded, norm)
     for ours, theirs in zip(_run(folded, example), _run(part, example), strict=True):

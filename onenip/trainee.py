@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from onenip.folding import fold_backbone
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.network import Network
 from onenip.params import TrainParams
@@ -28,6 +29,7 @@ class Trainee(nn.Module):
     def __init__(self, network: Network, data: TrainingSet, params: TrainParams) -> None:
         super().__init__()
         self.network = network
+        self.backbone = fold_backbone(network)  # frozen; its maps differ by rounding alone
         self.data = data
         self.params = params
 
@@ -45,7 +47,7 @@ class Trainee(nn.Module):
         normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
         prompts = network.standardize(coarse[batch.prompts].to(device))
         with torch.no_grad():
-            anomalous = network.embed(batch.anomalous.to(device))
+            anomalous = network.fuse(self.backbone(batch.anomalous.to(device)))
         query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]
         tokens = torch.cat([query, prompts]).flatten(2).mT  # [3B, N, C]
         jittered = jitter_features(
@@ -62,7 +64,8 @@ class Trainee(nn.Module):
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
         dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
-        cross_entropy = mask_cross_entropy(logits, target)
+        weighs = params.cross_entropy_weight > 0  # else it is told alone
+        cross_entropy = mask_cross_entropy(logits if weighs else logits.detach(), target)
         loss = (
             params.feature_weight * feature_loss
             + params.dice_weight * dice

@@ -162,7 +162,13 @@ def fit(
 def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimizer:
     """AdamW over all that is trained."""
     trainable = [p for p in network.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trainable, params.learning_rate, weight_decay=params.weight_decay)
+    on_cpu = network.coarse_mean.device.type == "cpu"
+    return torch.optim.AdamW(
+        trainable,
+        params.learning_rate,
+        weight_decay=params.weight_decay,
+        fused=True if on_cpu else None,  # on CUDA a scaler of gradients cannot clip before it
+    )
 
 
 def take_step(

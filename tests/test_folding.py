@@ -7,7 +7,7 @@ from torch import nn
 
 from onenip import Detector
 from onenip.category import draw_maps
-from onenip.folding import _fold_part, fold_network
+from onenip.folding import _fold_part, fold_backbone, fold_network
 from onenip.network import Network
 from tests.tiny import make_tiny_params
 
@@ -58,6 +58,15 @@ def test_folded_networks_give_the_same_features_and_logits(changes):
     assert count_norms(folded) == 0 < count_norms(network)
     for a, b in pairs:
         assert float((a - b).abs().max()) < 1e-5 * float(b.abs().max())
+
+
+def test_a_backbone_without_norms_is_not_copied():
+    """A large transformer is not held twice while it is trained with."""
+    base = make_tiny_params().dump()["model"]
+    vit = {"backbone": "vit_tiny_patch16_224", "levels": [3], "input_size": [64, 64]}
+    network = Network(make_tiny_params(model={**base, **vit}).model)
+
+    assert fold_backbone(network) is network.backbone
 
 
 def test_a_detectors_maps_are_those_of_its_network(tiny_detector, tiny_data):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from onenip.dropout import Dropout
+from onenip.dropout import Dropout, ReluDropout
 from onenip.reconstruction import Attention, Reconstruction, build_neighbor_mask, jitter_features
 
 
@@ -138,3 +138,20 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     assert torch.equal(x.grad, first.detach())
     assert dropout(x.bfloat16()).dtype == torch.bfloat16
     assert torch.equal(dropout.eval()(x), x)
+
+
+def test_dropout_of_the_positive_part_is_dropout_after_relu():
+    """Values and gradients are those of the two, one after the other, to the last bit."""
+    plain, joined = Dropout(0.3), ReluDropout(0.3)
+    x = torch.randn(40, 99, requires_grad=True)
+    upstream = torch.randn(40, 99)
+    torch.manual_seed(3)
+    expected = plain(x.relu())
+    torch.manual_seed(3)
+    result = joined(x)
+
+    assert torch.equal(result, expected)
+    (gradient,) = torch.autograd.grad(result, x, upstream)
+    assert torch.equal(gradient, torch.autograd.grad(expected, x, upstream)[0])
+    assert joined(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(joined.eval()(x), x.relu())
