@@ -1,4 +1,4 @@
-"""How the C library hands memory out, which costs a training on a CPU a tenth of its time."""
+"""How the C library hands memory out, which costs a training on a CPU up to a tenth of its time."""
 
 from __future__ import annotations
 

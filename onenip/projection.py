@@ -23,13 +23,13 @@ class Projection(nn.Linear):
 
 
 def project(x: Tensor, weight: Tensor, bias: Tensor, *, training: bool) -> Tensor:
-    """`x @ weight.T + bias`, the same for training and not but for rounding.
+    """`x @ weight.T + bias`; in training it differs from torch's linear layer by rounding alone.
 
     Args:
-        x: tokens, [B, N, C] float, contiguous.
+        x: tokens, [B, N, C] float; copied where they are not contiguous.
         weight: [C', C].
         bias: [C'].
-        training: whether many samples come at a time and gradients are asked for.
+        training: whether to go through oneDNN, which pays for many samples at a time.
 
     Returns:
         [B, N, C'].
