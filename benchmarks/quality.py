@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import Sample, list_categories, scan_layout, select
 from onenip.detector import Detector
 from onenip.fitting import build_network, fit_detector, start_fabric

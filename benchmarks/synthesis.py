@@ -23,8 +23,8 @@ from benchmarks.machine import Spread, choose_clock, print_heading
 from onenip.demo import draw_demo
 from onenip.images import load_image, resize_image
 from onenip.params import SynthesizeParams
-from onenip.synthesis import KINDS, Synthesizer
-from onenip.textures import load_textures
+from onenip.synthesis.anomalies import KINDS, Synthesizer
+from onenip.synthesis.textures import load_textures
 
 SIZE = (224, 224)
 _WARMUP = 5

@@ -43,7 +43,7 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.fitting import build_network, start_fabric
 from onenip.losses import dice_loss, feature_mse
 from onenip.network import Network

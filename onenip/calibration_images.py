@@ -18,7 +18,7 @@ from onenip.category import CategoryState, embed_globally
 from onenip.dataset import Sample, select
 from onenip.images import load_image, resize_image
 from onenip.network import Features, Network
-from onenip.synthetic_bank import StoredAnomaly
+from onenip.synthesis.bank import StoredAnomaly
 from onenip.training_set import TrainingSet
 
 log = logging.getLogger(__name__)

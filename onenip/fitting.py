@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.allocation import keep_freed_memory
 from onenip.calibration import calibrate_category
 from onenip.calibration_images import (
@@ -35,7 +35,7 @@ from onenip.model_file import CategorySpec, DetectorSpec, read_model
 from onenip.network import Network
 from onenip.params import Params, TrainParams
 from onenip.selection import SelectionSet
-from onenip.synthetic_bank import StoredAnomaly
+from onenip.synthesis.bank import StoredAnomaly
 from onenip.training import OnLog, TrainingRecord, fit
 from onenip.training_set import BatchPlan, TrainingSet, build_training_set
 from onenip.weights import load_backbone_weights

@@ -18,8 +18,8 @@ from onenip.gate import Answers, Evidence
 from onenip.images import load_image, load_mask, resize_image
 from onenip.metrics import PIXEL_NAMES, Figure, PixelScores, resampling
 from onenip.params import GateParams, Params
-from onenip.synthesis import Synthesizer
-from onenip.textures import load_textures
+from onenip.synthesis.anomalies import Synthesizer
+from onenip.synthesis.textures import load_textures
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import Sample, scan_layout, select
 from onenip.detector import Detector
 from onenip.errors import CheckpointError

@@ -24,7 +24,7 @@ from onenip.dataset import Sample, list_categories, select
 from onenip.images import load_mask
 from onenip.network import Network
 from onenip.params import CalibrateParams
-from onenip.synthetic_bank import StoredAnomaly
+from onenip.synthesis.bank import StoredAnomaly
 from onenip.training_set import TrainingSet
 
 _PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weights, and quick

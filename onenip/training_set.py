@@ -26,7 +26,7 @@ from onenip.calibration import build_reference
 from onenip.category import embed_globally
 from onenip.errors import DataError, DivergedError
 from onenip.network import Features, Network, Reference
-from onenip.synthesis import Synthesizer
+from onenip.synthesis.anomalies import Synthesizer
 from onenip.weights import hash_backbone
 
 _EMBED_BATCH = 8

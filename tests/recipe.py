@@ -11,7 +11,7 @@ from torch import Tensor
 
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.network import Network
-from onenip.noise import draw_perlin
+from onenip.synthesis.noise import draw_perlin
 from onenip.preset import load_preset
 from onenip.reference import BACKBONE, load_reference_backbone, load_trained, name_trained
 from onenip.weights import name_efficientnet

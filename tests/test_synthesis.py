@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onenip.errors import DataError, ParamsError
-from onenip.noise import draw_blob, draw_perlin, draw_stroke
+from onenip.synthesis.noise import draw_blob, draw_perlin, draw_stroke
 from onenip.params import SynthesizeParams
-from onenip.synthesis import KINDS, Synthesizer, find_foreground
-from onenip.textures import draw_texture, load_textures
+from onenip.synthesis.anomalies import KINDS, Synthesizer, find_foreground
+from onenip.synthesis.textures import draw_texture, load_textures
 from tests.tiny import draw_normal, make_tiny_params
 
 TEXTURES = load_textures(None, size=(64, 64), rng=np.random.default_rng(0))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import GOOD, Sample, scan_layout
 from onenip.fitting import FitResult, fit_detector
 from onenip.images import load_image, resize_image

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from onenip import synthetic_bank
+from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import load_manifest
 from onenip.errors import DataError
 from onenip.folders import replace_folder

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip import synthetic_bank, versioning
+from onenip import versioning
+from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import load_manifest, select
 from onenip.fitting import FitResult, fit_detector, start_fabric
 from onenip.folders import replace_folder

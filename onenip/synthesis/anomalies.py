@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
-from onenip.noise import Field, Mask, draw_blob, draw_perlin, draw_stroke, soften
+from onenip.synthesis.noise import Field, Mask, draw_blob, draw_perlin, draw_stroke, soften
 from onenip.params import SynthesizeParams
 
 Pixels = NDArray[np.uint8]

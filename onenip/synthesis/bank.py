@@ -16,8 +16,8 @@ from onenip.dataset import Sample
 from onenip.errors import DataError
 from onenip.images import load_image, load_mask
 from onenip.params import SynthesizeParams
-from onenip.synthesis import Synthesizer, SyntheticAnomaly
-from onenip.textures import load_textures
+from onenip.synthesis.anomalies import Synthesizer, SyntheticAnomaly
+from onenip.synthesis.textures import load_textures
 
 INDEX_FILE = "index.csv"
 _COLUMNS = ("image", "mask", "category", "kind", "made_from")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onenip.errors import DataError
 from onenip.images import IMAGE_SUFFIXES, load_image, resize_image
-from onenip.noise import Field, draw_perlin
+from onenip.synthesis.noise import Field, draw_perlin
 
 DRAWN_COUNT = 64
 
