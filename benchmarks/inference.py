@@ -42,10 +42,10 @@ from benchmarks.plain import PlainNetwork
 from onenip.detector import Detector
 from onenip.edge import EdgeDetector
 from onenip.export import export_detector
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import CalibrateParams, Params
 from onenip.preset import load_preset
-from onenip.refiner import upsample_logits
+from onenip.model.refiner import upsample_logits
 from onenip.regions import find_regions
 from onenip.scoring import score_maps
 
@@ -60,7 +60,7 @@ Judge = Callable[[Image], bool]
 
 def build_ours(params: Params) -> Detector:
     """A detector of the preset's size; weights are random, which changes no time."""
-    from onenip.model_file import DetectorSpec
+    from onenip.model.file import DetectorSpec
 
     torch.manual_seed(0)
     network = Network(params.model).eval()

@@ -12,8 +12,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from onenip.network import Network
-from onenip.refiner import PaperRefiner
+from onenip.model.network import Network
+from onenip.model.refiner import PaperRefiner
 
 _LITE2_LEVELS = (0, 1, 2, 4)  # blocks of EfficientNet-lite2 that give strides 2, 4, 8 and 16
 

@@ -34,9 +34,9 @@ from onenip.detector import Detector
 from onenip.fitting import build_network, fit_detector, start_fabric
 from onenip.images import load_image, load_mask, resize_image
 from onenip.loading import load_resized
-from onenip.memory import match_tokens
+from onenip.model.memory import match_tokens
 from onenip.metrics import PixelScores, image_figures
-from onenip.network import Network, Reference
+from onenip.model.network import Network, Reference
 from onenip.params import Params
 from onenip.preset import load_preset, merge
 from onenip.scoring import resize_map, score_maps

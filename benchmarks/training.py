@@ -46,10 +46,10 @@ from benchmarks.synthesis import load_normals
 from onenip.synthesis import bank as synthetic_bank
 from onenip.fitting import build_network, start_fabric
 from onenip.losses import dice_loss, feature_mse
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset, merge
-from onenip.refiner import upsample_logits
+from onenip.model.refiner import upsample_logits
 from onenip.trainee import Trainee
 from onenip.training import build_optimizer, take_step
 from onenip.training_set import Batch, BatchPlan, TrainingSet, build_training_set

@@ -46,7 +46,7 @@ from onenip.champion_report import find_champion_report, write_champion_report  
 from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.evaluation.results import REPORT  # noqa: E402
-from onenip.network import check_architecture  # noqa: E402
+from onenip.model.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.priority import give_way  # noqa: E402
 from onenip.registry.evaluations import publish_report  # noqa: E402

@@ -40,8 +40,8 @@ from onenip.cli.stages import EVALUATION, MANIFEST, MODEL  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
 from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
-from onenip.model_file import hash_model  # noqa: E402
-from onenip.network import check_architecture  # noqa: E402
+from onenip.model.file import hash_model  # noqa: E402
+from onenip.model.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.priority import give_way  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402

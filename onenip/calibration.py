@@ -16,9 +16,9 @@ from torch import Tensor
 from onenip.category import CategoryState, draw_maps, embed_globally
 from onenip.errors import DataError
 from onenip.images import resize_image
-from onenip.memory import select_coreset
-from onenip.model_file import CategorySpec, MapScale
-from onenip.network import Features, Network, Reference
+from onenip.model.memory import select_coreset
+from onenip.model.file import CategorySpec, MapScale
+from onenip.model.network import Features, Network, Reference
 from onenip.params import CalibrateParams
 from onenip.scoring import fuse_maps, measure_scale, score_maps
 from onenip.thresholds import false_alarm_threshold

@@ -17,7 +17,7 @@ from onenip.calibration import (
 from onenip.category import CategoryState, embed_globally
 from onenip.dataset import Sample, select
 from onenip.images import load_image, resize_image
-from onenip.network import Features, Network
+from onenip.model.network import Features, Network
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training_set import TrainingSet
 

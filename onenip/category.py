@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onenip.model_file import CategorySpec
-from onenip.network import Features, Network, Reference
+from onenip.model.file import CategorySpec
+from onenip.model.network import Features, Network, Reference
 from onenip.params import CalibrateParams
 from onenip.scoring import fuse_maps
 

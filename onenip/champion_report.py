@@ -17,7 +17,7 @@ from onenip.evaluation.evaluating import evaluate_test_set
 from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder
 from onenip.images import hash_file
-from onenip.model_file import hash_model
+from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion

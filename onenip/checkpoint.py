@@ -16,7 +16,7 @@ import torch
 
 from onenip.averaging import WeightAverage
 from onenip.errors import CheckpointError
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
 from onenip.selection import BestWeights
 from onenip.training_set import BatchPlan

@@ -22,11 +22,11 @@ from onenip.calibration import calibrate_given
 from onenip.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
 from onenip.devices import choose_device
 from onenip.errors import CheckpointError, DataError
-from onenip.folding import fold_network
+from onenip.model.folding import fold_network
 from onenip.image_like import ImageLike, to_array
 from onenip.images import resize_image
-from onenip.model_file import DetectorSpec, hash_model, read_model, write_model
-from onenip.network import Features, Network, Reference
+from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
+from onenip.model.network import Features, Network, Reference
 from onenip.prediction import Prediction as Prediction
 from onenip.regions import find_regions
 from onenip.scoring import resize_map, score_maps

@@ -23,7 +23,7 @@ from onenip.category import CategoryState, draw_maps, embed_globally
 from onenip.detector import Detector
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
-from onenip.network import Reference
+from onenip.model.network import Reference
 from onenip.scoring import score_maps
 from onenip.tiling import TiledDetector
 

@@ -29,16 +29,16 @@ from onenip.category import CategoryState
 from onenip.dataset import Sample, Subset, list_categories, select
 from onenip.detector import Detector
 from onenip.errors import CheckpointError, DataError
-from onenip.folding import fold_network
+from onenip.model.folding import fold_network
 from onenip.loading import load_resized
-from onenip.model_file import CategorySpec, DetectorSpec, read_model
-from onenip.network import Network
+from onenip.model.file import CategorySpec, DetectorSpec, read_model
+from onenip.model.network import Network
 from onenip.params import Params, TrainParams
 from onenip.selection import SelectionSet
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training import OnLog, TrainingRecord, fit
 from onenip.training_set import BatchPlan, TrainingSet, build_training_set
-from onenip.weights import load_backbone_weights
+from onenip.model.weights import load_backbone_weights
 
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 

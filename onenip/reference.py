@@ -21,12 +21,12 @@ from onenip.detector import Detector
 from onenip.errors import CheckpointError
 from onenip.fitting import calibrate_detector
 from onenip.loading import load_resized
-from onenip.model_file import DetectorSpec
-from onenip.network import Network
+from onenip.model.file import DetectorSpec
+from onenip.model.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset
 from onenip.training_set import build_training_set
-from onenip.weights import assign_backbone, name_efficientnet, read_state
+from onenip.model.weights import assign_backbone, name_efficientnet, read_state
 
 BACKBONE = "tf_efficientnet_b4"
 

@@ -24,7 +24,7 @@ from onenip.gate import judge, undecidable
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
 from onenip.judging import collect_evidence
-from onenip.model_file import hash_model
+from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.provisional import choose_unified, list_champions
 from onenip.registry import approval, audit, versions

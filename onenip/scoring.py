@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from onenip.model_file import MapScale
+from onenip.model.file import MapScale
 from onenip.params import CalibrateParams
 
 MAP_KINDS = ("restoration", "distance", "refined")

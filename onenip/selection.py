@@ -22,7 +22,7 @@ from onenip.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.calibration_images import choose_state, embed_files, pick_anomalies
 from onenip.dataset import Sample, list_categories, select
 from onenip.images import load_mask
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training_set import TrainingSet

@@ -23,7 +23,7 @@ from onenip.detector import Detector
 from onenip.errors import DataError
 from onenip.image_like import ImageLike, to_array
 from onenip.images import resize_image
-from onenip.network import Features
+from onenip.model.network import Features
 from onenip.prediction import Prediction
 from onenip.regions import find_regions
 from onenip.scoring import resize_map, score_maps

@@ -8,12 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from onenip.folding import fold_backbone
+from onenip.model.folding import fold_backbone
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import TrainParams
-from onenip.reconstruction import jitter_features
-from onenip.refiner import PaperRefiner
+from onenip.model.reconstruction import jitter_features
+from onenip.model.refiner import PaperRefiner
 from onenip.training_set import Batch, TrainingSet
 
 

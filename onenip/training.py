@@ -25,7 +25,7 @@ from tqdm import trange
 from onenip.averaging import WeightAverage
 from onenip.checkpoint import Checkpoint, TrainingState, identify
 from onenip.errors import CheckpointError, DivergedError
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
 from onenip.selection import BestWeights, SelectionSet
 from onenip.trainee import Trainee

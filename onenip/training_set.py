@@ -25,9 +25,9 @@ from tqdm import tqdm
 from onenip.calibration import build_reference
 from onenip.category import embed_globally
 from onenip.errors import DataError, DivergedError
-from onenip.network import Features, Network, Reference
+from onenip.model.network import Features, Network, Reference
 from onenip.synthesis.anomalies import Synthesizer
-from onenip.weights import hash_backbone
+from onenip.model.weights import hash_backbone
 
 _EMBED_BATCH = 8
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from

@@ -14,7 +14,7 @@ from onenip.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
 from onenip.calibration_images import embed_files, pick_anomalies
 from onenip.detector import Detector
 from onenip.images import hash_file
-from onenip.model_file import MapScale
+from onenip.model.file import MapScale
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.thresholds import false_alarm_threshold
 

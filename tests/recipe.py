@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.synthesis.noise import draw_perlin
 from onenip.preset import load_preset
 from onenip.reference import BACKBONE, load_reference_backbone, load_trained, name_trained
-from onenip.weights import name_efficientnet
+from onenip.model.weights import name_efficientnet
 
 
 def spell_trained(network: Network) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from torch import nn
 
 from onenip import Detector
 from onenip.category import draw_maps
-from onenip.folding import _fold_part, fold_backbone, fold_network
-from onenip.network import Network
+from onenip.model.folding import _fold_part, fold_backbone, fold_network
+from onenip.model.network import Network
 from tests.tiny import make_tiny_params
 
 

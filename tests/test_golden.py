@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.preset import load_preset
 from tests.golden.write import GOLDEN
 from tests.recipe import compute_numbers, list_shapes, spell_backbone, spell_trained

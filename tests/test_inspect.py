@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from onenip.model_file import hash_model
+from onenip.model.file import hash_model
 from onenip.predicting import describe_prediction
 from onenip.recent import remember
 from onenip.registry import approval, versions

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from sklearn.metrics import pairwise_distances
 
-from onenip.memory import match_tokens, select_coreset
+from onenip.model.memory import match_tokens, select_coreset
 
 
 def test_matches_equal_a_full_distance_matrix():

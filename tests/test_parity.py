@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onenip.losses import dice_loss, feature_mse
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.preset import load_preset
 from onenip.reference import import_reference, load_reference_backbone, load_trained
 from tests.recipe import draw_features, draw_weights

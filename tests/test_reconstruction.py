@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from onenip.dropout import Dropout, ReluDropout
-from onenip.reconstruction import Attention, Reconstruction, build_neighbor_mask, jitter_features
+from onenip.model.dropout import Dropout, ReluDropout
+from onenip.model.reconstruction import Attention, Reconstruction, build_neighbor_mask, jitter_features
 
 
 def build(**changes):

@@ -9,7 +9,7 @@ import torch
 
 from onenip import Detector
 from onenip.errors import CheckpointError
-from onenip.network import Network
+from onenip.model.network import Network
 from onenip.preset import load_preset
 from onenip.reference import import_reference
 from tests.recipe import spell_backbone, spell_trained

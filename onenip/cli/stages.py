@@ -254,7 +254,7 @@ def evaluate(
 
 def _read_params(path: Path) -> Params:
     """Params whose architecture can be built, so that a mistake there is told before hours of work."""
-    from onenip.network import check_architecture
+    from onenip.model.network import check_architecture
     from onenip.params import Params
 
     params = Params.load(path)

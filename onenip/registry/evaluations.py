@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
 from onenip.evaluation.results import REPORT
-from onenip.model_file import hash_model
+from onenip.model.file import hash_model
 from onenip.registry import runs, store
 
 if TYPE_CHECKING:

@@ -183,7 +183,7 @@ def hash_stored(weights_uri: str) -> str:
     Raises:
         RegistryError: if it holds no model, or as for `fetched_weights`.
     """
-    from onenip.model_file import hash_model
+    from onenip.model.file import hash_model
 
     with fetched_weights(weights_uri) as folder:
         try:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.dropout import Dropout, ReluDropout
-from onenip.projection import Projection, project
+from onenip.model.dropout import Dropout, ReluDropout
+from onenip.model.projection import Projection, project
 
 
 class Reconstruction(nn.Module):

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.features import Backbone, fuse_levels
-from onenip.memory import match_tokens
+from onenip.model.features import Backbone, fuse_levels
+from onenip.model.memory import match_tokens
 from onenip.params import ModelParams
-from onenip.reconstruction import Reconstruction
-from onenip.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
+from onenip.model.reconstruction import Reconstruction
+from onenip.model.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
 
 _MEASURED_TOGETHER = 16  # images: statistics of many need no more memory than those of few
 _FINE_STRIDE = 8  # px: the grid that tokens are matched on, where the backbone is that fine

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from onenip.features import Backbone
-from onenip.network import Network
-from onenip.refiner import PaperRefiner
+from onenip.model.features import Backbone
+from onenip.model.network import Network
+from onenip.model.refiner import PaperRefiner
 
 _TOLERANCE = 1e-4  # of the largest value
 

