@@ -39,15 +39,15 @@ from benchmarks.machine import (
     take_turns,
 )
 from benchmarks.plain import PlainNetwork
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.edge import EdgeDetector
 from onenip.export import export_detector
 from onenip.model.network import Network
 from onenip.params import CalibrateParams, Params
 from onenip.preset import load_preset
 from onenip.model.refiner import upsample_logits
-from onenip.regions import find_regions
-from onenip.scoring import score_maps
+from onenip.detector.regions import find_regions
+from onenip.detector.scoring import score_maps
 
 SIDE_PX = 224
 CATEGORY = "part"

@@ -30,7 +30,7 @@ import torch
 
 from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import Sample, list_categories, scan_layout, select
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.fitting import build_network, fit_detector, start_fabric
 from onenip.images import load_image, load_mask, resize_image
 from onenip.loading import load_resized
@@ -39,7 +39,7 @@ from onenip.metrics import PixelScores, image_figures
 from onenip.model.network import Network, Reference
 from onenip.params import Params
 from onenip.preset import load_preset, merge
-from onenip.scoring import resize_map, score_maps
+from onenip.detector.scoring import resize_map, score_maps
 
 FIGURES = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 _TRIAL_STEPS = 12

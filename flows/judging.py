@@ -21,7 +21,7 @@ from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
 from onenip import retraining  # noqa: E402
-from onenip.detector import Detector  # noqa: E402
+from onenip.detector.detector import Detector  # noqa: E402
 from onenip.errors import OneNIPError, UnreachableError  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
 from onenip.registry.versions import GateResult  # noqa: E402

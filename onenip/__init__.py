@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from onenip.version import __version__
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector, Prediction
-    from onenip.regions import Region
+    from onenip.detector.detector import Detector, Prediction
+    from onenip.detector.regions import Region
 
 __all__ = ["Detector", "Prediction", "Region", "__version__"]
 
@@ -23,11 +23,11 @@ __all__ = ["Detector", "Prediction", "Region", "__version__"]
 def __getattr__(name: str) -> object:
     """Import the model on first use, so that `import onenip` needs no torch."""
     if name in {"Detector", "Prediction"}:
-        from onenip import detector
+        from onenip.detector import detector
 
         return getattr(detector, name)
     if name == "Region":
-        from onenip.regions import Region
+        from onenip.detector.regions import Region
 
         return Region
     raise AttributeError(f"module 'onenip' has no attribute {name!r}")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from onenip.calibration import (
+from onenip.detector.calibration import (
     MAX_CALIBRATION_IMAGES,
     MIN_CALIBRATION_IMAGES,
     CalibrationImage,
     choose_prompts,
 )
-from onenip.category import CategoryState, embed_globally
+from onenip.detector.category import CategoryState, embed_globally
 from onenip.dataset import Sample, select
 from onenip.images import load_image, resize_image
 from onenip.model.network import Features, Network

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onenip.dataset import load_manifest
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.evaluating import evaluate_test_set
 from onenip.evaluation.results import REPORT, load_metrics

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from onenip.category import CategoryState, draw_maps, embed_globally
-from onenip.detector import Detector
+from onenip.detector.category import CategoryState, draw_maps, embed_globally
+from onenip.detector.detector import Detector
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.model.network import Reference
-from onenip.scoring import score_maps
+from onenip.detector.scoring import score_maps
 from onenip.tiling import TiledDetector
 
 Format = Literal["onnx", "openvino", "torchscript"]

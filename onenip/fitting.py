@@ -18,16 +18,16 @@ from lightning_fabric import Fabric
 
 from onenip.synthesis import bank as synthetic_bank
 from onenip.allocation import keep_freed_memory
-from onenip.calibration import calibrate_category
+from onenip.detector.calibration import calibrate_category
 from onenip.calibration_images import (
     choose_state,
     embed_files,
     gather_normals,
     pick_anomalies,
 )
-from onenip.category import CategoryState
+from onenip.detector.category import CategoryState
 from onenip.dataset import Sample, Subset, list_categories, select
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError, DataError
 from onenip.model.folding import fold_network
 from onenip.loading import load_resized

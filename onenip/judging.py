@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.dataset import Sample, select
-from onenip.detector import Detector, Prediction
+from onenip.detector.detector import Detector, Prediction
 from onenip.gate import Answers, Evidence
 from onenip.images import load_image, load_mask, resize_image
 from onenip.metrics import PIXEL_NAMES, Figure, PixelScores, resampling

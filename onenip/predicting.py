@@ -17,7 +17,7 @@ from PIL import Image
 
 from onenip.errors import DataError, ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES, load_image
-from onenip.prediction import Prediction
+from onenip.detector.prediction import Prediction
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
 
@@ -153,7 +153,7 @@ def load_model(model: str, category: str | None) -> Predictor:
         return EdgeDetector.load(model)
     try:
         if model and not model.startswith("models:/"):
-            from onenip.detector import Detector
+            from onenip.detector.detector import Detector
 
             return Detector.load(model)
         return _load_registered(model, category)
@@ -172,7 +172,7 @@ def save_heatmap(answer: Answer, folder: Path) -> Path:
     """
     assert answer.prediction is not None
     try:
-        from onenip.pictures import draw_picture
+        from onenip.detector.heatmaps import draw_picture
     except ModuleNotFoundError as error:
         raise OneNIPError(f"--heatmaps needs {error.name}: pip install 'onenip[edge]'") from error
     picture = draw_picture(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onenip.dataset import GOOD
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.params import Params
 from onenip.registry import publishing, versions

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.edge import EdgeDetector
 from onenip.errors import DataError, OneNIPError
 from onenip.export import describe, export_detector, write_description

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import Sample, scan_layout, select
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
 from onenip.fitting import calibrate_detector
 from onenip.loading import load_resized

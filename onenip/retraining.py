@@ -17,7 +17,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from onenip.dataset import load_manifest, select
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.drift import DriftResult, Sightings, measure_drift
 from onenip.folders import replace_folder
 from onenip.gate import judge, undecidable

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from onenip.calibration import CalibrationImage, fuse_calibration_maps
+from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.calibration_images import choose_state, embed_files, pick_anomalies
 from onenip.dataset import Sample, list_categories, select
 from onenip.images import load_mask

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import DataError, ImageError
-from onenip.image_like import ImageLike, to_array
-from onenip.prediction import Prediction
+from onenip.detector.image_like import ImageLike, to_array
+from onenip.detector.prediction import Prediction
 
 
 class ServedDetectors:

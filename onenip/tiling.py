@@ -18,16 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onenip.category import fuse_for
-from onenip.detector import Detector
+from onenip.detector.category import fuse_for
+from onenip.detector.detector import Detector
 from onenip.errors import DataError
-from onenip.image_like import ImageLike, to_array
+from onenip.detector.image_like import ImageLike, to_array
 from onenip.images import resize_image
 from onenip.model.network import Features
-from onenip.prediction import Prediction
-from onenip.regions import find_regions
-from onenip.scoring import resize_map, score_maps
-from onenip.thresholds import false_alarm_threshold
+from onenip.detector.prediction import Prediction
+from onenip.detector.regions import find_regions
+from onenip.detector.scoring import resize_map, score_maps
+from onenip.detector.thresholds import false_alarm_threshold
 from onenip.tiles import cut_tile, list_tiles, weigh_tile
 
 _BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from onenip.calibration import build_reference
-from onenip.category import embed_globally
+from onenip.detector.calibration import build_reference
+from onenip.detector.category import embed_globally
 from onenip.errors import DataError, DivergedError
 from onenip.model.network import Features, Network, Reference
 from onenip.synthesis.anomalies import Synthesizer

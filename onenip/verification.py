@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
+from onenip.detector.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
 from onenip.calibration_images import embed_files, pick_anomalies
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.images import hash_file
 from onenip.model.file import MapScale
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.thresholds import false_alarm_threshold
+from onenip.detector.thresholds import false_alarm_threshold
 
 _RELATIVE = 1e-3  # scores on another processor differ in their last digits
 _ABSOLUTE = 1e-3

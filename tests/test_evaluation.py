@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.dataset import MANIFEST_COLUMNS
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import DataError, RegistryError
 from onenip.evaluation.differences import compare
 from onenip.evaluation.gallery import load_index

@@ -142,7 +142,7 @@ def test_damaged_exports_are_refused(onnx_file, tmp_path, damage):
 @pytest.mark.parametrize("size", [(64, 64), (90, 150), (33, 20), (1, 200)])
 def test_resize_bilinear_is_what_the_detector_does(size):
     """The edge's resize equals torch's bilinear one."""
-    from onenip.scoring import resize_map
+    from onenip.detector.scoring import resize_map
 
     values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from onenip import Detector
-from onenip.category import draw_maps
+from onenip.detector.category import draw_maps
 from onenip.model.folding import _fold_part, fold_backbone, fold_network
 from onenip.model.network import Network
 from tests.tiny import make_tiny_params

@@ -48,7 +48,7 @@ def publish_model(store, tiny_detector, evaluation):
     """Publish the tiny model, each time with another provenance and so another digest."""
 
     def run(number=1):
-        from onenip.category import CategoryState
+        from onenip.detector.category import CategoryState
 
         folder = store / f"model{number}"
         spec = tiny_detector.spec.model_copy(update={"provenance": {"number": number}})

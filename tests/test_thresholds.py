@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onenip.errors import DataError
-from onenip.thresholds import false_alarm_threshold, separating_threshold
+from onenip.detector.thresholds import false_alarm_threshold, separating_threshold
 
 
 @pytest.mark.parametrize("count", [10, 49, 60, 400])

@@ -12,7 +12,7 @@ import typer
 from onenip.cli.predict import TileNormals, TileOverlap, calibrate_tiles
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +52,7 @@ def export(
 
     `onenip predict --model FILE` runs it; `pip install 'onenip[edge]'` is enough for that.
     """
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
     from onenip.errors import DataError
     from onenip.export import export_detector, export_tiled
     from onenip.predicting import load_model

@@ -96,7 +96,7 @@ def calibrate_tiles(
     Raises:
         DataError: if the model is an exported file, or the category or the normal images are missing.
     """
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
     from onenip.errors import DataError
     from onenip.predicting import list_images
     from onenip.tiling import TiledDetector

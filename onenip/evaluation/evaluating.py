@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from onenip.dataset import Sample, select
-from onenip.detector import Detector, Prediction
+from onenip.detector.detector import Detector, Prediction
 from onenip.errors import DataError
 from onenip.evaluation import curves, summary
 from onenip.evaluation.category import CategoryScores, CategorySummary

@@ -19,7 +19,7 @@ from PIL import Image
 
 from onenip.errors import DataError
 from onenip.evaluation.results import ImageResult
-from onenip.pictures import draw_picture
+from onenip.detector.heatmaps import draw_picture
 
 Kind = Literal["miss", "false_alarm", "sample"]
 KINDS: tuple[Kind, ...] = ("miss", "false_alarm", "sample")

@@ -31,7 +31,7 @@ from onenip.processes import VersioningError
 from onenip.sources.inbox import SHELVES, Arrival, Inbox
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
 WORK_DIR = Path("artifacts/ingestion")
 

@@ -19,7 +19,7 @@ from onenip.ingestion.journal import Item, Outcome
 from onenip.params import RetrainParams
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
 _NAME = re.compile(r"\w[\w .+()-]*")
 _MIN_SIDE_PX = 16

@@ -25,9 +25,9 @@ from onenip.inspection.models import (
     judge_upload,
     list_known_categories,
 )
-from onenip.prediction import Prediction
+from onenip.detector.prediction import Prediction
 from onenip.recent import list_recent
-from onenip.regions import Region, find_regions
+from onenip.detector.regions import Region, find_regions
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MAX_LISTED = 500

@@ -9,7 +9,7 @@ from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, approval_command, champion, list_categories, serving
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
     from onenip.served import ServedDetectors
 
 

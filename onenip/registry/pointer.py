@@ -21,7 +21,7 @@ from onenip.images import load_image
 from onenip.registry.publishing import load_pinned
 
 if TYPE_CHECKING:
-    from onenip.detector import Detector, Prediction
+    from onenip.detector.detector import Detector, Prediction
 
 
 class Pointer(PythonModel):

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def publish(
         RegistryError: if there are no metrics, or MLflow cannot be reached.
         CheckpointError: if the folder holds no usable model.
     """
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
     metrics = load_metrics(evaluation_dir)
@@ -131,7 +131,7 @@ def publish_provisional(
         RegistryError: if MLflow cannot be reached.
         CheckpointError: if the folder holds no usable model.
     """
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
     client = store.connect()
@@ -198,7 +198,7 @@ def load_pinned(weights_uri: str, digest: str) -> Detector:
     Raises:
         RegistryError: if it is another, is damaged or gone, or MLflow cannot be reached.
     """
-    from onenip.detector import Detector
+    from onenip.detector.detector import Detector
     from onenip.errors import CheckpointError
 
     try:

@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.evaluation import curves
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores

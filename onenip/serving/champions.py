@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, list_categories

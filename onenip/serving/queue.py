@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.errors import OneNIPError
-from onenip.prediction import Prediction
+from onenip.detector.prediction import Prediction
 from onenip.served import ServedDetectors
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenip.dataset import load_manifest, select
-from onenip.detector import Detector
+from onenip.detector.detector import Detector
 from onenip.errors import DataError
 from onenip.evaluation.evaluating import evaluate_test_set
 from onenip.evaluation.results import REPORT

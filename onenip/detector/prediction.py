@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.regions import Region
+from onenip.detector.regions import Region
 
 
 @dataclass(frozen=True)

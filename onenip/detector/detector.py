@@ -18,18 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.calibration import calibrate_given
-from onenip.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
-from onenip.devices import choose_device
+from onenip.detector.calibration import calibrate_given
+from onenip.detector.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
+from onenip.detector.devices import choose_device
 from onenip.errors import CheckpointError, DataError
 from onenip.model.folding import fold_network
-from onenip.image_like import ImageLike, to_array
+from onenip.detector.image_like import ImageLike, to_array
 from onenip.images import resize_image
 from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
 from onenip.model.network import Features, Network, Reference
-from onenip.prediction import Prediction as Prediction
-from onenip.regions import find_regions
-from onenip.scoring import resize_map, score_maps
+from onenip.detector.prediction import Prediction as Prediction
+from onenip.detector.regions import find_regions
+from onenip.detector.scoring import resize_map, score_maps
 
 
 @dataclass(frozen=True)

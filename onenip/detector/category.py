@@ -14,7 +14,7 @@ from torch import Tensor
 from onenip.model.file import CategorySpec
 from onenip.model.network import Features, Network, Reference
 from onenip.params import CalibrateParams
-from onenip.scoring import fuse_maps
+from onenip.detector.scoring import fuse_maps
 
 
 @dataclass(frozen=True)
