@@ -27,7 +27,7 @@ from benchmarks.synthesis import load_normals
 from benchmarks.training import build, step_ours
 from onenip.preset import load_preset
 from onenip.priority import give_way
-from onenip.trainee import Trainee
+from onenip.training.step import Trainee
 
 _READY = "steps"
 

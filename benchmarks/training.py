@@ -44,15 +44,15 @@ from benchmarks.machine import (
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
 from onenip.synthesis import bank as synthetic_bank
-from onenip.fitting import build_network, start_fabric
-from onenip.losses import dice_loss, feature_mse
+from onenip.training.fit import build_network, start_fabric
+from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset, merge
 from onenip.model.refiner import upsample_logits
-from onenip.trainee import Trainee
-from onenip.training import build_optimizer, take_step
-from onenip.training_set import Batch, BatchPlan, TrainingSet, build_training_set
+from onenip.training.step import Trainee
+from onenip.training.loop import build_optimizer, take_step
+from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set
 
 BATCH_SIZE = 8
 AUTHORS_SECONDS = 5.0  # the authors' loop, a step of 8 samples of the paper's size

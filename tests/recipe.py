@@ -9,11 +9,11 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip.losses import dice_loss, feature_mse, mask_cross_entropy
+from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.model.network import Network
 from onenip.synthesis.noise import draw_perlin
 from onenip.preset import load_preset
-from onenip.reference import BACKBONE, load_reference_backbone, load_trained, name_trained
+from onenip.training.authors import BACKBONE, load_reference_backbone, load_trained, name_trained
 from onenip.model.weights import name_efficientnet
 
 

@@ -8,7 +8,7 @@ import pytest
 _COUNT_FAULTS = """
 import resource, sys
 import torch
-from onenip.allocation import keep_freed_memory
+from onenip.training.allocation import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

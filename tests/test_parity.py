@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from onenip.losses import dice_loss, feature_mse
+from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
 from onenip.preset import load_preset
-from onenip.reference import import_reference, load_reference_backbone, load_trained
+from onenip.training.authors import import_reference, load_reference_backbone, load_trained
 from tests.recipe import draw_features, draw_weights
 
 PARITY = Path(__file__).parents[2] / "shared" / "spec" / "parity"

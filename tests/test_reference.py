@@ -11,7 +11,7 @@ from onenip import Detector
 from onenip.errors import CheckpointError
 from onenip.model.network import Network
 from onenip.preset import load_preset
-from onenip.reference import import_reference
+from onenip.training.authors import import_reference
 from tests.recipe import spell_backbone, spell_trained
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from onenip.averaging import WeightAverage
-from onenip.checkpoint import CHECKPOINT_FILE
+from onenip.training.averaging import WeightAverage
+from onenip.training.checkpoint import CHECKPOINT_FILE
 from onenip.errors import CheckpointError, DataError, DivergedError
-from onenip.fitting import build_network, start_fabric
-from onenip.selection import BestWeights
-from onenip.trainee import Trainee
-from onenip.training import count_steps, schedule_rate
+from onenip.training.fit import build_network, start_fabric
+from onenip.training.selection import BestWeights
+from onenip.training.step import Trainee
+from onenip.training.loop import count_steps, schedule_rate
 from tests.shared_training import make_params
 from tests.tiny import fit_tiny, make_tiny_params
 
@@ -151,7 +151,7 @@ def test_training_lowers_the_loss(tiny_data, tmp_path):
 
 def test_a_training_without_a_bar_says_how_far_it_is(tiny_data, tmp_path, caplog, monkeypatch):
     """Lines in the log tell step, loss and the time that is left, as a flow run shows them."""
-    monkeypatch.setattr("onenip.training._TELL_SECONDS", 0.0)
+    monkeypatch.setattr("onenip.training.loop._TELL_SECONDS", 0.0)
     caplog.set_level("INFO")
 
     fit_tiny(tiny_data, make_tiny_params(train={"max_steps": 4, "log_steps": 2}), tmp_path)

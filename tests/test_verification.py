@@ -11,7 +11,7 @@ from onenip.dataset import select
 from onenip.errors import CheckpointError, DataError
 from onenip.registry import approval
 from onenip.registry.publishing import publish
-from onenip.verification import verify_model
+from onenip.training.verification import verify_model
 from tests.tiny import draw_tiny_data, fit_tiny, list_samples, make_tiny_params, write_figures
 
 

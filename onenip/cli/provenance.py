@@ -33,7 +33,7 @@ def import_reference(
     thresholds and the fusion constant come from its normal training images; the model then runs
     through evaluate, predict and register like one trained here.
     """
-    from onenip.reference import import_reference as read_reference
+    from onenip.training.authors import import_reference as read_reference
 
     detector = read_reference(checkpoint, data_dir=data, seed=seed)
     detector.save(out)
@@ -68,7 +68,7 @@ def verify(
     from rich.console import Console
     from rich.table import Table
 
-    from onenip.verification import verify_model
+    from onenip.training.verification import verify_model
 
     registered = {}
     with ExitStack() as stack:

@@ -13,12 +13,12 @@ from pathlib import Path
 from onenip import versioning
 from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import load_manifest, select
-from onenip.fitting import FitResult, fit_detector, start_fabric
+from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.registry.tracking import training_run
-from onenip.training import OnLog
+from onenip.training.loop import OnLog
 from onenip.version import __version__
 
 CHECKPOINT_DIR = Path("artifacts/checkpoint")

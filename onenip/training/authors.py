@@ -19,13 +19,13 @@ from onenip.synthesis import bank as synthetic_bank
 from onenip.dataset import Sample, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
-from onenip.fitting import calibrate_detector
+from onenip.training.fit import calibrate_detector
 from onenip.loading import load_resized
 from onenip.model.file import DetectorSpec
 from onenip.model.network import Network
 from onenip.params import Params
 from onenip.preset import load_preset
-from onenip.training_set import build_training_set
+from onenip.training.batches import build_training_set
 from onenip.model.weights import assign_backbone, name_efficientnet, read_state
 
 BACKBONE = "tf_efficientnet_b4"

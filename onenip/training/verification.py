@@ -11,7 +11,7 @@ import torch
 
 from onenip.synthesis import bank as synthetic_bank
 from onenip.detector.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
-from onenip.calibration_images import embed_files, pick_anomalies
+from onenip.training.calibration_images import embed_files, pick_anomalies
 from onenip.detector.detector import Detector
 from onenip.images import hash_file
 from onenip.model.file import MapScale

@@ -17,9 +17,9 @@ import torch
 from lightning_fabric import Fabric
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.allocation import keep_freed_memory
+from onenip.training.allocation import keep_freed_memory
 from onenip.detector.calibration import calibrate_category
-from onenip.calibration_images import (
+from onenip.training.calibration_images import (
     choose_state,
     embed_files,
     gather_normals,
@@ -34,10 +34,10 @@ from onenip.loading import load_resized
 from onenip.model.file import CategorySpec, DetectorSpec, read_model
 from onenip.model.network import Network
 from onenip.params import Params, TrainParams
-from onenip.selection import SelectionSet
+from onenip.training.selection import SelectionSet
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training import OnLog, TrainingRecord, fit
-from onenip.training_set import BatchPlan, TrainingSet, build_training_set
+from onenip.training.loop import OnLog, TrainingRecord, fit
+from onenip.training.batches import BatchPlan, TrainingSet, build_training_set
 from onenip.model.weights import load_backbone_weights
 
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")

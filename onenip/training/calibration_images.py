@@ -19,7 +19,7 @@ from onenip.dataset import Sample, select
 from onenip.images import load_image, resize_image
 from onenip.model.network import Features, Network
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training_set import TrainingSet
+from onenip.training.batches import TrainingSet
 
 log = logging.getLogger(__name__)
 

@@ -19,13 +19,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
 from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
-from onenip.calibration_images import choose_state, embed_files, pick_anomalies
+from onenip.training.calibration_images import choose_state, embed_files, pick_anomalies
 from onenip.dataset import Sample, list_categories, select
 from onenip.images import load_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training_set import TrainingSet
+from onenip.training.batches import TrainingSet
 
 _PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weights, and quick
 
