@@ -40,8 +40,8 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from onenip.detector.detector import Detector
-from onenip.edge import EdgeDetector
-from onenip.export import export_detector
+from onenip.inference.edge import EdgeDetector
+from onenip.inference.export import export_detector
 from onenip.model.network import Network
 from onenip.params import CalibrateParams, Params
 from onenip.preset import load_preset

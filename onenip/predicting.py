@@ -148,7 +148,7 @@ def load_model(model: str, category: str | None) -> Predictor:
         RegistryError: if the registry cannot be reached, or the version was not approved.
     """
     if Path(model).suffix in EXPORT_SUFFIXES and not model.startswith("models:/"):
-        from onenip.edge import EdgeDetector
+        from onenip.inference.edge import EdgeDetector
 
         return EdgeDetector.load(model)
     try:

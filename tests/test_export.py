@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from onenip.cli import app
-from onenip.edge import EdgeDetector, resize_bilinear
+from onenip.inference.edge import EdgeDetector, resize_bilinear
 from onenip.errors import CheckpointError, DataError
-from onenip.export import export_detector
+from onenip.inference.export import export_detector
 from tests.tiny import CATEGORIES
 
 ROOT = Path(__file__).parent.parent
@@ -206,7 +206,7 @@ def test_int8_quantises_only_the_backbone(tiny_detector, tiny_data, tmp_path):
     pytest.importorskip("nncf")
     import openvino
 
-    from onenip.quantization import export_int8
+    from onenip.inference.int8 import export_int8
 
     normals = {n: sorted((tiny_data / n / "train/good").iterdir()) for n in CATEGORIES}
     tests = {

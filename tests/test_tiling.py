@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onenip.errors import DataError
-from onenip.tiling import TiledDetector, list_tiles
+from onenip.inference.tiling import TiledDetector, list_tiles
 from tests.tiny import SIZE, draw_normal
 
 TILE = SIZE
@@ -149,7 +149,7 @@ def test_an_exported_file_tiles_by_itself(tiny_model, tiled, tmp_path):
     from typer.testing import CliRunner
 
     from onenip.cli import app
-    from onenip.edge import EdgeDetector
+    from onenip.inference.edge import EdgeDetector
 
     (tmp_path / "normals").mkdir()
     for seed in range(4):

@@ -54,7 +54,7 @@ def export(
     """
     from onenip.detector.detector import Detector
     from onenip.errors import DataError
-    from onenip.export import export_detector, export_tiled
+    from onenip.inference.export import export_detector, export_tiled
     from onenip.predicting import load_model
 
     loaded = load_model(model, None)
@@ -79,7 +79,7 @@ def export(
 
 def _export_int8(detector: Detector, out: Path, names: tuple[str, ...], data_dir: Path) -> None:
     from onenip.dataset import scan_layout, select
-    from onenip.quantization import export_int8
+    from onenip.inference.int8 import export_int8
 
     samples = scan_layout(data_dir, calibration_fraction=0.0, holdout_fraction=0.0)
     path, loss = export_int8(

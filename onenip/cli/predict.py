@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from onenip.predicting import Predictor
-    from onenip.tiling import TiledDetector
+    from onenip.inference.tiling import TiledDetector
 
 TileOverlap = Annotated[
     float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
@@ -99,7 +99,7 @@ def calibrate_tiles(
     from onenip.detector.detector import Detector
     from onenip.errors import DataError
     from onenip.predicting import list_images
-    from onenip.tiling import TiledDetector
+    from onenip.inference.tiling import TiledDetector
 
     if not isinstance(loaded, Detector):
         raise DataError(

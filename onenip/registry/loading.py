@@ -10,7 +10,7 @@ from onenip.registry.versions import Version, approval_command, champion, list_c
 
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
-    from onenip.served import ServedDetectors
+    from onenip.inference.by_category import ServedDetectors
 
 
 def load_all_serving() -> ServedDetectors:
@@ -19,7 +19,7 @@ def load_all_serving() -> ServedDetectors:
     Raises:
         RegistryError: if nothing serves, or as for `load_version`.
     """
-    from onenip.served import ServedDetectors
+    from onenip.inference.by_category import ServedDetectors
 
     detectors: dict[str, Detector] = {}
     approved: dict[str, Detector] = {}  # by digest

@@ -17,7 +17,7 @@ from onenip.errors import OneNIPError
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, list_categories
 from onenip.registry.versions import serving as find_serving
-from onenip.served import ServedDetectors
+from onenip.inference.by_category import ServedDetectors
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onenip.errors import OneNIPError
 from onenip.detector.prediction import Prediction
-from onenip.served import ServedDetectors
+from onenip.inference.by_category import ServedDetectors
 
 
 class BusyQueueError(OneNIPError):

@@ -2,7 +2,7 @@
 
 The graph holds the backbone and, for each category, its prompts' encoded tokens, references, memory and
 scales. It takes an image at input size and the category's number, and gives the map, the image score and
-the distances from each category's prompts. What is beside the graph is what `onenip.edge` needs to know.
+the distances from each category's prompts. What is beside the graph is what `onenip.inference.edge` needs to know.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.model.network import Reference
 from onenip.detector.scoring import score_maps
-from onenip.tiling import TiledDetector
+from onenip.inference.tiling import TiledDetector
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}

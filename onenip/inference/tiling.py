@@ -28,7 +28,7 @@ from onenip.detector.prediction import Prediction
 from onenip.detector.regions import find_regions
 from onenip.detector.scoring import resize_map, score_maps
 from onenip.detector.thresholds import false_alarm_threshold
-from onenip.tiles import cut_tile, list_tiles, weigh_tile
+from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
 
 _BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
 _TILED = "{} in tiles"

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.detector import Detector
-from onenip.edge import EdgeDetector
+from onenip.inference.edge import EdgeDetector
 from onenip.errors import DataError, OneNIPError
-from onenip.export import describe, export_detector, write_description
+from onenip.inference.export import describe, export_detector, write_description
 from onenip.images import load_image, resize_image
 
 MAX_CALIBRATION_IMAGES = 300
