@@ -29,11 +29,11 @@ import numpy as np
 import torch
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.dataset import Sample, list_categories, scan_layout, select
+from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.training.fit import build_network, fit_detector, start_fabric
 from onenip.images import load_image, load_mask, resize_image
-from onenip.loading import load_resized
+from onenip.data.loading import load_resized
 from onenip.model.memory import match_tokens
 from onenip.metrics import PixelScores, image_figures
 from onenip.model.network import Network, Reference

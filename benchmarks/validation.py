@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.machine import print_heading
 from onenip.params import DataParams, ValidateParams
-from onenip.validation import validate
+from onenip.data.validation import validate
 
 SIDE = 512
 

@@ -41,7 +41,7 @@ from flows.approval import ask_people, list_waiting, tell_waiting  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import UNREACHABLE, network_task, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
-from onenip import versioning  # noqa: E402
+from onenip.data import versioning  # noqa: E402
 from onenip.champion_report import find_champion_report, write_champion_report  # noqa: E402
 from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402

@@ -35,7 +35,9 @@ from flows.pipeline import (  # noqa: E402
     reproduce,
     show,
 )
-from onenip import branch, provisional, retraining, versioning  # noqa: E402
+from onenip import provisional, retraining  # noqa: E402
+from onenip.data import branch  # noqa: E402
+from onenip.data import versioning  # noqa: E402
 from onenip.cli.stages import EVALUATION, MANIFEST, MODEL  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402

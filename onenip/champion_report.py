@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from onenip.dataset import load_manifest
+from onenip.data.manifest import load_manifest
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.evaluating import evaluate_test_set

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from onenip import versioning
+from onenip.data import versioning
 from onenip.errors import DataError
-from onenip.processes import VersioningError
+from onenip.data.processes import VersioningError
 from onenip.registry.versions import Version, list_categories, list_versions
 
 UNCOMMITTED = "uncommitted"

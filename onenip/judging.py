@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.dataset import Sample, select
+from onenip.data.manifest import Sample, select
 from onenip.detector.detector import Detector, Prediction
 from onenip.gate import Answers, Evidence
 from onenip.images import load_image, load_mask, resize_image

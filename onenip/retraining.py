@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from onenip.dataset import load_manifest, select
+from onenip.data.manifest import load_manifest, select
 from onenip.detector.detector import Detector
 from onenip.drift import DriftResult, Sightings, measure_drift
 from onenip.folders import replace_folder
@@ -32,7 +32,7 @@ from onenip.registry.loading import load_version
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.turns import take_turn
 from onenip.registry.versions import GateResult, Version
-from onenip.versioning import read_data_version
+from onenip.data.versioning import read_data_version
 
 WARM_START_DIR = Path("artifacts/warm_start")
 GATE = "gate"  # who decides where the policy is `auto`

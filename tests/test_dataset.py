@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onenip.dataset import (
+from onenip.data.manifest import (
     GOOD,
     MANIFEST_COLUMNS,
     Sample,

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.dataset import MANIFEST_COLUMNS
+from onenip.data.manifest import MANIFEST_COLUMNS
 from onenip.detector.detector import Detector
 from onenip.errors import DataError, RegistryError
 from onenip.evaluation.differences import compare

@@ -48,7 +48,7 @@ def test_a_folder_is_answered_in_lines(tiny_model, tiny_detector, test_folder):
 
 def test_scores_are_those_of_evaluate(tiny_model, tiny_data, tiny_params, test_folder, tmp_path):
     """Scores and verdicts equal those in evaluate's scores.csv to the last bit."""
-    from onenip.dataset import MANIFEST_COLUMNS
+    from onenip.data.manifest import MANIFEST_COLUMNS
     from onenip.evaluation.results import load_scores
     from onenip.stages import evaluate
 

@@ -209,7 +209,7 @@ def write_manifest(path: Path, data: Path, params: Params) -> Path:
     """The manifest of the tiny data, as `validate` would list it."""
     import csv
 
-    from onenip.dataset import MANIFEST_COLUMNS
+    from onenip.data.manifest import MANIFEST_COLUMNS
 
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from onenip.dataset import MANIFEST_COLUMNS, load_manifest
+from onenip.data.manifest import MANIFEST_COLUMNS, load_manifest
 from onenip.errors import DataError, ParamsError
 from onenip.params import DataParams, ValidateParams
-from onenip.validation import validate
+from onenip.data.validation import validate
 
 
 def run(data_dir, out_dir, **params):

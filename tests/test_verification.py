@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.dataset import select
+from onenip.data.manifest import select
 from onenip.errors import CheckpointError, DataError
 from onenip.registry import approval
 from onenip.registry.publishing import publish

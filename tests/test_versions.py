@@ -16,7 +16,7 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
-from onenip import versioning
+from onenip.data import versioning
 from onenip.cli import app
 from onenip.errors import DataError
 from onenip.history import compare_files, compare_versions, list_history

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.dataset import GOOD, Sample, scan_layout
+from onenip.data.manifest import GOOD, Sample, scan_layout
 from onenip.training.fit import FitResult, fit_detector
 from onenip.images import load_image, resize_image
 from onenip.params import Params

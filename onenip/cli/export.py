@@ -78,7 +78,7 @@ def export(
 
 
 def _export_int8(detector: Detector, out: Path, names: tuple[str, ...], data_dir: Path) -> None:
-    from onenip.dataset import scan_layout, select
+    from onenip.data.manifest import scan_layout, select
     from onenip.inference.int8 import export_int8
 
     samples = scan_layout(data_dir, calibration_fraction=0.0, holdout_fraction=0.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onenip.dataset import GOOD
+from onenip.data.manifest import GOOD
 from onenip.demo import fabric, gear, label
 from onenip.demo.scene import Camera, Product, photograph_defect
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.dataset import GOOD
+from onenip.data.manifest import GOOD
 from onenip.evaluation.results import ImageResult
 from onenip.metrics import (
     NAMES,

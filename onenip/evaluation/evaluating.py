@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from onenip.dataset import Sample, select
+from onenip.data.manifest import Sample, select
 from onenip.detector.detector import Detector, Prediction
 from onenip.errors import DataError
 from onenip.evaluation import curves, summary

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onenip.dataset import GOOD
+from onenip.data.manifest import GOOD
 from onenip.errors import DataError
 from onenip.metrics.resampling import PixelGrid
 

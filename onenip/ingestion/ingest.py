@@ -21,13 +21,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip import branch, versioning
+from onenip.data import branch
+from onenip.data import versioning
 from onenip.errors import BusyError, DataError
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.inspection import Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
-from onenip.processes import VersioningError
+from onenip.data.processes import VersioningError
 from onenip.sources.inbox import SHELVES, Arrival, Inbox
 
 if TYPE_CHECKING:

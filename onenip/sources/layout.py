@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from onenip.dataset import GOOD
+from onenip.data.manifest import GOOD
 from onenip.errors import SourceError
 from onenip.images import IMAGE_SUFFIXES
 

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip.dataset import GOOD
+from onenip.data.manifest import GOOD
 from onenip.errors import SourceError
 from onenip.sources.items import Fetched, Item, Origin, Workspace
 from onenip.sources.layout import check_clashes, mask_target

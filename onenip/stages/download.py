@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onenip import versioning
+from onenip.data import versioning
 from onenip.errors import SourceError
 from onenip.params import Params
 from onenip.sources import resolve_source

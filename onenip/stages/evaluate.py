@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onenip.dataset import load_manifest, select
+from onenip.data.manifest import load_manifest, select
 from onenip.detector.detector import Detector
 from onenip.errors import DataError
 from onenip.evaluation.evaluating import evaluate_test_set
@@ -19,7 +19,7 @@ from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.report import write_report
-from onenip.versioning import read_data_version
+from onenip.data.versioning import read_data_version
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.dataset import load_manifest
+from onenip.data.manifest import load_manifest
 from onenip.errors import DataError
 from onenip.folders import replace_folder
-from onenip.loading import load_resized
+from onenip.data.loading import load_resized
 from onenip.params import Params
 
 log = logging.getLogger(__name__)

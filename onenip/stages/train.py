@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip import versioning
+from onenip.data import versioning
 from onenip.synthesis import bank as synthetic_bank
-from onenip.dataset import load_manifest, select
+from onenip.data.manifest import load_manifest, select
 from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.folders import replace_folder
 from onenip.images import hash_file

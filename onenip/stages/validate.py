@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from onenip.params import Params
-from onenip.validation import ValidationResult, validate
+from onenip.data.validation import ValidationResult, validate
 
 log = logging.getLogger(__name__)
 

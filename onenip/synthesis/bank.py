@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from onenip.dataset import Sample
+from onenip.data.manifest import Sample
 from onenip.errors import DataError
 from onenip.images import load_image, load_mask
 from onenip.params import SynthesizeParams

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from onenip.synthesis import bank as synthetic_bank
-from onenip.dataset import Sample, scan_layout, select
+from onenip.data.manifest import Sample, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
 from onenip.training.fit import calibrate_detector
-from onenip.loading import load_resized
+from onenip.data.loading import load_resized
 from onenip.model.file import DetectorSpec
 from onenip.model.network import Network
 from onenip.params import Params

@@ -15,7 +15,7 @@ from onenip.detector.calibration import (
     choose_prompts,
 )
 from onenip.detector.category import CategoryState, embed_globally
-from onenip.dataset import Sample, select
+from onenip.data.manifest import Sample, select
 from onenip.images import load_image, resize_image
 from onenip.model.network import Features, Network
 from onenip.synthesis.bank import StoredAnomaly

@@ -26,11 +26,11 @@ from onenip.training.calibration_images import (
     pick_anomalies,
 )
 from onenip.detector.category import CategoryState
-from onenip.dataset import Sample, Subset, list_categories, select
+from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError, DataError
 from onenip.model.folding import fold_network
-from onenip.loading import load_resized
+from onenip.data.loading import load_resized
 from onenip.model.file import CategorySpec, DetectorSpec, read_model
 from onenip.model.network import Network
 from onenip.params import Params, TrainParams

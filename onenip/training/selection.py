@@ -20,7 +20,7 @@ from torch import Tensor
 
 from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.training.calibration_images import choose_state, embed_files, pick_anomalies
-from onenip.dataset import Sample, list_categories, select
+from onenip.data.manifest import Sample, list_categories, select
 from onenip.images import load_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams

@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from onenip import versioning
+from onenip.data import versioning
 from onenip.registry import audit, versions
 from onenip.registry.loading import load_champion
 from tests.acceptance import plant

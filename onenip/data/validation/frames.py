@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from onenip.dataset import GOOD
-from onenip.validation.measuring import Row
+from onenip.data.manifest import GOOD
+from onenip.data.validation.measuring import Row
 
 TEXT_COLUMNS = (
     "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray",

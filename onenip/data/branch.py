@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onenip.processes import RemoteError, VersioningError
-from onenip.versioning import HERE, current_branch, find_commit, run_git, try_git
+from onenip.data.processes import RemoteError, VersioningError
+from onenip.data.versioning import HERE, current_branch, find_commit, run_git, try_git
 
 
 def has_remote(remote: str | None, *, root: Path = HERE) -> bool:

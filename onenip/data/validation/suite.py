@@ -11,8 +11,8 @@ import great_expectations as gx
 import pandas as pd
 from great_expectations.data_context.types.base import ProgressBarsConfig
 
-from onenip.validation.docs import make_offline
-from onenip.validation.rules import Rule, Severity
+from onenip.data.validation.docs import make_offline
+from onenip.data.validation.rules import Rule, Severity
 
 SITE = "data_docs"
 

@@ -22,7 +22,7 @@ def make_offline(folder: Path, broken: Mapping[str, int]) -> None:
         folder: of the Data Docs, just rendered.
         broken: number of broken expectations by table, in the order of the index.
     """
-    css = files("onenip.validation").joinpath("docs_style.css").read_text(encoding="utf-8")
+    css = files("onenip.data.validation").joinpath("docs_style.css").read_text(encoding="utf-8")
     style = f"<style>\n{css}</style>\n"
     for page in folder.rglob("*.html"):
         text = _NOT_OURS.sub("", page.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from onenip.dataset import Sample
+from onenip.data.manifest import Sample
 from onenip.images import load_image, load_mask, resize_image
 
 DECODER_VERSION = (

@@ -22,7 +22,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from onenip.errors import DataError, StageError
-from onenip.processes import RemoteError, VersioningError, call, stream
+from onenip.data.processes import RemoteError, VersioningError, call, stream
 
 HERE = Path()
 DATA_POINTER = Path("data.dvc")
