@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import Spread, choose_clock, print_heading
-from onenip.demo import draw_demo
+from onenip.sources.demo import draw_demo
 from onenip.images import load_image, resize_image
 from onenip.params import SynthesizeParams
 from onenip.synthesis.anomalies import KINDS, Synthesizer

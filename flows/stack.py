@@ -31,7 +31,7 @@ from flows.services import ServiceError, Services  # noqa: E402
 from onenip.errors import BusyError, OneNIPError  # noqa: E402
 from onenip.params import Params  # noqa: E402
 from onenip.priority import NICENESS  # noqa: E402
-from onenip.sources.local_s3 import start_s3  # noqa: E402
+from flows.local_s3 import start_s3  # noqa: E402
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}

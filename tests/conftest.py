@@ -70,7 +70,7 @@ def s3_server(tmp_path_factory):
 
     Its `environment` holds the variables with which boto3, DVC and MLflow speak to it.
     """
-    from onenip.sources.local_s3 import running_s3
+    from flows.local_s3 import running_s3
 
     buckets = ("images", "dvc-cache", "mlflow")
     with running_s3(tmp_path_factory.mktemp("s3"), buckets=buckets) as server:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onenip.demo import CATEGORIES, TEST_DEFECTIVE, TEST_GOOD, TRAIN, draw_demo
-from onenip.demo.scene import VISIBLE_LEVELS, Camera, photograph_defect
+from onenip.sources.demo import CATEGORIES, TEST_DEFECTIVE, TEST_GOOD, TRAIN, draw_demo
+from onenip.sources.demo.scene import VISIBLE_LEVELS, Camera, photograph_defect
 
 
 @pytest.fixture(scope="module")

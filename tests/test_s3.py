@@ -10,7 +10,7 @@ import pytest
 
 from onenip.errors import SourceError
 from onenip.images import hash_file
-from onenip.sources import local_s3
+from flows import local_s3
 from onenip.sources.s3 import Bucket
 from onenip.stages import download
 from tests.originals import ORIGINALS, pack_zip, picture

@@ -184,7 +184,7 @@ class DemoSource:
 
     def fetch(self, workspace: Workspace) -> Fetched:
         """Draw the set."""
-        from onenip.demo import draw_demo
+        from onenip.sources.demo import draw_demo
 
         folder = workspace.slot("demo", str(self.seed))
         shutil.rmtree(folder, ignore_errors=True)

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from onenip.sources.local_s3 import start_s3
+from flows.local_s3 import start_s3
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -70,7 +70,7 @@ def lay_out_data(folder: Path) -> Products:
     source, arrivals = SHARED / "inspection", SHARED / "arrivals"
     names = ("bottle", "ball_screw")
     if not source.is_dir():
-        from onenip.demo import draw_demo
+        from onenip.sources.demo import draw_demo
 
         source, arrivals = folder.parent / "demo", folder.parent / "more"
         draw_demo(source)

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from onenip.data.manifest import GOOD
-from onenip.demo import fabric, gear, label
-from onenip.demo.scene import Camera, Product, photograph_defect
+from onenip.sources.demo import fabric, gear, label
+from onenip.sources.demo.scene import Camera, Product, photograph_defect
 
 Defect = Callable[[Product, np.random.Generator], Product]
 TRAIN, TEST_GOOD, TEST_DEFECTIVE = 24, 9, 14  # images of each category

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from onenip.demo.scene import SIZE, Plane, Product, draw_cloud, draw_spot, make_grid
+from onenip.sources.demo.scene import SIZE, Plane, Product, draw_cloud, draw_spot, make_grid
 
 WIDTH, HEIGHT = 400, 300  # px, of the label on the canvas
 INK = (28, 30, 36)

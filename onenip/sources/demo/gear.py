@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from onenip.demo.scene import (
+from onenip.sources.demo.scene import (
     SIZE,
     Plane,
     Product,
