@@ -26,7 +26,7 @@ from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from benchmarks.machine import print_heading
-from onenip.metrics import PixelScores
+from onenip.evaluation.metrics import PixelScores
 
 SIDE_PX = 256
 DEFECTIVE_SHARE = 0.5

@@ -35,7 +35,7 @@ from onenip.training.fit import build_network, fit_detector, start_fabric
 from onenip.images import load_image, load_mask, resize_image
 from onenip.data.loading import load_resized
 from onenip.model.memory import match_tokens
-from onenip.metrics import PixelScores, image_figures
+from onenip.evaluation.metrics import PixelScores, image_figures
 from onenip.model.network import Network, Reference
 from onenip.params import Params
 from onenip.preset import load_preset, merge

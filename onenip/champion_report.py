@@ -21,7 +21,7 @@ from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion
-from onenip.report import write_report
+from onenip.evaluation.report import write_report
 
 FOLDER = Path("artifacts/champion_report")
 

@@ -10,7 +10,7 @@ import pytest
 
 from onenip.errors import DataError, ParamsError
 from onenip.gate import Answers, Evidence, judge, undecidable
-from onenip.metrics import Undefined
+from onenip.evaluation.metrics import Undefined
 from onenip.params import GateParams, Params
 from onenip.registry.versions import GateResult
 

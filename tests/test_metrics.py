@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from onenip import metrics
+from onenip.evaluation import metrics
 from onenip.errors import DataError
-from onenip.metrics import PixelScores, Undefined, pixels, segments
+from onenip.evaluation.metrics import PixelScores, Undefined, pixels, segments
 
 PARITY = Path(__file__).parents[2] / "shared/spec/parity/losses_and_metrics.json"
 

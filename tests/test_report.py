@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onenip.report import charts, write_report
+from onenip.evaluation.report import charts, write_report
 from tests.test_evaluation import evaluated, tiny_model  # noqa: F401 - fixtures
 
 CHROMIUM = Path("/usr/bin/chromium")

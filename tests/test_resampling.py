@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from onenip import metrics
-from onenip.comparison import paired_difference
+from onenip.evaluation import metrics
+from onenip.evaluation.comparison import paired_difference
 from onenip.errors import DataError, ParamsError
-from onenip.metrics import PixelScores, Undefined, resampling
+from onenip.evaluation.metrics import PixelScores, Undefined, resampling
 
 
 def draw_scores(seed: int = 0, *, good: int = 40, defective: int = 50):

@@ -12,7 +12,7 @@ from onenip.cli.stages import CURVES, EVALUATION, MODEL, SYNTHESIS, ModelOption
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from onenip.comparison import Difference
+    from onenip.evaluation.comparison import Difference
     from onenip.evaluation.differences import Comparison
 
 _SHOWN_CHANGES = 40
@@ -96,7 +96,7 @@ def report(
     """
     import tempfile
 
-    from onenip.report import write_report
+    from onenip.evaluation.report import write_report
 
     with tempfile.TemporaryDirectory() as scratch:
         write_report(
@@ -126,7 +126,7 @@ def _resolve(reference: str, scratch: Path) -> Path:
 def _tabulate(found: Comparison, *, everything: bool) -> Table:
     from rich.table import Table
 
-    from onenip.metrics import NAMES
+    from onenip.evaluation.metrics import NAMES
 
     table = Table("category", "figure", box=None, pad_edge=False)
     for title in ("A", "B", "B - A", "interval"):
@@ -141,7 +141,7 @@ def _tabulate(found: Comparison, *, everything: bool) -> Table:
 
 
 def _format(difference: Difference) -> tuple[str, str, str, str]:
-    from onenip.metrics import Undefined
+    from onenip.evaluation.metrics import Undefined
 
     before, after = (
         "n/a" if isinstance(value, Undefined) else f"{100 * value:.1f}"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onenip.data.manifest import GOOD
 from onenip.evaluation.results import ImageResult
-from onenip.metrics import (
+from onenip.evaluation.metrics import (
     NAMES,
     Figure,
     PixelScores,
@@ -19,7 +19,7 @@ from onenip.metrics import (
     resampling,
     verdict_figures,
 )
-from onenip.metrics.resampling import PixelGrid, Replicates
+from onenip.evaluation.metrics.resampling import PixelGrid, Replicates
 
 
 @dataclass(frozen=True)

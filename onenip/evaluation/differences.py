@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.comparison import Difference, difference_of
+from onenip.evaluation.comparison import Difference, difference_of
 from onenip.errors import DataError
 from onenip.evaluation.results import Evaluation, ImageResult
-from onenip.metrics import (
+from onenip.evaluation.metrics import (
     IMAGE_NAMES,
     NAMES,
     PIXEL_NAMES,
@@ -23,7 +23,7 @@ from onenip.metrics import (
     resampling,
     verdict_figures,
 )
-from onenip.metrics.resampling import Draws, Replicates
+from onenip.evaluation.metrics.resampling import Draws, Replicates
 
 MEAN = "mean"
 

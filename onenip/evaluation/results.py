@@ -14,7 +14,7 @@ import numpy as np
 
 from onenip.data.manifest import GOOD
 from onenip.errors import DataError
-from onenip.metrics.resampling import PixelGrid
+from onenip.evaluation.metrics.resampling import PixelGrid
 
 SCORE_COLUMNS = ("image", "category", "label", "score", "threshold", "verdict")
 REPORT = "report.html"

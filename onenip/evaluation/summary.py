@@ -22,7 +22,7 @@ import numpy as np
 
 from onenip.evaluation.category import CategorySummary
 from onenip.evaluation.results import to_json
-from onenip.metrics import NAMES, Figure, Undefined, mean_figure, resampling
+from onenip.evaluation.metrics import NAMES, Figure, Undefined, mean_figure, resampling
 
 
 def describe(

@@ -18,7 +18,7 @@ from onenip.evaluation.results import REPORT
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
-from onenip.report import write_report
+from onenip.evaluation.report import write_report
 from onenip.data.versioning import read_data_version
 
 log = logging.getLogger(__name__)

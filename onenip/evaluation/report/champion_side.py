@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from onenip.comparison import Difference
+from onenip.evaluation.comparison import Difference
 from onenip.evaluation.differences import MEAN, ChangedVerdict, compare
 from onenip.evaluation.results import Evaluation
-from onenip.metrics import Undefined
+from onenip.evaluation.metrics import Undefined
 
 _LOWER_IS_BETTER = frozenset({"false_alarm_rate"})
 _DRAWS = 1000

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.metrics.figures import Figure, Undefined
+from onenip.evaluation.metrics.figures import Figure, Undefined
 
 AUPRO_LIMITS = {"aupro": 0.30, "aupro_05": 0.05}  # of normal pixels called anomalous
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from onenip.metrics.areas import AUPRO_LIMITS
-from onenip.metrics.figures import Figure, Undefined
-from onenip.metrics.pixels import PixelScores
-from onenip.metrics.segments import Keys, Marks, split_marks
+from onenip.evaluation.metrics.areas import AUPRO_LIMITS
+from onenip.evaluation.metrics.figures import Figure, Undefined
+from onenip.evaluation.metrics.pixels import PixelScores
+from onenip.evaluation.metrics.segments import Keys, Marks, split_marks
 
 Draws = NDArray[np.int64]
 Replicates = NDArray[np.float64]

@@ -14,7 +14,7 @@ All figures are fractions in 0..1.
     scores.compute()["aupro"]
 """
 
-from onenip.metrics.figures import (
+from onenip.evaluation.metrics.figures import (
     IMAGE_NAMES,
     NAMES,
     PIXEL_NAMES,
@@ -23,14 +23,14 @@ from onenip.metrics.figures import (
     Undefined,
     mean_figure,
 )
-from onenip.metrics.images import (
+from onenip.evaluation.metrics.images import (
     image_ap,
     image_auroc,
     image_f1_max,
     image_figures,
     verdict_figures,
 )
-from onenip.metrics.pixels import PixelScores
+from onenip.evaluation.metrics.pixels import PixelScores
 
 __all__ = [
     "IMAGE_NAMES",

@@ -20,8 +20,8 @@ from onenip.detector.detector import Detector
 from onenip.evaluation import curves
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores
-from onenip.report import charts
-from onenip.report.champion_side import ChampionSide, FigureChange
+from onenip.evaluation.report import charts
+from onenip.evaluation.report.champion_side import ChampionSide, FigureChange
 from onenip.version import __version__
 
 COLUMNS = {
@@ -105,7 +105,7 @@ def write_report(
     categories = sorted(metrics["categories"])
     of = {name: [item for item in results if item.category == name] for name in categories}
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("onenip.report", "."),
+        loader=jinja2.PackageLoader("onenip.evaluation.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from onenip.errors import DataError
-from onenip.metrics.figures import IMAGE_NAMES, VERDICT_NAMES, Figure, Undefined
+from onenip.evaluation.metrics.figures import IMAGE_NAMES, VERDICT_NAMES, Figure, Undefined
 
 
 def image_auroc(scores: ArrayLike, is_defective: ArrayLike) -> Figure:

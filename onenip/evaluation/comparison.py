@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from onenip.errors import DataError, ParamsError
-from onenip.metrics import resampling
-from onenip.metrics.figures import IMAGE_NAMES, VERDICT_NAMES, Figure, Undefined
-from onenip.metrics.images import image_figures, verdict_figures
+from onenip.evaluation.metrics import resampling
+from onenip.evaluation.metrics.figures import IMAGE_NAMES, VERDICT_NAMES, Figure, Undefined
+from onenip.evaluation.metrics.images import image_figures, verdict_figures
 
 
 @dataclass(frozen=True)

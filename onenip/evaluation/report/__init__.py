@@ -5,6 +5,6 @@
 - `page.html.j2`: the page; no script, no address, readable on a phone and on paper
 """
 
-from onenip.report.content import write_report
+from onenip.evaluation.report.content import write_report
 
 __all__ = ["write_report"]
