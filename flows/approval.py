@@ -38,7 +38,7 @@ from pydantic import Field  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip.errors import RegistryError  # noqa: E402
-from onenip.notices import Kind, tell  # noqa: E402
+from onenip.operation.notices import Kind, tell  # noqa: E402
 from onenip.params import NotifyParams, Params  # noqa: E402
 from onenip.registry import approval as decisions  # noqa: E402
 from onenip.registry import versions  # noqa: E402

@@ -25,7 +25,7 @@ from prefect.automations import (  # noqa: E402
 from prefect.blocks.webhook import Webhook  # noqa: E402
 from prefect.client.schemas.objects import StateType  # noqa: E402
 
-from onenip.notices import read_address  # noqa: E402
+from onenip.operation.notices import read_address  # noqa: E402
 from onenip.params import NotifyParams  # noqa: E402
 
 SILENT = "onenip: a silent run has crashed"

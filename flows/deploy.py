@@ -26,7 +26,7 @@ from prefect.types.entrypoint import EntrypointType  # noqa: E402
 
 from flows.automations import declare_automations  # noqa: E402
 from flows.command import require_server, run_command  # noqa: E402
-from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
+from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
 from onenip.params import Params  # noqa: E402
 
 _DRIFT_PERIOD = timedelta(minutes=30)

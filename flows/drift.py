@@ -23,11 +23,11 @@ from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import tell_failure  # noqa: E402
 from flows.retrain import retrain  # noqa: E402
 from flows.watch import is_deployed  # noqa: E402
-from onenip import retraining  # noqa: E402
+from onenip.operation import retraining  # noqa: E402
 from onenip.cli.stages import MANIFEST  # noqa: E402
 from onenip.errors import OneNIPError  # noqa: E402
 from onenip.ingestion.ingest import open_journal  # noqa: E402
-from onenip.notices import DRIFT_EVENT, tell  # noqa: E402
+from onenip.operation.notices import DRIFT_EVENT, tell  # noqa: E402
 from onenip.params import Params  # noqa: E402
 
 

@@ -11,7 +11,7 @@ from prefect.flows import Flow
 from prefect.tasks import Task
 
 from onenip.errors import ParamsError, UnreachableError
-from onenip.notices import tell
+from onenip.operation.notices import tell
 from onenip.params import NotifyParams, Params
 
 P = ParamSpec("P")

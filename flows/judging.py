@@ -20,7 +20,7 @@ from prefect import flow, task  # noqa: E402  # settings come first
 from prefect.futures import PrefectFuture  # noqa: E402
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
 
-from onenip import retraining  # noqa: E402
+from onenip.operation import retraining  # noqa: E402
 from onenip.detector.detector import Detector  # noqa: E402
 from onenip.errors import OneNIPError, UnreachableError  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402

@@ -42,7 +42,7 @@ from flows.command import require_server, run_command  # noqa: E402
 from flows.failures import UNREACHABLE, network_task, tell_failure  # noqa: E402
 from flows.pictures import to_data_uri  # noqa: E402
 from onenip.data import versioning  # noqa: E402
-from onenip.champion_report import find_champion_report, write_champion_report  # noqa: E402
+from onenip.operation.champion_report import find_champion_report, write_champion_report  # noqa: E402
 from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS  # noqa: E402
 from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.evaluation.results import REPORT  # noqa: E402

@@ -35,7 +35,8 @@ from flows.pipeline import (  # noqa: E402
     reproduce,
     show,
 )
-from onenip import provisional, retraining  # noqa: E402
+from onenip.operation import provisional  # noqa: E402
+from onenip.operation import retraining  # noqa: E402
 from onenip.data import branch  # noqa: E402
 from onenip.data import versioning  # noqa: E402
 from onenip.cli.stages import EVALUATION, MANIFEST, MODEL  # noqa: E402

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from onenip.notices import ARRIVED_EVENT, DRIFT_EVENT, emit
+from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT, emit
 from onenip.preset import render
 from onenip.registry import approval
 from onenip.registry.publishing import publish

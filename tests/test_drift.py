@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onenip.drift import Sightings, measure_drift
+from onenip.operation.drift import Sightings, measure_drift
 from onenip.params import DriftParams
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onenip.errors import DataError, ParamsError
-from onenip.gate import Answers, Evidence, judge, undecidable
+from onenip.operation.gate import Answers, Evidence, judge, undecidable
 from onenip.evaluation.metrics import Undefined
 from onenip.params import GateParams, Params
 from onenip.registry.versions import GateResult

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from typer.testing import CliRunner
 
-from onenip import Detector, provisional
+from onenip import Detector
+from onenip.operation import provisional
 from onenip.cli import app
 from onenip.errors import RegistryError
 from onenip.registry import approval, audit, versions

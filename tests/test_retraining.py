@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from onenip import Detector, retraining
-from onenip.champion_report import find_champion_report, write_champion_report
+from onenip import Detector
+from onenip.operation import retraining
+from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.ingestion.journal import Journal
-from onenip.notices import NoticeError, emit, tell
+from onenip.operation.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
 from onenip.preset import render
 from onenip.registry import approval, audit, publishing, versions
@@ -153,7 +154,7 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     assert write_champion_report(params, manifest=manifest, **options) is None
     approval.approve("disc", by="Ada", reason="good")
     report = write_champion_report(params, manifest=manifest, **options)
-    monkeypatch.setattr("onenip.champion_report.evaluate_test_set", None)
+    monkeypatch.setattr("onenip.operation.champion_report.evaluate_test_set", None)
     again = write_champion_report(params, manifest=manifest, **options)
 
     assert report == again == find_champion_report(tmp_path / "new")

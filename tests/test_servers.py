@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from onenip.errors import RegistryError
-from onenip.notices import tell
+from onenip.operation.notices import tell
 from onenip.params import NotifyParams
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.publishing import publish

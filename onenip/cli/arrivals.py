@@ -32,8 +32,8 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     """
     from onenip.ingestion.ingest import ingest as take_in
     from onenip.params import Params
-    from onenip.provisional import provide
-    from onenip.retraining import Champions
+    from onenip.operation.provisional import provide
+    from onenip.operation.retraining import Champions
     from onenip.sources.inbox import SHELVES
 
     loaded, champions = Params.load(params), Champions()
@@ -60,7 +60,7 @@ def notify(
     categories: Annotated[list[str], typer.Argument(help="Categories that got new images.")],
 ) -> None:
     """Tell Prefect's server (PREFECT_API_URL) that images arrived; it looks into the inbox at once."""
-    from onenip.notices import ARRIVED_EVENT, emit
+    from onenip.operation.notices import ARRIVED_EVENT, emit
 
     for category in categories:
         emit(ARRIVED_EVENT, category, payload={})

@@ -1,6 +1,6 @@
 """MLflow's registry webhooks: the server itself tells the team's address what changed in the registry.
 
-Kept apart from `onenip.notices`, which tells what the pipeline knows: a webhook of the registry also
+Kept apart from `onenip.operation.notices`, which tells what the pipeline knows: a webhook of the registry also
 fires when somebody works in MLflow's page, and knows nothing of gates.
 """
 

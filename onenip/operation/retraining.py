@@ -18,15 +18,15 @@ from ruamel.yaml import YAML
 
 from onenip.data.manifest import load_manifest, select
 from onenip.detector.detector import Detector
-from onenip.drift import DriftResult, Sightings, measure_drift
+from onenip.operation.drift import DriftResult, Sightings, measure_drift
 from onenip.folders import replace_folder
-from onenip.gate import judge, undecidable
+from onenip.operation.gate import judge, undecidable
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
-from onenip.judging import collect_evidence
+from onenip.operation.evidence import collect_evidence
 from onenip.model.file import hash_model
 from onenip.params import Params
-from onenip.provisional import choose_unified, list_champions
+from onenip.operation.provisional import choose_unified, list_champions
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import fetched_weights

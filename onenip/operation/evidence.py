@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onenip.data.manifest import Sample, select
 from onenip.detector.detector import Detector, Prediction
-from onenip.gate import Answers, Evidence
+from onenip.operation.gate import Answers, Evidence
 from onenip.images import load_image, load_mask, resize_image
 from onenip.evaluation.metrics import PIXEL_NAMES, Figure, PixelScores, resampling
 from onenip.params import GateParams, Params
