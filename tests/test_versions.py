@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from onenip.data import versioning
 from onenip.cli import app
 from onenip.errors import DataError
-from onenip.history import compare_files, compare_versions, list_history
+from onenip.registry.history import compare_files, compare_versions, list_history
 from onenip.images import hash_file
 from onenip.stages import download
 from tests.originals import pack_zip, picture

@@ -34,7 +34,7 @@ def log(*, params: ParamsOption = PARAMS) -> None:
     from rich import box
     from rich.table import Table
 
-    from onenip.history import list_history
+    from onenip.registry.history import list_history
 
     entries = list_history(Path(), pointer=_pointer(params))
     if not entries:
@@ -70,7 +70,7 @@ def diff(
 
     onenip data diff 5ec94f2 b12788a --all
     """
-    from onenip.history import compare_versions
+    from onenip.registry.history import compare_versions
 
     change = compare_versions(old, new, root=Path(), pointer=_pointer(params))
     typer.echo(f"{change.old} -> {change.new}")
