@@ -14,8 +14,8 @@ import httpx
 import pytest
 
 from onenip.model.file import hash_model
-from onenip.predicting import describe_prediction
-from onenip.recent import remember
+from onenip.serving.files import describe_prediction
+from onenip.serving.recent import remember
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
 

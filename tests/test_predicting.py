@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.errors import CheckpointError, DataError, RegistryError
-from onenip.predicting import Answer, list_images, load_model, place_output
+from onenip.serving.files import Answer, list_images, load_model, place_output
 from tests.tiny import list_samples
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from onenip import Detector
 from onenip.errors import RegistryError
-from onenip.predicting import load_model
+from onenip.serving.files import load_model
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_champion
 from onenip.registry.publishing import fetched_weights, publish

@@ -175,7 +175,7 @@ def test_the_description_needs_no_network(client):
 
 def test_recent_answers_are_kept_and_the_oldest_forgotten(tiny_model, image_file, tmp_path):
     """With a folder set, the latest images and answers lie there, and never more than so many."""
-    from onenip.recent import list_recent, remember
+    from onenip.serving.recent import list_recent, remember
 
     settings = ServeSettings(recent=tmp_path)
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}

@@ -55,7 +55,7 @@ def export(
     from onenip.detector.detector import Detector
     from onenip.errors import DataError
     from onenip.inference.export import export_detector, export_tiled
-    from onenip.predicting import load_model
+    from onenip.serving.files import load_model
 
     loaded = load_model(model, None)
     if not isinstance(loaded, Detector):

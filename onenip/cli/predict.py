@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from onenip.predicting import Predictor
+    from onenip.serving.files import Predictor
     from onenip.inference.tiling import TiledDetector
 
 TileOverlap = Annotated[
@@ -65,7 +65,7 @@ def predict(
     """
     from tqdm import tqdm
 
-    from onenip.predicting import list_images, load_model, predict_files, save_heatmap, save_map
+    from onenip.serving.files import list_images, load_model, predict_files, save_heatmap, save_map
 
     loaded = load_model(model, category)
     if tile is not None:
@@ -98,7 +98,7 @@ def calibrate_tiles(
     """
     from onenip.detector.detector import Detector
     from onenip.errors import DataError
-    from onenip.predicting import list_images
+    from onenip.serving.files import list_images
     from onenip.inference.tiling import TiledDetector
 
     if not isinstance(loaded, Detector):

@@ -91,9 +91,9 @@ def inspect(
     import subprocess
     import sys
 
-    import onenip.inspection
+    import onenip.serving.page
 
-    page = Path(onenip.inspection.__file__).with_name("page.py")
+    page = Path(onenip.serving.page.__file__).with_name("page.py")
     env = os.environ | {
         "ONENIP_INSPECT_MODEL": str(model or ""),
         "ONENIP_INSPECT_FOLDER": str(folder or "data"),

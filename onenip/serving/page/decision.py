@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from onenip.inspection.models import Candidate
+from onenip.serving.page.models import Candidate
 from onenip.registry import approval
 from onenip.registry.versions import Version
 

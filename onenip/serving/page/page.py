@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES
-from onenip.inspection.decision import draw_decision
-from onenip.inspection.drawing import (
+from onenip.serving.page.decision import draw_decision
+from onenip.serving.page.drawing import (
     ANOMALOUS_COLOUR,
     NORMAL_COLOUR,
     draw_heat,
     draw_score,
 )
-from onenip.inspection.models import (
+from onenip.serving.page.models import (
     Candidate,
     JudgedUpload,
     find_candidates,
@@ -26,7 +26,7 @@ from onenip.inspection.models import (
     list_known_categories,
 )
 from onenip.detector.prediction import Prediction
-from onenip.recent import list_recent
+from onenip.serving.recent import list_recent
 from onenip.detector.regions import Region, find_regions
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
