@@ -25,7 +25,7 @@ from onenip.data import branch
 from onenip.data import versioning
 from onenip.errors import BusyError, DataError
 from onenip.ingestion.fingerprint import KnownImages
-from onenip.ingestion.inspection import Verdict, inspect, placed_name, shelf_name
+from onenip.ingestion.arrival_check import Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
 from onenip.data.processes import VersioningError

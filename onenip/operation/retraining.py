@@ -30,7 +30,7 @@ from onenip.operation.provisional import choose_unified, list_champions
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import fetched_weights
-from onenip.registry.turns import take_turn
+from onenip.registry.lock import take_turn
 from onenip.registry.versions import GateResult, Version
 from onenip.data.versioning import read_data_version
 

@@ -11,7 +11,7 @@ from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
 from onenip.registry.publishing import hash_stored
-from onenip.registry.turns import take_turn
+from onenip.registry.lock import take_turn
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,

@@ -23,7 +23,7 @@ from onenip.registry.environment import flatten
 from onenip.registry.metrics import Metrics, load_metrics
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
-from onenip.registry.turns import take_turn
+from onenip.registry.lock import take_turn
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
