@@ -44,7 +44,7 @@ from onenip.inference.edge import EdgeDetector
 from onenip.inference.export import export_detector
 from onenip.model.network import Network
 from onenip.params import CalibrateParams, Params
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from onenip.model.refiner import upsample_logits
 from onenip.detector.regions import find_regions
 from onenip.detector.scoring import score_maps

@@ -38,7 +38,7 @@ from onenip.model.memory import match_tokens
 from onenip.evaluation.metrics import PixelScores, image_figures
 from onenip.model.network import Network, Reference
 from onenip.params import Params
-from onenip.preset import load_preset, merge
+from onenip.params.presets import load_preset, merge
 from onenip.detector.scoring import resize_map, score_maps
 
 FIGURES = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")

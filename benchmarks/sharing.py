@@ -25,8 +25,8 @@ from benchmarks.inference import CATEGORY, build_ours
 from benchmarks.machine import Spread, print_heading
 from benchmarks.synthesis import load_normals
 from benchmarks.training import build, step_ours
-from onenip.preset import load_preset
-from onenip.priority import give_way
+from onenip.params.presets import load_preset
+from onenip.stages.priority import give_way
 from onenip.training.step import Trainee
 
 _READY = "steps"

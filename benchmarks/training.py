@@ -48,7 +48,7 @@ from onenip.training.fit import build_network, start_fabric
 from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
 from onenip.params import Params
-from onenip.preset import load_preset, merge
+from onenip.params.presets import load_preset, merge
 from onenip.model.refiner import upsample_logits
 from onenip.training.step import Trainee
 from onenip.training.loop import build_optimizer, take_step

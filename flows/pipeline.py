@@ -48,7 +48,7 @@ from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
 from onenip.evaluation.results import REPORT  # noqa: E402
 from onenip.model.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.priority import give_way  # noqa: E402
+from onenip.stages.priority import give_way  # noqa: E402
 from onenip.registry.evaluations import publish_report  # noqa: E402
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
@@ -234,7 +234,7 @@ def main(
     Stages that are up to date are skipped. Ends with the metrics per category and where to look.
     """
     if preset is not None:
-        from onenip.preset import load_preset, render
+        from onenip.params.presets import load_preset, render
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
     give_way()

@@ -46,7 +46,7 @@ from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
 from onenip.model.file import hash_model  # noqa: E402
 from onenip.model.network import check_architecture  # noqa: E402
 from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.priority import give_way  # noqa: E402
+from onenip.stages.priority import give_way  # noqa: E402
 from onenip.registry.versions import GateResult, Version  # noqa: E402
 from onenip.sources.inbox import open_inbox  # noqa: E402
 

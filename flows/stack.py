@@ -30,7 +30,7 @@ from flows.databases import MLFLOW, PREFECT, describe_database, read_databases  
 from flows.services import ServiceError, Services  # noqa: E402
 from onenip.errors import BusyError, OneNIPError  # noqa: E402
 from onenip.params import Params  # noqa: E402
-from onenip.priority import NICENESS  # noqa: E402
+from onenip.stages.priority import NICENESS  # noqa: E402
 from flows.local_s3 import start_s3  # noqa: E402
 
 FOLDER = STATE_DIR / "stack"

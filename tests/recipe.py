@@ -12,7 +12,7 @@ from torch import Tensor
 from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.model.network import Network
 from onenip.synthesis.noise import draw_perlin
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from onenip.training.authors import BACKBONE, load_reference_backbone, load_trained, name_trained
 from onenip.model.weights import name_efficientnet
 

@@ -12,7 +12,7 @@ from typer.main import get_command
 import onenip
 from onenip.cli import app
 from onenip.params import Params
-from onenip.preset import list_presets, load_preset, render
+from onenip.params.presets import list_presets, load_preset, render
 from onenip.version import __version__
 
 ROOT = Path(__file__).parents[1]

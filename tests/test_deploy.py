@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT, emit
-from onenip.preset import render
+from onenip.params.presets import render
 from onenip.registry import approval
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import prefect_server

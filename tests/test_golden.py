@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from onenip.model.network import Network
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from tests.golden.write import GOLDEN
 from tests.recipe import compute_numbers, list_shapes, spell_backbone, spell_trained
 

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from onenip.errors import ImageError, OneNIPError, UnreachableError
-from onenip.preset import render
+from onenip.params.presets import render
 from onenip.registry import approval
 from tests.test_retraining import registry, write_manifest  # noqa: F401  # a fixture
 from tests.tiny import make_tiny_params

@@ -9,7 +9,7 @@ import torch
 
 from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from onenip.training.authors import import_reference, load_reference_backbone, load_trained
 from tests.recipe import draw_features, draw_weights
 

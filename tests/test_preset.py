@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from onenip.cli import app
 from onenip.errors import ParamsError
 from onenip.params import Params
-from onenip.preset import list_presets, load_preset, merge, render
+from onenip.params.presets import list_presets, load_preset, merge, render
 from tests.tiny import fit_tiny
 
 QUICK = ("cpu", "demo", "paper-lite2")

@@ -10,7 +10,7 @@ import torch
 from onenip import Detector
 from onenip.errors import CheckpointError
 from onenip.model.network import Network
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from onenip.training.authors import import_reference
 from tests.recipe import spell_backbone, spell_trained
 

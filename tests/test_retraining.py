@@ -16,7 +16,7 @@ from onenip.operation.champion_report import find_champion_report, write_champio
 from onenip.ingestion.journal import Journal
 from onenip.operation.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
-from onenip.preset import render
+from onenip.params.presets import render
 from onenip.registry import approval, audit, publishing, versions
 from onenip.registry.versions import GateResult
 from onenip.stages import evaluate

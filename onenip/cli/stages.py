@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.priority import give_way
+from onenip.stages.priority import give_way
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -49,7 +49,7 @@ def preset(
     show: Annotated[bool, typer.Option("--show", help="Print instead of writing.")] = False,
 ) -> None:
     """Write params.yaml from a preset, every value with its explanation; or list the presets."""
-    from onenip.preset import list_presets, load_preset, render
+    from onenip.params.presets import list_presets, load_preset, render
 
     if name is None:
         for known, sentence in list_presets().items():

@@ -24,7 +24,7 @@ from onenip.data.loading import load_resized
 from onenip.model.file import DetectorSpec
 from onenip.model.network import Network
 from onenip.params import Params
-from onenip.preset import load_preset
+from onenip.params.presets import load_preset
 from onenip.training.batches import build_training_set
 from onenip.model.weights import assign_backbone, name_efficientnet, read_state
 

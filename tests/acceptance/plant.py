@@ -140,7 +140,7 @@ def make_checkout(folder: Path, env: dict[str, str], *, inbox: str, remote: str)
 def write_params(folder: Path, sections: dict[str, dict[str, object]]) -> None:
     """Write params.yaml with sections on top of the preset for the CPU."""
     from onenip.params import Params
-    from onenip.preset import load_preset, merge, render
+    from onenip.params.presets import load_preset, merge, render
 
     values = merge(load_preset("cpu").dump(), sections)
     (folder / "params.yaml").write_text(render(Params.parse(values)), encoding="utf-8")
