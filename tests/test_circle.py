@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 
 from onenip.images import hash_file
 from tests.tiny import draw_tiny_data, make_tiny_params
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 IDENTITY = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
 
 

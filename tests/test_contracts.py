@@ -14,8 +14,8 @@ from onenip.cli import app
 from onenip.params import Params
 from onenip.params.presets import list_presets, load_preset, render
 from onenip.version import __version__
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
 STAGES = ("download", *DVC_STAGES, "register")
 # what these say about a run changes nothing in what the stage writes

@@ -11,8 +11,9 @@ from onenip.model.network import Network
 from onenip.params.presets import load_preset
 from tests.golden.write import GOLDEN
 from tests.recipe import compute_numbers, list_shapes, spell_backbone, spell_trained
+from tests.paths import SHARED
 
-PARITY = Path(__file__).parents[2] / "shared" / "spec" / "parity"
+PARITY = SHARED / "spec" / "parity"
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from onenip.model.network import Network
 from onenip.params.presets import load_preset
 from onenip.training.authors import import_reference, load_reference_backbone, load_trained
 from tests.recipe import draw_features, draw_weights
+from tests.paths import SHARED
 
-PARITY = Path(__file__).parents[2] / "shared" / "spec" / "parity"
+PARITY = SHARED / "spec" / "parity"
 
 pytestmark = [
     pytest.mark.parity,

@@ -22,9 +22,9 @@ import psutil
 from PIL import Image
 
 from flows.local_s3 import start_s3
+from tests.paths import ROOT, SHARED
 
-ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared" / "data"
+IMAGES = SHARED / "data"
 BUCKET = "plant"
 SECTIONS = {
     "data": {"holdout_fraction": 0.2},
@@ -67,7 +67,7 @@ class Products:
 
 def lay_out_data(folder: Path) -> Products:
     """Few images of two products in MVTec layout: real ones where there are any, else drawn ones."""
-    source, arrivals = SHARED / "inspection", SHARED / "arrivals"
+    source, arrivals = IMAGES / "inspection", IMAGES / "arrivals"
     names = ("bottle", "ball_screw")
     if not source.is_dir():
         from onenip.sources.demo import draw_demo

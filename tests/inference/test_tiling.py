@@ -11,9 +11,10 @@ import pytest
 from onenip.errors import DataError
 from onenip.inference.tiling import TiledDetector, list_tiles
 from tests.tiny import SIZE, draw_normal
+from tests.paths import SHARED
 
 TILE = SIZE
-REAL = Path(__file__).parent.parent.parent / "shared/data/inspection/bottle"
+REAL = SHARED / "data/inspection/bottle"
 
 
 def draw_big(seed: int) -> np.ndarray:

@@ -17,11 +17,12 @@ from onenip.images import hash_file, load_mask
 from onenip.sources.http import download as fetch_file
 from onenip.sources.staging import Staging
 from onenip.stages import download
-from tests.originals import ORIGINALS, mask, pack_tar, pack_zip, picture
+from tests.sources.originals import ORIGINALS, mask, pack_tar, pack_zip, picture
 from tests.tiny import make_tiny_params
-from tests.web import Web, running_web
+from tests.sources.web import Web, running_web
+from tests.paths import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared/data"
+IMAGES = SHARED / "data"
 
 
 @pytest.fixture
@@ -127,13 +128,13 @@ def test_a_folder_or_archive_becomes_the_layout(fetch, tmp_path, kind, form):
     assert not fetch(source).is_changed
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared images")
+@pytest.mark.skipif(not IMAGES.is_dir(), reason="needs the shared images")
 @pytest.mark.parametrize("name", ["inspection", "arrivals", "textures", "inspection/bottle"])
 def test_real_sets_are_taken_as_they_are(fetch, name):
     """Every image of every real set arrives, byte for byte."""
-    result = fetch(SHARED / name)
+    result = fetch(IMAGES / name)
 
-    images = [path for path in (SHARED / name).rglob("*") if path.suffix in (".jpg", ".png")]
+    images = [path for path in (IMAGES / name).rglob("*") if path.suffix in (".jpg", ".png")]
     assert sum(result.categories.values()) == len(images)
     assert Counter(tree(fetch.data).values()) == Counter(map(hash_file, images))
 

@@ -16,8 +16,9 @@ from sklearn.metrics import average_precision_score, precision_recall_curve, roc
 from onenip.evaluation import metrics
 from onenip.errors import DataError
 from onenip.evaluation.metrics import PixelScores, Undefined, pixels, segments
+from tests.paths import SHARED
 
-PARITY = Path(__file__).parents[2] / "shared/spec/parity/losses_and_metrics.json"
+PARITY = SHARED / "spec/parity/losses_and_metrics.json"
 
 
 def draw_maps(seed: int, *, levels: int | None = None, images: int = 6, size=(24, 20)):

@@ -14,17 +14,17 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from tests.originals import ORIGINALS
-from tests.real_originals import REAL_ORIGINALS, SHARED
-from tests.web import Web, running_web
+from tests.sources.originals import ORIGINALS
+from tests.sources.real_originals import IMAGES, REAL_ORIGINALS
+from tests.sources.web import Web, running_web
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SETS = ("mvtec", "visa", "btad", "magnetic-tile", "dtd")
 DRAWN = pytest.param(
     "drawn", marks=pytest.mark.slow
 )  # test_sources.py tests each alone, and faster
 REAL = pytest.param(
-    "real", marks=pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared images")
+    "real", marks=pytest.mark.skipif(not IMAGES.is_dir(), reason="needs the shared images")
 )
 
 

@@ -22,11 +22,11 @@ from onenip.errors import DataError
 from onenip.registry.history import compare_files, compare_versions, list_history
 from onenip.images import hash_file
 from onenip.stages import download
-from tests.originals import pack_zip, picture
+from tests.sources.originals import pack_zip, picture
 from tests.tiny import make_tiny_params
-from tests.web import Web, running_web
+from tests.sources.web import Web, running_web
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 IDENTITY = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
 
 

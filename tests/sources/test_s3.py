@@ -13,9 +13,9 @@ from onenip.images import hash_file
 from flows import local_s3
 from onenip.sources.s3 import Bucket
 from onenip.stages import download
-from tests.originals import ORIGINALS, pack_zip, picture
+from tests.sources.originals import ORIGINALS, pack_zip, picture
 from tests.tiny import make_tiny_params
-from tests.web import Web, Wire, running_web
+from tests.sources.web import Web, Wire, running_web
 
 BIG = bytes(range(256)) * 8192  # 2 MiB
 

@@ -12,8 +12,8 @@ from prefect.states import Failed
 
 from flows.failures import UNREACHABLE, may_pass
 from onenip.errors import RegistryUnreachableError, SourceError
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 
 
 def test_only_what_may_pass_gets_another_attempt() -> None:

@@ -16,8 +16,8 @@ from onenip.inference.edge import EdgeDetector, resize_bilinear
 from onenip.errors import CheckpointError, DataError
 from onenip.inference.export import export_detector
 from tests.tiny import CATEGORIES
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 FULL_ONLY = (
     "torch", "torchvision", "timm", "lightning_fabric", "sklearn", "safetensors", "tifffile",
     "ruamel.yaml", "jinja2", "boto3", "botocore", "aiobotocore", "dvc", "great_expectations", "pandas",

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from onenip.evaluation.report import charts, write_report
-from tests.test_evaluation import evaluated, tiny_model  # noqa: F401 - fixtures
+from tests.evaluation.test_evaluation import evaluated, tiny_model  # noqa: F401 - fixtures
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [

@@ -14,7 +14,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from onenip.errors import ParamsError
 from onenip.params import Params, read_yaml
 
-_FOLDER = "presets"
+
 _PAPER_SETS = {
     "mvtec": "MVTec AD (15 categories)",
     "visa": "VisA (12 categories)",
@@ -70,7 +70,7 @@ def render(params: Params) -> str:
 
 
 def _folder() -> Any:
-    return resources.files("onenip") / _FOLDER
+    return resources.files("onenip.params.presets")
 
 
 def _read_overlay(name: str) -> dict[str, Any]:

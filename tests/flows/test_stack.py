@@ -15,13 +15,13 @@ from tests.postgres import running_postgres
 from tests.receiver import receiving
 from tests.tiny import CATEGORIES
 
-ROOT = Path(__file__).parents[1]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 REGISTER = """
 from pathlib import Path
 from onenip.registry.publishing import publish
+from tests.paths import ROOT
 publish(Path({model!r}), evaluation_dir=Path({evaluation!r}), params={{}}, facts={{}})
 """
 

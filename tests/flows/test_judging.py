@@ -11,7 +11,7 @@ import pytest
 from onenip.errors import ImageError, OneNIPError, UnreachableError
 from onenip.params.presets import render
 from onenip.registry import approval
-from tests.test_retraining import registry, write_manifest  # noqa: F401  # a fixture
+from tests.operation.test_retraining import registry, write_manifest  # noqa: F401  # a fixture
 from tests.tiny import make_tiny_params
 
 

@@ -16,8 +16,8 @@ from onenip.registry.loading import load_champion
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import mlflow_server
 from tests.tiny import CATEGORIES
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
 
 

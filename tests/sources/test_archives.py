@@ -12,7 +12,7 @@ import pytest
 from onenip.errors import SourceError
 from onenip.sources.archive import extract
 from onenip.sources.items import Limits
-from tests.originals import pack_tar, pack_zip
+from tests.sources.originals import pack_tar, pack_zip
 
 SMALL = Limits(total_bytes=10_000, ratio=200, files=5)
 

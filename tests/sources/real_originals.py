@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from onenip.images import load_image, load_mask
-from tests.originals import encode, pack_tar, pack_zip
+from tests.sources.originals import encode, pack_tar, pack_zip
+from tests.paths import SHARED
 
-SHARED = Path(__file__).parents[2] / "shared/data"
+IMAGES = SHARED / "data"
 TRAIN, TEST, TEXTURES = 9, 2, 4  # images taken of a kind
 
 
 def _pick(category: str, folder: str, count: int) -> list[Path]:
-    return sorted((SHARED / "inspection" / category / folder).iterdir())[:count]
+    return sorted((IMAGES / "inspection" / category / folder).iterdir())[:count]
 
 
 def _image(path: Path, kind: str) -> bytes:
@@ -24,7 +25,7 @@ def _image(path: Path, kind: str) -> bytes:
 
 def _defects(category: str) -> Iterator[tuple[str, Path, np.ndarray]]:
     """Label, image and mask 0/1 of defective images."""
-    root = SHARED / "inspection" / category
+    root = IMAGES / "inspection" / category
     for folder in sorted((root / "test").iterdir()):
         if folder.name == "good":
             continue
@@ -100,7 +101,7 @@ def magnetic_tile() -> bytes:
 def dtd() -> bytes:
     """dtd-r1.0.1.tar.gz: textures by class, with labels beside."""
     files = {"dtd/imdb/imdb.mat": b"x", "dtd/labels/train1.txt": b"banded/banded_0002.jpg\n"}
-    for image in sorted((SHARED / "textures").iterdir())[:: 12 // TEXTURES]:
+    for image in sorted((IMAGES / "textures").iterdir())[:: 12 // TEXTURES]:
         texture, _, name = image.name.partition("_")
         files[f"dtd/images/{texture}/{name}"] = image.read_bytes()
     return pack_tar(files, "gz")

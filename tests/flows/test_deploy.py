@@ -17,8 +17,8 @@ from onenip.registry import approval
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import prefect_server
 from tests.tiny import CATEGORIES, make_tiny_params, write_figures
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
