@@ -19,7 +19,7 @@ from tests.paths import ROOT
 DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
 STAGES = ("download", *DVC_STAGES, "register")
 # what these say about a run changes nothing in what the stage writes
-ASIDE = ("onenip.registry", "onenip.versioning", "onenip.cli", "onenip.stages")
+ASIDE = ("onenip.registry", "onenip.data.versioning", "onenip.cli", "onenip.stages")
 
 
 def read_graph():
@@ -46,7 +46,7 @@ def file_of(name):
 
 
 def import_closure(stage):
-    """Modules, or whole packages, that a stage's code consists of, relative to the root."""
+    """Packages, and modules that lie in none, that a stage's code consists of, relative to the root."""
     waiting, seen = [ROOT / f"onenip/stages/{stage}.py"], set()
     while waiting:
         path = waiting.pop()
@@ -61,7 +61,7 @@ def import_closure(stage):
         waiting += [found for found in map(file_of, names) if found is not None]
     relative = (path.relative_to(ROOT) for path in seen)
     return {
-        (path.parent if len(path.parts) > 2 and path.parts[1] != "stages" else path).as_posix()
+        (path if len(path.parts) == 2 or path.parts[1] == "stages" else Path(*path.parts[:2])).as_posix()
         for path in relative
     }
 
