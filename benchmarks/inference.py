@@ -40,14 +40,14 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from onenip.detector.detector import Detector
+from onenip.detector.regions import find_regions
+from onenip.detector.scoring import score_maps
 from onenip.inference.edge import EdgeDetector
 from onenip.inference.export import export_detector
 from onenip.model.network import Network
+from onenip.model.refiner import upsample_logits
 from onenip.params import CalibrateParams, Params
 from onenip.params.presets import load_preset
-from onenip.model.refiner import upsample_logits
-from onenip.detector.regions import find_regions
-from onenip.detector.scoring import score_maps
 
 SIDE_PX = 224
 CATEGORY = "part"

@@ -28,18 +28,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onenip.synthesis import bank as synthetic_bank
+from onenip.data.loading import load_resized
 from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
-from onenip.training.fit import build_network, fit_detector, start_fabric
-from onenip.images import load_image, load_mask, resize_image
-from onenip.data.loading import load_resized
-from onenip.model.memory import match_tokens
+from onenip.detector.scoring import resize_map, score_maps
 from onenip.evaluation.metrics import PixelScores, image_figures
+from onenip.images import load_image, load_mask, resize_image
+from onenip.model.memory import match_tokens
 from onenip.model.network import Network, Reference
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
-from onenip.detector.scoring import resize_map, score_maps
+from onenip.synthesis import bank as synthetic_bank
+from onenip.training.fit import build_network, fit_detector, start_fabric
 
 FIGURES = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
 _TRIAL_STEPS = 12

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import Spread, choose_clock, print_heading
-from onenip.sources.demo import draw_demo
 from onenip.images import load_image, resize_image
 from onenip.params import SynthesizeParams
+from onenip.sources.demo import draw_demo
 from onenip.synthesis.anomalies import KINDS, Synthesizer
 from onenip.synthesis.textures import load_textures
 

@@ -43,16 +43,16 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
-from onenip.synthesis import bank as synthetic_bank
-from onenip.training.fit import build_network, start_fabric
-from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
+from onenip.model.refiner import upsample_logits
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
-from onenip.model.refiner import upsample_logits
-from onenip.training.step import Trainee
-from onenip.training.loop import build_optimizer, take_step
+from onenip.synthesis import bank as synthetic_bank
 from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set
+from onenip.training.fit import build_network, start_fabric
+from onenip.training.loop import build_optimizer, take_step
+from onenip.training.losses import dice_loss, feature_mse
+from onenip.training.step import Trainee
 
 BATCH_SIZE = 8
 AUTHORS_SECONDS = 5.0  # the authors' loop, a step of 8 samples of the paper's size

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import print_heading
-from onenip.params import DataParams, ValidateParams
 from onenip.data.validation import validate
+from onenip.params import DataParams, ValidateParams
 
 SIDE = 512
 

@@ -13,37 +13,33 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.settings import apply_settings
-
-apply_settings()
-
-from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
-from prefect.artifacts import create_markdown_artifact, create_table_artifact  # noqa: E402
-from prefect.client.schemas import State  # noqa: E402
-from prefect.client.schemas.filters import (  # noqa: E402
+from prefect import flow, get_client, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas import State
+from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType  # noqa: E402
-from prefect.deployments import run_deployment  # noqa: E402
-from prefect.exceptions import ObjectNotFound  # noqa: E402
-from prefect.flow_runs import suspend_flow_run  # noqa: E402
-from prefect.input import RunInput  # noqa: E402
-from prefect.states import Cancelled, Completed  # noqa: E402
-from pydantic import Field  # noqa: E402
+from prefect.client.schemas.objects import StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.states import Cancelled, Completed
+from pydantic import Field
 
-from flows.failures import tell_failure  # noqa: E402
-from flows.pictures import to_data_uri  # noqa: E402
-from onenip.errors import RegistryError  # noqa: E402
-from onenip.operation.notices import Kind, tell  # noqa: E402
-from onenip.params import NotifyParams, Params  # noqa: E402
-from onenip.registry import approval as decisions  # noqa: E402
-from onenip.registry import versions  # noqa: E402
-from onenip.registry.evaluations import fetch_evaluation, find_report  # noqa: E402
-from onenip.registry.versions import CHALLENGER, GateResult, Version  # noqa: E402
+from flows.failures import tell_failure
+from flows.pictures import to_data_uri
+from onenip.errors import RegistryError
+from onenip.operation.notices import Kind, tell
+from onenip.params import NotifyParams, Params
+from onenip.registry import approval as decisions
+from onenip.registry import versions
+from onenip.registry.evaluations import fetch_evaluation, find_report
+from onenip.registry.versions import CHALLENGER, GateResult, Version
 
 DEPLOYMENT = "approve/approve"
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from flows.settings import apply_settings
-
-apply_settings()
-
-from prefect import get_client  # noqa: E402  # settings come first
-from prefect.automations import (  # noqa: E402
+from prefect import get_client
+from prefect.automations import (
     AutomationCore,
     CallWebhook,
     ChangeFlowRunState,
@@ -22,11 +18,11 @@ from prefect.automations import (  # noqa: E402
     Posture,
     ResourceSpecification,
 )
-from prefect.blocks.webhook import Webhook  # noqa: E402
-from prefect.client.schemas.objects import StateType  # noqa: E402
+from prefect.blocks.webhook import Webhook
+from prefect.client.schemas.objects import StateType
 
-from onenip.operation.notices import read_address  # noqa: E402
-from onenip.params import NotifyParams  # noqa: E402
+from onenip.operation.notices import read_address
+from onenip.params import NotifyParams
 
 SILENT = "onenip: a silent run has crashed"
 CRASHED = "onenip: tell of crashed runs"

@@ -12,22 +12,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.settings import LIGHT_POOL, TRAINING_POOL, apply_settings
+import typer
+from prefect import Flow, deploy, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.deployments.runner import RunnerDeployment
+from prefect.events import DeploymentEventTrigger
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.types.entrypoint import EntrypointType
 
-apply_settings()
-
-import typer  # noqa: E402  # settings come first
-from prefect import Flow, deploy, get_client  # noqa: E402
-from prefect.client.schemas.actions import WorkPoolCreate  # noqa: E402
-from prefect.deployments.runner import RunnerDeployment  # noqa: E402
-from prefect.events import DeploymentEventTrigger  # noqa: E402
-from prefect.exceptions import ObjectAlreadyExists  # noqa: E402
-from prefect.types.entrypoint import EntrypointType  # noqa: E402
-
-from flows.automations import declare_automations  # noqa: E402
-from flows.command import require_server, run_command  # noqa: E402
-from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT  # noqa: E402
-from onenip.params import Params  # noqa: E402
+from flows.automations import declare_automations
+from flows.command import require_server, run_command
+from flows.settings import LIGHT_POOL, TRAINING_POOL
+from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT
+from onenip.params import Params
 
 _DRIFT_PERIOD = timedelta(minutes=30)
 

@@ -8,27 +8,22 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas import State
+from prefect.events import emit_event
+from prefect.states import Completed, Failed
 
-from flows.settings import apply_settings
-
-apply_settings()
-
-from prefect import flow, get_run_logger  # noqa: E402  # settings come first
-from prefect.artifacts import create_table_artifact  # noqa: E402
-from prefect.client.schemas import State  # noqa: E402
-from prefect.events import emit_event  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-
-from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import tell_failure  # noqa: E402
-from flows.retrain import retrain  # noqa: E402
-from flows.watch import is_deployed  # noqa: E402
-from onenip.operation import retraining  # noqa: E402
-from onenip.cli.stages import MANIFEST  # noqa: E402
-from onenip.errors import OneNIPError  # noqa: E402
-from onenip.ingestion.ingest import open_journal  # noqa: E402
-from onenip.operation.notices import DRIFT_EVENT, tell  # noqa: E402
-from onenip.params import Params  # noqa: E402
+from flows.command import require_server, run_command
+from flows.failures import tell_failure
+from flows.retrain import retrain
+from flows.watch import is_deployed
+from onenip.cli.stages import MANIFEST
+from onenip.errors import OneNIPError
+from onenip.ingestion.ingest import open_journal
+from onenip.operation import retraining
+from onenip.operation.notices import DRIFT_EVENT, tell
+from onenip.params import Params
 
 
 @flow(name="drift", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])

@@ -12,19 +12,15 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from flows.settings import apply_settings
+from prefect import flow, task
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-apply_settings()
-
-from prefect import flow, task  # noqa: E402  # settings come first
-from prefect.futures import PrefectFuture  # noqa: E402
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner  # noqa: E402
-
-from onenip.operation import retraining  # noqa: E402
-from onenip.detector.detector import Detector  # noqa: E402
-from onenip.errors import OneNIPError, UnreachableError  # noqa: E402
-from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.registry.versions import GateResult  # noqa: E402
+from onenip.detector.detector import Detector
+from onenip.errors import OneNIPError, UnreachableError
+from onenip.operation import retraining
+from onenip.params import DEFAULT_PATH, Params
+from onenip.registry.versions import GateResult
 
 DASK_ADDRESS = "ONENIP_DASK_ADDRESS"
 

@@ -22,34 +22,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from flows.settings import STATE_DIR, apply_settings
-
-apply_settings()
-
-from filelock import FileLock, Timeout  # noqa: E402  # settings come first
-from prefect import flow, get_run_logger, task  # noqa: E402
-from prefect.artifacts import (  # noqa: E402
+from filelock import FileLock, Timeout
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import (
     create_link_artifact,
     create_markdown_artifact,
     create_table_artifact,
 )
-from prefect.client.schemas import State  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.client.schemas import State
+from prefect.states import Completed, Failed
 
-from flows.approval import ask_people, list_waiting, tell_waiting  # noqa: E402
-from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import UNREACHABLE, network_task, tell_failure  # noqa: E402
-from flows.pictures import to_data_uri  # noqa: E402
-from onenip.data import versioning  # noqa: E402
-from onenip.operation.champion_report import find_champion_report, write_champion_report  # noqa: E402
-from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS  # noqa: E402
-from onenip.errors import BusyError, OneNIPError, UnreachableError  # noqa: E402
-from onenip.evaluation.results import REPORT  # noqa: E402
-from onenip.model.network import check_architecture  # noqa: E402
-from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.stages.priority import give_way  # noqa: E402
-from onenip.registry.evaluations import publish_report  # noqa: E402
+from flows.approval import ask_people, list_waiting, tell_waiting
+from flows.command import require_server, run_command
+from flows.failures import UNREACHABLE, network_task, tell_failure
+from flows.pictures import to_data_uri
+from flows.settings import STATE_DIR
+from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS
+from onenip.data import versioning
+from onenip.errors import BusyError, OneNIPError, UnreachableError
+from onenip.evaluation.results import REPORT
+from onenip.model.network import check_architecture
+from onenip.operation.champion_report import find_champion_report, write_champion_report
+from onenip.params import DEFAULT_PATH, Params
+from onenip.registry.evaluations import publish_report
+from onenip.stages.priority import give_way
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 

@@ -13,21 +13,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.client.schemas import State
+from prefect.states import Completed, Failed
 
-from flows.settings import apply_settings
-
-apply_settings()
-
-from prefect import flow, get_run_logger, task  # noqa: E402  # settings come first
-from prefect.artifacts import create_table_artifact  # noqa: E402
-from prefect.client.schemas import State  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
-
-from flows.approval import ask_people, tell_waiting  # noqa: E402
-from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import network_task, tell_failure  # noqa: E402
-from flows.judging import judge_model  # noqa: E402
-from flows.pipeline import (  # noqa: E402
+from flows.approval import ask_people, tell_waiting
+from flows.command import require_server, run_command
+from flows.failures import network_task, tell_failure
+from flows.judging import judge_model
+from flows.pipeline import (
     STAGES,
     compare_with_champions,
     hold_checkout,
@@ -35,20 +30,24 @@ from flows.pipeline import (  # noqa: E402
     reproduce,
     show,
 )
-from onenip.operation import provisional  # noqa: E402
-from onenip.operation import retraining  # noqa: E402
-from onenip.data import branch  # noqa: E402
-from onenip.data import versioning  # noqa: E402
-from onenip.cli.stages import EVALUATION, MANIFEST, MODEL  # noqa: E402
-from onenip.errors import OneNIPError  # noqa: E402
-from onenip.ingestion.ingest import IngestResult, ingest, open_journal  # noqa: E402
-from onenip.ingestion.waiting import choose_due, count_waiting  # noqa: E402
-from onenip.model.file import hash_model  # noqa: E402
-from onenip.model.network import check_architecture  # noqa: E402
-from onenip.params import DEFAULT_PATH, Params  # noqa: E402
-from onenip.stages.priority import give_way  # noqa: E402
-from onenip.registry.versions import GateResult, Version  # noqa: E402
-from onenip.sources.inbox import open_inbox  # noqa: E402
+from onenip.cli.stages import EVALUATION, MANIFEST, MODEL
+from onenip.data import (
+    branch,
+    versioning,
+)
+from onenip.errors import OneNIPError
+from onenip.ingestion.ingest import IngestResult, ingest, open_journal
+from onenip.ingestion.waiting import choose_due, count_waiting
+from onenip.model.file import hash_model
+from onenip.model.network import check_architecture
+from onenip.operation import (
+    provisional,
+    retraining,
+)
+from onenip.params import DEFAULT_PATH, Params
+from onenip.registry.versions import GateResult, Version
+from onenip.sources.inbox import open_inbox
+from onenip.stages.priority import give_way
 
 
 @network_task("ingest")

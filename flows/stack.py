@@ -19,19 +19,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL, apply_settings
+import typer
+from filelock import FileLock, Timeout
 
-apply_settings()
-
-import typer  # noqa: E402  # settings come first
-from filelock import FileLock, Timeout  # noqa: E402
-
-from flows.databases import MLFLOW, PREFECT, describe_database, read_databases  # noqa: E402
-from flows.services import ServiceError, Services  # noqa: E402
-from onenip.errors import BusyError, OneNIPError  # noqa: E402
-from onenip.params import Params  # noqa: E402
-from onenip.stages.priority import NICENESS  # noqa: E402
-from flows.local_s3 import start_s3  # noqa: E402
+from flows.databases import MLFLOW, PREFECT, describe_database, read_databases
+from flows.local_s3 import start_s3
+from flows.services import ServiceError, Services
+from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL
+from onenip.errors import BusyError, OneNIPError
+from onenip.params import Params
+from onenip.stages.priority import NICENESS
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}

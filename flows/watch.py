@@ -13,35 +13,30 @@ from pathlib import Path
 from typing import Any, cast
 
 import typer
-
-from flows.settings import apply_settings
-
-apply_settings()
-
-from prefect import flow, get_client, get_run_logger  # noqa: E402  # settings come first
-from prefect.client.schemas import FlowRun, State  # noqa: E402
-from prefect.client.schemas.filters import (  # noqa: E402
+from prefect import flow, get_client, get_run_logger
+from prefect.client.schemas import FlowRun, State
+from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType  # noqa: E402
-from prefect.deployments import run_deployment  # noqa: E402
-from prefect.exceptions import ObjectNotFound  # noqa: E402
-from prefect.states import Completed, Failed  # noqa: E402
+from prefect.client.schemas.objects import StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Completed, Failed
 
-from flows.approval import ask_people, close_forms, list_waiting  # noqa: E402
-from flows.command import require_server, run_command  # noqa: E402
-from flows.failures import tell_failure  # noqa: E402
-from flows.retrain import retrain  # noqa: E402
-from onenip.errors import OneNIPError  # noqa: E402
-from onenip.ingestion.ingest import open_journal  # noqa: E402
-from onenip.ingestion.waiting import choose_due, count_waiting, list_new_categories  # noqa: E402
-from onenip.params import Params  # noqa: E402
-from onenip.registry import approval  # noqa: E402
-from onenip.sources.inbox import open_inbox  # noqa: E402
+from flows.approval import ask_people, close_forms, list_waiting
+from flows.command import require_server, run_command
+from flows.failures import tell_failure
+from flows.retrain import retrain
+from onenip.errors import OneNIPError
+from onenip.ingestion.ingest import open_journal
+from onenip.ingestion.waiting import choose_due, count_waiting, list_new_categories
+from onenip.params import Params
+from onenip.registry import approval
+from onenip.sources.inbox import open_inbox
 
 DEPLOYMENT = "retrain/retrain"
 

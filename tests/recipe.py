@@ -9,12 +9,12 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.model.network import Network
-from onenip.synthesis.noise import draw_perlin
-from onenip.params.presets import load_preset
-from onenip.training.authors import BACKBONE, load_reference_backbone, load_trained, name_trained
 from onenip.model.weights import name_efficientnet
+from onenip.params.presets import load_preset
+from onenip.synthesis.noise import draw_perlin
+from onenip.training.authors import BACKBONE, load_reference_backbone, load_trained, name_trained
+from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 
 
 def spell_trained(network: Network) -> dict[str, Tensor]:

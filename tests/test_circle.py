@@ -13,8 +13,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from onenip.images import hash_file
-from tests.tiny import draw_tiny_data, make_tiny_params
 from tests.paths import ROOT
+from tests.tiny import draw_tiny_data, make_tiny_params
 
 IDENTITY = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
 

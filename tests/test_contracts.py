@@ -61,7 +61,9 @@ def import_closure(stage):
         waiting += [found for found in map(file_of, names) if found is not None]
     relative = (path.relative_to(ROOT) for path in seen)
     return {
-        (path if len(path.parts) == 2 or path.parts[1] == "stages" else Path(*path.parts[:2])).as_posix()
+        (
+            path if len(path.parts) == 2 or path.parts[1] == "stages" else Path(*path.parts[:2])
+        ).as_posix()
         for path in relative
     }
 

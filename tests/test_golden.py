@@ -1,7 +1,6 @@
 """Our own numbers on the recipe's weights, compared with those that are kept: nothing drifts unseen."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from safetensors.torch import load_file
 from onenip.model.network import Network
 from onenip.params.presets import load_preset
 from tests.golden.write import GOLDEN
-from tests.recipe import compute_numbers, list_shapes, spell_backbone, spell_trained
 from tests.paths import SHARED
+from tests.recipe import compute_numbers, list_shapes, spell_backbone, spell_trained
 
 PARITY = SHARED / "spec" / "parity"
 

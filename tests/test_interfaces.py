@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from onenip import Detector
 from onenip.cli import app
-from onenip.inference.export import SUFFIXES, export_detector
 from onenip.images import load_image
+from onenip.inference.export import SUFFIXES, export_detector
 
 EXPORT_TOLERANCE = 1e-3  # absolute, of scores and maps in fp32
 

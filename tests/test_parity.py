@@ -1,18 +1,17 @@
 """Our numbers against those that the reference computed, on weights drawn from the same recipe."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from onenip.training.losses import dice_loss, feature_mse
 from onenip.model.network import Network
 from onenip.params.presets import load_preset
 from onenip.training.authors import import_reference, load_reference_backbone, load_trained
-from tests.recipe import draw_features, draw_weights
+from onenip.training.losses import dice_loss, feature_mse
 from tests.paths import SHARED
+from tests.recipe import draw_features, draw_weights
 
 PARITY = SHARED / "spec" / "parity"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onenip.synthesis import bank as synthetic_bank
 from onenip.data.manifest import GOOD, Sample, scan_layout
-from onenip.training.fit import FitResult, fit_detector
 from onenip.images import load_image, resize_image
 from onenip.params import Params
+from onenip.synthesis import bank as synthetic_bank
+from onenip.training.fit import FitResult, fit_detector
 
 CATEGORIES = ("disc", "stripes")
 SIZE = 64

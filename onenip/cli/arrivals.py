@@ -31,9 +31,9 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     inbox, each with a note. Needs a registry only where a category has a champion.
     """
     from onenip.ingestion.ingest import ingest as take_in
-    from onenip.params import Params
     from onenip.operation.provisional import provide
     from onenip.operation.retraining import Champions
+    from onenip.params import Params
     from onenip.sources.inbox import SHELVES
 
     loaded, champions = Params.load(params), Champions()

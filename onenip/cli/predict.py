@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from onenip.serving.files import Predictor
     from onenip.inference.tiling import TiledDetector
+    from onenip.serving.files import Predictor
 
 TileOverlap = Annotated[
     float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
@@ -98,8 +98,8 @@ def calibrate_tiles(
     """
     from onenip.detector.detector import Detector
     from onenip.errors import DataError
-    from onenip.serving.files import list_images
     from onenip.inference.tiling import TiledDetector
+    from onenip.serving.files import list_images
 
     if not isinstance(loaded, Detector):
         raise DataError(

@@ -174,8 +174,8 @@ def webhooks(
     Needs a server (MLFLOW_TRACKING_URI) that keeps webhooks. ONENIP_WEBHOOK_SECRET signs what it
     sends. Doing it again changes nothing; without a webhook in params the earlier one is removed.
     """
-    from onenip.operation import notices
     from onenip.errors import RegistryError
+    from onenip.operation import notices
     from onenip.params import Params
     from onenip.registry.webhooks import ensure_webhook, send_example
 

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onenip.detector.category import CategoryState, draw_maps, embed_globally
-from onenip.errors import DataError
-from onenip.images import resize_image
-from onenip.model.memory import select_coreset
-from onenip.model.file import CategorySpec, MapScale
-from onenip.model.network import Features, Network, Reference
-from onenip.params import CalibrateParams
 from onenip.detector.scoring import fuse_maps, measure_scale, score_maps
 from onenip.detector.thresholds import false_alarm_threshold
+from onenip.errors import DataError
+from onenip.images import resize_image
+from onenip.model.file import CategorySpec, MapScale
+from onenip.model.memory import select_coreset
+from onenip.model.network import Features, Network, Reference
+from onenip.params import CalibrateParams
 
 MIN_CALIBRATION_IMAGES = 4  # fewer held-out normals than this tell no scale: fitted ones then join
 MAX_CALIBRATION_IMAGES = 200  # more change nothing but the time

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onenip.detector.scoring import fuse_maps
 from onenip.model.file import CategorySpec
 from onenip.model.network import Features, Network, Reference
 from onenip.params import CalibrateParams
-from onenip.detector.scoring import fuse_maps
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from torch import Tensor
 from onenip.detector.calibration import calibrate_given
 from onenip.detector.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
 from onenip.detector.devices import choose_device
-from onenip.errors import CheckpointError, DataError
-from onenip.model.folding import fold_network
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.images import resize_image
-from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
-from onenip.model.network import Features, Network, Reference
 from onenip.detector.prediction import Prediction as Prediction
 from onenip.detector.regions import find_regions
 from onenip.detector.scoring import resize_map, score_maps
+from onenip.errors import CheckpointError, DataError
+from onenip.images import resize_image
+from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
+from onenip.model.folding import fold_network
+from onenip.model.network import Features, Network, Reference
 
 
 @dataclass(frozen=True)

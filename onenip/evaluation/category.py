@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.data.manifest import GOOD
-from onenip.evaluation.results import ImageResult
 from onenip.evaluation.metrics import (
     NAMES,
     Figure,
@@ -20,6 +19,7 @@ from onenip.evaluation.metrics import (
     verdict_figures,
 )
 from onenip.evaluation.metrics.resampling import PixelGrid, Replicates
+from onenip.evaluation.results import ImageResult
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.evaluation.comparison import Difference, difference_of
 from onenip.errors import DataError
-from onenip.evaluation.results import Evaluation, ImageResult
+from onenip.evaluation.comparison import Difference, difference_of
 from onenip.evaluation.metrics import (
     IMAGE_NAMES,
     NAMES,
@@ -24,6 +23,7 @@ from onenip.evaluation.metrics import (
     verdict_figures,
 )
 from onenip.evaluation.metrics.resampling import Draws, Replicates
+from onenip.evaluation.results import Evaluation, ImageResult
 
 MEAN = "mean"
 

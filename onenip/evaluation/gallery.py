@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onenip.detector.heatmaps import draw_picture
 from onenip.errors import DataError
 from onenip.evaluation.results import ImageResult
-from onenip.detector.heatmaps import draw_picture
 
 Kind = Literal["miss", "false_alarm", "sample"]
 KINDS: tuple[Kind, ...] = ("miss", "false_alarm", "sample")

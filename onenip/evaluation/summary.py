@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from onenip.evaluation.category import CategorySummary
-from onenip.evaluation.results import to_json
 from onenip.evaluation.metrics import NAMES, Figure, Undefined, mean_figure, resampling
+from onenip.evaluation.results import to_json
 
 
 def describe(

@@ -1,3 +1,4 @@
 """A finished model elsewhere: exported files, INT8, the edge runtime, tiles, and one detector per category.
 
-`edge` and `tiles` run without torch."""
+`edge` and `tiles` run without torch.
+"""

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from onenip.detector.detector import Detector
-from onenip.errors import DataError, ImageError
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction
+from onenip.errors import DataError, ImageError
 
 
 class ServedDetectors:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onenip.errors import CheckpointError, DataError
-from onenip.images import hash_file, load_image, resize_image, to_rgb
 from onenip.detector.prediction import Prediction
 from onenip.detector.regions import find_regions
+from onenip.errors import CheckpointError, DataError
+from onenip.images import hash_file, load_image, resize_image, to_rgb
 from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
 
 FORMAT_VERSIONS = (1, 2)  # 2 looks at tiles

@@ -2,7 +2,7 @@
 
 The graph holds the backbone and, for each category, its prompts' encoded tokens, references, memory and
 scales. It takes an image at input size and the category's number, and gives the map, the image score and
-the distances from each category's prompts. What is beside the graph is what `onenip.inference.edge` needs to know.
+the distances from each category's prompts. The description beside it is what `onenip.inference.edge` needs.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from onenip.detector.category import CategoryState, draw_maps, embed_globally
 from onenip.detector.detector import Detector
+from onenip.detector.scoring import score_maps
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
-from onenip.model.network import Reference
-from onenip.detector.scoring import score_maps
 from onenip.inference.tiling import TiledDetector
+from onenip.model.network import Reference
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}

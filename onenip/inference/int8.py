@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.detector import Detector
-from onenip.inference.edge import EdgeDetector
 from onenip.errors import DataError, OneNIPError
-from onenip.inference.export import describe, export_detector, write_description
 from onenip.images import load_image, resize_image
+from onenip.inference.edge import EdgeDetector
+from onenip.inference.export import describe, export_detector, write_description
 
 MAX_CALIBRATION_IMAGES = 300
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 
 from onenip.detector.category import fuse_for
 from onenip.detector.detector import Detector
-from onenip.errors import DataError
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.images import resize_image
-from onenip.model.network import Features
 from onenip.detector.prediction import Prediction
 from onenip.detector.regions import find_regions
 from onenip.detector.scoring import resize_map, score_maps
 from onenip.detector.thresholds import false_alarm_threshold
+from onenip.errors import DataError
+from onenip.images import resize_image
 from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
+from onenip.model.network import Features
 
 _BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
 _TILED = "{} in tiles"

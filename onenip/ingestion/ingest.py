@@ -21,14 +21,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip.data import branch
-from onenip.data import versioning
+from onenip.data import branch, versioning
+from onenip.data.processes import VersioningError
 from onenip.errors import BusyError, DataError
-from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.arrival_check import Verdict, inspect, placed_name, shelf_name
+from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
-from onenip.data.processes import VersioningError
 from onenip.sources.inbox import SHELVES, Arrival, Inbox
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from torch.nn import functional
 
 from onenip.model.features import Backbone, fuse_levels
 from onenip.model.memory import match_tokens
-from onenip.params import ModelParams
 from onenip.model.reconstruction import Reconstruction
 from onenip.model.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
+from onenip.params import ModelParams
 
 _MEASURED_TOGETHER = 16  # images: statistics of many need no more memory than those of few
 _FINE_STRIDE = 8  # px: the grid that tokens are matched on, where the backbone is that fine

@@ -14,6 +14,7 @@ from onenip.data.manifest import load_manifest
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.evaluating import evaluate_test_set
+from onenip.evaluation.report import write_report
 from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder
 from onenip.images import hash_file
@@ -21,7 +22,6 @@ from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion
-from onenip.evaluation.report import write_report
 
 FOLDER = Path("artifacts/champion_report")
 

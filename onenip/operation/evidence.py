@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from onenip.data.manifest import Sample, select
 from onenip.detector.detector import Detector, Prediction
-from onenip.operation.gate import Answers, Evidence
-from onenip.images import load_image, load_mask, resize_image
 from onenip.evaluation.metrics import PIXEL_NAMES, Figure, PixelScores, resampling
+from onenip.images import load_image, load_mask, resize_image
+from onenip.operation.gate import Answers, Evidence
 from onenip.params import GateParams, Params
 from onenip.synthesis.anomalies import Synthesizer
 from onenip.synthesis.textures import load_textures

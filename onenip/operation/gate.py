@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from onenip.evaluation.comparison import difference_of, paired_difference
 from onenip.errors import DataError
+from onenip.evaluation.comparison import difference_of, paired_difference
 from onenip.evaluation.metrics import (
     IMAGE_NAMES,
     PIXEL_NAMES,

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onenip.data.manifest import GOOD
+from onenip.data.versioning import describe_checkout
 from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.params import Params
 from onenip.registry import publishing, versions
 from onenip.registry.loading import load_version
 from onenip.registry.versions import Version
-from onenip.data.versioning import describe_checkout
 
 MODEL = Path("artifacts/provisional")
 

@@ -17,22 +17,22 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from onenip.data.manifest import load_manifest, select
+from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
-from onenip.operation.drift import DriftResult, Sightings, measure_drift
 from onenip.folders import replace_folder
-from onenip.operation.gate import judge, undecidable
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
-from onenip.operation.evidence import collect_evidence
 from onenip.model.file import hash_model
-from onenip.params import Params
+from onenip.operation.drift import DriftResult, Sightings, measure_drift
+from onenip.operation.evidence import collect_evidence
+from onenip.operation.gate import judge, undecidable
 from onenip.operation.provisional import choose_unified, list_champions
+from onenip.params import Params
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
-from onenip.registry.publishing import fetched_weights
 from onenip.registry.lock import take_turn
+from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
-from onenip.data.versioning import read_data_version
 
 WARM_START_DIR = Path("artifacts/warm_start")
 GATE = "gate"  # who decides where the policy is `auto`

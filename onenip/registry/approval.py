@@ -10,8 +10,8 @@ from __future__ import annotations
 from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
-from onenip.registry.publishing import hash_stored
 from onenip.registry.lock import take_turn
+from onenip.registry.publishing import hash_stored
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from onenip.data import versioning
-from onenip.errors import DataError
 from onenip.data.processes import VersioningError
+from onenip.errors import DataError
 from onenip.registry.versions import Version, list_categories, list_versions
 
 UNCOMMITTED = "uncommitted"

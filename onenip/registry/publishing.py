@@ -20,10 +20,10 @@ from PIL import Image
 from onenip.errors import RegistryError
 from onenip.registry import audit, runs, store, tracking
 from onenip.registry.environment import flatten
+from onenip.registry.lock import take_turn
 from onenip.registry.metrics import Metrics, load_metrics
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
-from onenip.registry.lock import take_turn
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,

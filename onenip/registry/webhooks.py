@@ -1,7 +1,7 @@
 """MLflow's registry webhooks: the server itself tells the team's address what changed in the registry.
 
-Kept apart from `onenip.operation.notices`, which tells what the pipeline knows: a webhook of the registry also
-fires when somebody works in MLflow's page, and knows nothing of gates.
+Kept apart from `onenip.operation.notices`, which reports what the pipeline knows: a webhook of the
+registry also fires when somebody works in MLflow's page, and knows nothing of gates.
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError
+from onenip.inference.by_category import ServedDetectors
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, list_categories
 from onenip.registry.versions import serving as find_serving
-from onenip.inference.by_category import ServedDetectors
 
 log = logging.getLogger(__name__)
 

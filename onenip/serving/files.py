@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 from PIL import Image
 
+from onenip.detector.prediction import Prediction
 from onenip.errors import DataError, ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES, load_image
-from onenip.detector.prediction import Prediction
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
 

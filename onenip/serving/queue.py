@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.errors import OneNIPError
 from onenip.detector.prediction import Prediction
+from onenip.errors import OneNIPError
 from onenip.inference.by_category import ServedDetectors
 
 

@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse
 
 from onenip.errors import ImageError
 from onenip.images import load_image
-from onenip.serving.files import describe_prediction
-from onenip.serving.recent import remember
 from onenip.serving.champions import Champions, Roster, Serving
+from onenip.serving.files import describe_prediction
 from onenip.serving.queue import BusyQueueError, JudgingQueue
+from onenip.serving.recent import remember
 from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
 from onenip.version import __version__
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from onenip.data.versioning import describe_checkout
 from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.versions import Version
-from onenip.data.versioning import describe_checkout
 
 
 def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Version]:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from onenip.synthesis import bank as synthetic_bank
+from onenip.data.loading import load_resized
 from onenip.data.manifest import load_manifest
 from onenip.errors import DataError
 from onenip.folders import replace_folder
-from onenip.data.loading import load_resized
 from onenip.params import Params
+from onenip.synthesis import bank as synthetic_bank
 
 log = logging.getLogger(__name__)
 

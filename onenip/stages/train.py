@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onenip.data import versioning
-from onenip.synthesis import bank as synthetic_bank
 from onenip.data.manifest import load_manifest, select
-from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
 from onenip.registry.tracking import training_run
+from onenip.synthesis import bank as synthetic_bank
+from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.training.loop import OnLog
 from onenip.version import __version__
 

@@ -6,8 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from onenip.params import Params
 from onenip.data.validation import ValidationResult, validate
+from onenip.params import Params
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
-from onenip.synthesis.noise import Field, Mask, draw_blob, draw_perlin, draw_stroke, soften
 from onenip.params import SynthesizeParams
+from onenip.synthesis.noise import Field, Mask, draw_blob, draw_perlin, draw_stroke, soften
 
 Pixels = NDArray[np.uint8]
 

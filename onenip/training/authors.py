@@ -15,18 +15,18 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip.synthesis import bank as synthetic_bank
+from onenip.data.loading import load_resized
 from onenip.data.manifest import Sample, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
-from onenip.training.fit import calibrate_detector
-from onenip.data.loading import load_resized
 from onenip.model.file import DetectorSpec
 from onenip.model.network import Network
+from onenip.model.weights import assign_backbone, name_efficientnet, read_state
 from onenip.params import Params
 from onenip.params.presets import load_preset
+from onenip.synthesis import bank as synthetic_bank
 from onenip.training.batches import build_training_set
-from onenip.model.weights import assign_backbone, name_efficientnet, read_state
+from onenip.training.fit import calibrate_detector
 
 BACKBONE = "tf_efficientnet_b4"
 

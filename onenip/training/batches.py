@@ -26,8 +26,8 @@ from onenip.detector.calibration import build_reference
 from onenip.detector.category import embed_globally
 from onenip.errors import DataError, DivergedError
 from onenip.model.network import Features, Network, Reference
-from onenip.synthesis.anomalies import Synthesizer
 from onenip.model.weights import hash_backbone
+from onenip.synthesis.anomalies import Synthesizer
 
 _EMBED_BATCH = 8
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from onenip.data.manifest import Sample, select
 from onenip.detector.calibration import (
     MAX_CALIBRATION_IMAGES,
     MIN_CALIBRATION_IMAGES,
@@ -15,7 +16,6 @@ from onenip.detector.calibration import (
     choose_prompts,
 )
 from onenip.detector.category import CategoryState, embed_globally
-from onenip.data.manifest import Sample, select
 from onenip.images import load_image, resize_image
 from onenip.model.network import Features, Network
 from onenip.synthesis.bank import StoredAnomaly

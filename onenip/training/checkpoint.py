@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from onenip.training.averaging import WeightAverage
 from onenip.errors import CheckpointError
 from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
-from onenip.training.selection import BestWeights
+from onenip.training.averaging import WeightAverage
 from onenip.training.batches import BatchPlan
+from onenip.training.selection import BestWeights
 
 CHECKPOINT_FILE = "last.pt"
 

@@ -16,29 +16,29 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip.synthesis import bank as synthetic_bank
-from onenip.training.allocation import keep_freed_memory
+from onenip.data.loading import load_resized
+from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import calibrate_category
+from onenip.detector.category import CategoryState
+from onenip.detector.detector import Detector
+from onenip.errors import CheckpointError, DataError
+from onenip.model.file import CategorySpec, DetectorSpec, read_model
+from onenip.model.folding import fold_network
+from onenip.model.network import Network
+from onenip.model.weights import load_backbone_weights
+from onenip.params import Params, TrainParams
+from onenip.synthesis import bank as synthetic_bank
+from onenip.synthesis.bank import StoredAnomaly
+from onenip.training.allocation import keep_freed_memory
+from onenip.training.batches import BatchPlan, TrainingSet, build_training_set
 from onenip.training.calibration_images import (
     choose_state,
     embed_files,
     gather_normals,
     pick_anomalies,
 )
-from onenip.detector.category import CategoryState
-from onenip.data.manifest import Sample, Subset, list_categories, select
-from onenip.detector.detector import Detector
-from onenip.errors import CheckpointError, DataError
-from onenip.model.folding import fold_network
-from onenip.data.loading import load_resized
-from onenip.model.file import CategorySpec, DetectorSpec, read_model
-from onenip.model.network import Network
-from onenip.params import Params, TrainParams
-from onenip.training.selection import SelectionSet
-from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.loop import OnLog, TrainingRecord, fit
-from onenip.training.batches import BatchPlan, TrainingSet, build_training_set
-from onenip.model.weights import load_backbone_weights
+from onenip.training.selection import SelectionSet
 
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 

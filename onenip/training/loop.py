@@ -22,14 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import trange
 
-from onenip.training.averaging import WeightAverage
-from onenip.training.checkpoint import Checkpoint, TrainingState, identify
 from onenip.errors import CheckpointError, DivergedError
 from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
+from onenip.training.averaging import WeightAverage
+from onenip.training.batches import Batch, BatchPlan, describe
+from onenip.training.checkpoint import Checkpoint, TrainingState, identify
 from onenip.training.selection import BestWeights, SelectionSet
 from onenip.training.step import Trainee
-from onenip.training.batches import Batch, BatchPlan, describe
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 

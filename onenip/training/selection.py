@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
-from onenip.training.calibration_images import choose_state, embed_files, pick_anomalies
 from onenip.data.manifest import Sample, list_categories, select
+from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.images import load_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
+from onenip.training.calibration_images import choose_state, embed_files, pick_anomalies
 
 _PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weights, and quick
 

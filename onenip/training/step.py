@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from onenip.model.folding import fold_backbone
-from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 from onenip.model.network import Network
-from onenip.params import TrainParams
 from onenip.model.reconstruction import jitter_features
 from onenip.model.refiner import PaperRefiner
+from onenip.params import TrainParams
 from onenip.training.batches import Batch, TrainingSet
+from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 
 
 class Trainee(nn.Module):

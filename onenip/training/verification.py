@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from onenip.synthesis import bank as synthetic_bank
 from onenip.detector.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
-from onenip.training.calibration_images import embed_files, pick_anomalies
 from onenip.detector.detector import Detector
+from onenip.detector.thresholds import false_alarm_threshold
 from onenip.images import hash_file
 from onenip.model.file import MapScale
+from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.detector.thresholds import false_alarm_threshold
+from onenip.training.calibration_images import embed_files, pick_anomalies
 
 _RELATIVE = 1e-3  # scores on another processor differ in their last digits
 _ABSOLUTE = 1e-3

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onenip.errors import DataError
 from onenip.detector.thresholds import false_alarm_threshold, separating_threshold
+from onenip.errors import DataError
 
 
 @pytest.mark.parametrize("count", [10, 49, 60, 400])

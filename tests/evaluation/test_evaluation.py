@@ -19,8 +19,8 @@ from onenip.detector.detector import Detector
 from onenip.errors import DataError, RegistryError
 from onenip.evaluation.differences import compare
 from onenip.evaluation.gallery import load_index
-from onenip.evaluation.results import Evaluation, load_metrics, load_scores
 from onenip.evaluation.metrics import NAMES, Undefined
+from onenip.evaluation.results import Evaluation, load_metrics, load_scores
 from onenip.params import Params
 from onenip.registry import store
 from onenip.registry.evaluations import fetch_evaluation

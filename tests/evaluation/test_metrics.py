@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from onenip.evaluation import metrics
 from onenip.errors import DataError
+from onenip.evaluation import metrics
 from onenip.evaluation.metrics import PixelScores, Undefined, pixels, segments
 from tests.paths import SHARED
 

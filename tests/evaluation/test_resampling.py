@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from onenip.errors import DataError, ParamsError
 from onenip.evaluation import metrics
 from onenip.evaluation.comparison import paired_difference
-from onenip.errors import DataError, ParamsError
 from onenip.evaluation.metrics import PixelScores, Undefined, resampling
 
 

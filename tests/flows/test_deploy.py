@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,9 +15,8 @@ from onenip.params.presets import render
 from onenip.registry import approval
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import prefect_server
-from tests.tiny import CATEGORIES, make_tiny_params, write_figures
 from tests.paths import ROOT
-
+from tests.tiny import CATEGORIES, make_tiny_params, write_figures
 
 
 @pytest.fixture(scope="module")

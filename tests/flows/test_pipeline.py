@@ -15,7 +15,6 @@ from onenip.errors import RegistryUnreachableError, SourceError
 from tests.paths import ROOT
 
 
-
 def test_only_what_may_pass_gets_another_attempt() -> None:
     """A server that is down is worth another attempt, a user's mistake is not."""
     assert may_pass(None, None, Failed(message="down", name=UNREACHABLE))

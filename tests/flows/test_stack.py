@@ -5,23 +5,21 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from tests.paths import ROOT
 from tests.postgres import running_postgres
 from tests.receiver import receiving
 from tests.tiny import CATEGORIES
-
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 REGISTER = """
 from pathlib import Path
 from onenip.registry.publishing import publish
-from tests.paths import ROOT
 publish(Path({model!r}), evaluation_dir=Path({evaluation!r}), params={{}}, facts={{}})
 """
 

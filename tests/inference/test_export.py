@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from onenip.cli import app
-from onenip.inference.edge import EdgeDetector, resize_bilinear
 from onenip.errors import CheckpointError, DataError
+from onenip.inference.edge import EdgeDetector, resize_bilinear
 from onenip.inference.export import export_detector
-from tests.tiny import CATEGORIES
 from tests.paths import ROOT
+from tests.tiny import CATEGORIES
 
 FULL_ONLY = (
     "torch", "torchvision", "timm", "lightning_fabric", "sklearn", "safetensors", "tifffile",

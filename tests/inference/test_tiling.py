@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from onenip.errors import DataError
 from onenip.inference.tiling import TiledDetector, list_tiles
-from tests.tiny import SIZE, draw_normal
 from tests.paths import SHARED
+from tests.tiny import SIZE, draw_normal
 
 TILE = SIZE
 REAL = SHARED / "data/inspection/bottle"

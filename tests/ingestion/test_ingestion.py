@@ -18,11 +18,11 @@ import pytest
 from PIL import Image
 
 from onenip.data import versioning
+from onenip.data.processes import RemoteError
 from onenip.errors import BusyError, DataError, SourceError, SourceUnreachableError
 from onenip.ingestion.ingest import WORK_DIR, _only_one, ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
-from onenip.data.processes import RemoteError
 from onenip.sources.inbox import FolderInbox, open_inbox
 from onenip.sources.inbox.s3 import S3Inbox
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot

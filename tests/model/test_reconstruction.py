@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from onenip.model.dropout import Dropout, ReluDropout
-from onenip.model.reconstruction import Attention, Reconstruction, build_neighbor_mask, jitter_features
+from onenip.model.reconstruction import (
+    Attention,
+    Reconstruction,
+    build_neighbor_mask,
+    jitter_features,
+)
 
 
 def build(**changes):

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from onenip.operation.gate import judge
 from onenip.operation.evidence import collect_evidence
+from onenip.operation.gate import judge
 from tests.tiny import list_samples
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from onenip.errors import DataError, ParamsError
-from onenip.operation.gate import Answers, Evidence, judge, undecidable
 from onenip.evaluation.metrics import Undefined
+from onenip.operation.gate import Answers, Evidence, judge, undecidable
 from onenip.params import GateParams, Params
 from onenip.registry.versions import GateResult
 

@@ -12,9 +12,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from onenip import Detector
-from onenip.operation import provisional
 from onenip.cli import app
 from onenip.errors import RegistryError
+from onenip.operation import provisional
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_serving
 from onenip.registry.publishing import publish

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from onenip import Detector
+from onenip.ingestion.journal import Journal
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
-from onenip.ingestion.journal import Journal
 from onenip.operation.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
 from onenip.params.presets import render

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +14,8 @@ from onenip.registry import audit, versions
 from onenip.registry.loading import load_champion
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import mlflow_server
-from tests.tiny import CATEGORIES
 from tests.paths import ROOT
+from tests.tiny import CATEGORIES
 
 QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
 

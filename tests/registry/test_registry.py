@@ -12,13 +12,13 @@ import pytest
 
 from onenip import Detector
 from onenip.errors import RegistryError
-from onenip.serving.files import load_model
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_champion
 from onenip.registry.publishing import fetched_weights, publish
 from onenip.registry.store import connect
 from onenip.registry.tracking import training_run
 from onenip.registry.versions import GateResult, find_addressed, registered_name
+from onenip.serving.files import load_model
 from tests.tiny import CATEGORIES
 
 FACTS = {"data_version": "abc.dir", "git_commit": "0" * 40}

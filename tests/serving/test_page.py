@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from onenip.model.file import hash_model
-from onenip.serving.files import describe_prediction
-from onenip.serving.recent import remember
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
+from onenip.serving.files import describe_prediction
+from onenip.serving.recent import remember
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (

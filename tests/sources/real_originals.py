@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from onenip.images import load_image, load_mask
-from tests.sources.originals import encode, pack_tar, pack_zip
 from tests.paths import SHARED
+from tests.sources.originals import encode, pack_tar, pack_zip
 
 IMAGES = SHARED / "data"
 TRAIN, TEST, TEXTURES = 9, 2, 4  # images taken of a kind

@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from onenip.cli import app
+from tests.paths import ROOT
 from tests.sources.originals import ORIGINALS
 from tests.sources.real_originals import IMAGES, REAL_ORIGINALS
 from tests.sources.web import Web, running_web
-from tests.paths import ROOT
 
 SETS = ("mvtec", "visa", "btad", "magnetic-tile", "dtd")
 DRAWN = pytest.param(

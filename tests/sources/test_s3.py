@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 
+from flows import local_s3
 from onenip.errors import SourceError
 from onenip.images import hash_file
-from flows import local_s3
 from onenip.sources.s3 import Bucket
 from onenip.stages import download
 from tests.sources.originals import ORIGINALS, pack_zip, picture
-from tests.tiny import make_tiny_params
 from tests.sources.web import Web, Wire, running_web
+from tests.tiny import make_tiny_params
 
 BIG = bytes(range(256)) * 8192  # 2 MiB
 

@@ -17,10 +17,10 @@ from onenip.images import hash_file, load_mask
 from onenip.sources.http import download as fetch_file
 from onenip.sources.staging import Staging
 from onenip.stages import download
-from tests.sources.originals import ORIGINALS, mask, pack_tar, pack_zip, picture
-from tests.tiny import make_tiny_params
-from tests.sources.web import Web, running_web
 from tests.paths import SHARED
+from tests.sources.originals import ORIGINALS, mask, pack_tar, pack_zip, picture
+from tests.sources.web import Web, running_web
+from tests.tiny import make_tiny_params
 
 IMAGES = SHARED / "data"
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onenip.errors import DataError, ParamsError
-from onenip.synthesis.noise import draw_blob, draw_perlin, draw_stroke
 from onenip.params import SynthesizeParams
 from onenip.synthesis.anomalies import KINDS, Synthesizer, find_foreground
+from onenip.synthesis.noise import draw_blob, draw_perlin, draw_stroke
 from onenip.synthesis.textures import draw_texture, load_textures
 from tests.tiny import draw_normal, make_tiny_params
 

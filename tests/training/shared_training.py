@@ -1,4 +1,6 @@
-"""A tiny training by several processes: `python -m tests.training.shared_training DATA FOLDER PROCESSES BATCH`.
+"""A tiny training by several processes.
+
+    python -m tests.training.shared_training DATA FOLDER PROCESSES BATCH
 
 Fabric starts the further processes by running this very command again; the first one writes the losses.
 """

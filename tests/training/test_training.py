@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from onenip.errors import CheckpointError, DataError, DivergedError
 from onenip.training.averaging import WeightAverage
 from onenip.training.checkpoint import CHECKPOINT_FILE
-from onenip.errors import CheckpointError, DataError, DivergedError
 from onenip.training.fit import build_network, start_fabric
+from onenip.training.loop import count_steps, schedule_rate
 from onenip.training.selection import BestWeights
 from onenip.training.step import Trainee
-from onenip.training.loop import count_steps, schedule_rate
-from tests.training.shared_training import make_params
 from tests.tiny import fit_tiny, make_tiny_params
+from tests.training.shared_training import make_params
 
 
 def tensors_of(detector):
@@ -252,7 +252,15 @@ def losses_of(history):
 
 def test_two_processes_train_as_one_with_the_same_batch(tiny_data, tmp_path):
     """Two CPU processes of 4 samples a step have the losses of one process of 8, within 1e-4."""
-    command = [sys.executable, "-m", "tests.training.shared_training", tiny_data, tmp_path, "2", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.shared_training",
+        tiny_data,
+        tmp_path,
+        "2",
+        "4",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     alone = fit_tiny(
         tiny_data, make_params(devices=1, batch_size=8), tmp_path / "alone"

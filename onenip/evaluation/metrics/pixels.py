@@ -18,7 +18,15 @@ from scipy import ndimage
 from onenip.errors import DataError
 from onenip.evaluation.metrics.areas import Areas, Block, undefined_areas
 from onenip.evaluation.metrics.figures import Figure
-from onenip.evaluation.metrics.segments import KEY_BITS, Keys, Marks, Segment, Shard, read_slices, split_marks
+from onenip.evaluation.metrics.segments import (
+    KEY_BITS,
+    Keys,
+    Marks,
+    Segment,
+    Shard,
+    read_slices,
+    split_marks,
+)
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 _SLICE_PIXELS = 8_000_000

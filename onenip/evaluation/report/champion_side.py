@@ -9,8 +9,8 @@ from typing import Self
 
 from onenip.evaluation.comparison import Difference
 from onenip.evaluation.differences import MEAN, ChangedVerdict, compare
-from onenip.evaluation.results import Evaluation
 from onenip.evaluation.metrics import Undefined
+from onenip.evaluation.results import Evaluation
 
 _LOWER_IS_BETTER = frozenset({"false_alarm_rate"})
 _DRAWS = 1000

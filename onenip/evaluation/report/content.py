@@ -19,9 +19,9 @@ from PIL import Image
 from onenip.detector.detector import Detector
 from onenip.evaluation import curves
 from onenip.evaluation.gallery import Picture, load_index
-from onenip.evaluation.results import ImageResult, load_metrics, load_scores
 from onenip.evaluation.report import charts
 from onenip.evaluation.report.champion_side import ChampionSide, FigureChange
+from onenip.evaluation.results import ImageResult, load_metrics, load_scores
 from onenip.version import __version__
 
 COLUMNS = {

@@ -14,7 +14,6 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from onenip.errors import ParamsError
 from onenip.params import Params, read_yaml
 
-
 _PAPER_SETS = {
     "mvtec": "MVTec AD (15 categories)",
     "visa": "VisA (12 categories)",

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from onenip.serving.page.models import Candidate
 from onenip.registry import approval
 from onenip.registry.versions import Version
+from onenip.serving.page.models import Candidate
 
 _DONE = "decided"
 

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.detector import Detector
+from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.images import load_image
-from onenip.detector.prediction import Prediction
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, challenger, list_categories, serving

@@ -9,6 +9,8 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from onenip.detector.prediction import Prediction
+from onenip.detector.regions import Region, find_regions
 from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES
 from onenip.serving.page.decision import draw_decision
@@ -25,9 +27,7 @@ from onenip.serving.page.models import (
     judge_upload,
     list_known_categories,
 )
-from onenip.detector.prediction import Prediction
 from onenip.serving.recent import list_recent
-from onenip.detector.regions import Region, find_regions
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MAX_LISTED = 500

@@ -5,7 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from onenip.sources.demo.scene import SIZE, Plane, Product, draw_cloud, draw_line, draw_spot, make_grid
+from onenip.sources.demo.scene import (
+    SIZE,
+    Plane,
+    Product,
+    draw_cloud,
+    draw_line,
+    draw_spot,
+    make_grid,
+)
 
 PERIOD = 16.0  # px from thread to thread
 WARP = np.array([0.20, 0.29, 0.45], np.float32)
