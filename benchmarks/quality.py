@@ -35,7 +35,7 @@ from onenip.detector.scoring import resize_map, score_maps
 from onenip.evaluation.metrics import PixelScores, image_figures
 from onenip.images import load_image, load_mask, resize_image
 from onenip.model.memory import match_tokens
-from onenip.model.network import Network, Reference
+from onenip.model.network import CategoryStatistics, Network
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
 from onenip.synthesis import bank as synthetic_bank
@@ -152,7 +152,7 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
         for category in list_categories(samples):
             normals = [s for s in select(samples, category=category) if s.subset != "test"]
             embedded = [_embed(network, s, size) for s in normals]
-            reference = Reference.measure(torch.cat(embedded))
+            reference = CategoryStatistics.measure(torch.cat(embedded))
             memory = torch.cat(
                 [network.average_tokens(reference.standardize(x))[0] for x in embedded]
             )

@@ -4,7 +4,7 @@
 
 Images of the demo set are judged one at a time, on all cores, by a detector of the preset `cpu` (with random
 weights, which changes no time): alone, beside training steps of the same preset in another process of equal
-priority, and beside the same after `give_way`, as `onenip train` and the training worker of `make up` run.
+priority, and beside the same after `lower_priority`, as `onenip train` and the training worker of `make up` run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.machine import Spread, print_heading
 from benchmarks.synthesis import load_normals
 from benchmarks.training import build, step_ours
 from onenip.params.presets import load_preset
-from onenip.stages.priority import give_way
+from onenip.stages.priority import lower_priority
 from onenip.training.step import Trainee
 
 _READY = "steps"
@@ -35,7 +35,7 @@ _READY = "steps"
 def train_for_ever(*, gives_way: bool) -> None:
     """Take training steps until killed; says when the first is done."""
     if gives_way:
-        give_way()
+        lower_priority()
     params = load_preset("cpu")
     network, _, plan = build(params)
     step = step_ours(network, plan, params, Trainee)

@@ -37,9 +37,9 @@ from benchmarks.machine import (
     choose_clock,
     count_gflop,
     divide,
+    hold_locks,
     measure_peak,
     print_heading,
-    take_turns,
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
@@ -189,7 +189,7 @@ def compare_caching(*, rounds: int, clock: Clock) -> None:
             kind.__name__: count_up(step_ours(network, plan, params, kind))
             for kind in (Recomputing, Trainee)
         }
-        seconds = take_turns(ways, rounds=rounds, warmup=1, clock=clock)
+        seconds = hold_locks(ways, rounds=rounds, warmup=1, clock=clock)
         slow, fast = seconds["Recomputing"], seconds["Trainee"]
         saved = 100 * (1 - divide(fast, slow).median)
         cells = (Spread.of(slow).show(digits=2), Spread.of(fast).show(digits=2), f"{saved:.0f} %")
@@ -211,7 +211,7 @@ def compare_steps(*, rounds: int, clock: Clock) -> None:
         half = vary(size, {"train": {"precision": "bf16-mixed"}})
         network, _, plan = build(half)
         ways[f"{name}, `bf16-mixed`"] = count_up(step_ours(network, plan, half, Trainee))
-    seconds = take_turns(ways, rounds=rounds, warmup=2, clock=clock, settle=1)
+    seconds = hold_locks(ways, rounds=rounds, warmup=2, clock=clock, settle=1)
     peak = measure_peak(clock=clock)
     print(f"\nPeak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
     print(

@@ -31,7 +31,7 @@ from prefect.input import RunInput
 from prefect.states import Cancelled, Completed
 from pydantic import Field
 
-from flows.failures import tell_failure
+from flows.failures import notify_failure
 from flows.pictures import to_data_uri
 from onenip.errors import RegistryError
 from onenip.operation.notices import Kind, tell
@@ -62,8 +62,8 @@ class Decision(RunInput):
     name="approve",
     persist_result=True,
     flow_run_name="approve {category} {number}",
-    on_failure=[tell_failure],
-    on_crashed=[tell_failure],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
 )
 def approve(category: str, number: int) -> State[Any]:
     """Show one version beside its champion, wait for a person, and do as they say.
@@ -154,7 +154,7 @@ def list_waiting() -> list[Version]:
     return [version for version in found if version is not None and version.approval == "pending"]
 
 
-def tell_waiting(version: Version, result: GateResult | None, params: NotifyParams) -> None:
+def notify_waiting(version: Version, result: GateResult | None, params: NotifyParams) -> None:
     """Tell the team that a version waits for a person, or failed the gate.
 
     Args:

@@ -15,7 +15,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from flows.command import require_server, run_command
-from flows.failures import tell_failure
+from flows.failures import notify_failure
 from flows.retrain import retrain
 from flows.watch import is_deployed
 from onenip.cli.stages import MANIFEST
@@ -26,7 +26,7 @@ from onenip.operation.notices import DRIFT_EVENT, tell
 from onenip.params import Params
 
 
-@flow(name="drift", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(name="drift", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
 def drift() -> State[Any]:
     """Measure drift of every category; past a limit raise an event and tell the team.
 

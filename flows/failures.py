@@ -36,7 +36,7 @@ def network_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     )
 
 
-def tell_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook for `on_failure` and `on_crashed` of a flow.
 
     Of a deployment's run that crashed the server tells, see `flows.automations`.

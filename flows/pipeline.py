@@ -32,9 +32,9 @@ from prefect.artifacts import (
 from prefect.client.schemas import State
 from prefect.states import Completed, Failed
 
-from flows.approval import ask_people, list_waiting, tell_waiting
+from flows.approval import ask_people, list_waiting, notify_waiting
 from flows.command import require_server, run_command
-from flows.failures import UNREACHABLE, network_task, tell_failure
+from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.pictures import to_data_uri
 from flows.settings import STATE_DIR
 from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS
@@ -45,7 +45,7 @@ from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.evaluations import publish_report
-from onenip.stages.priority import give_way
+from onenip.stages.priority import lower_priority
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 
@@ -150,7 +150,9 @@ def show() -> None:
     )
 
 
-@flow(name="pipeline", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(
+    name="pipeline", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure]
+)
 def pipeline(request: dict[str, Any]) -> State[Any]:
     """Chain download, the DVC stages and registration; then ask people about what is new."""
     steps = [partial(reproduce, stage, return_state=True) for stage in STAGES]
@@ -171,7 +173,7 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
         return Failed(message=f"register: {error}")
     show()
     for version in new:
-        tell_waiting(version, version.gate, Params.load().notify)
+        notify_waiting(version, version.gate, Params.load().notify)
     ask_people(new)
     return Completed(message="every category has a challenger")
 
@@ -233,7 +235,7 @@ def main(
         from onenip.params.presets import load_preset, render
 
         DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
-    give_way()
+    lower_priority()
     check_architecture(Params.load().model)
     require_server()
     request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)

@@ -18,9 +18,9 @@ from prefect.artifacts import create_table_artifact
 from prefect.client.schemas import State
 from prefect.states import Completed, Failed
 
-from flows.approval import ask_people, tell_waiting
+from flows.approval import ask_people, notify_waiting
 from flows.command import require_server, run_command
-from flows.failures import network_task, tell_failure
+from flows.failures import network_task, notify_failure
 from flows.judging import judge_model
 from flows.pipeline import (
     STAGES,
@@ -47,7 +47,7 @@ from onenip.operation import (
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.versions import GateResult, Version
 from onenip.sources.inbox import open_inbox
-from onenip.stages.priority import give_way
+from onenip.stages.priority import lower_priority
 
 
 @network_task("ingest")
@@ -141,7 +141,9 @@ def commit_training(last: int) -> None:
         journal.mark_trained(digest=hash_model(MODEL), last=last)
 
 
-@flow(name="retrain", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(
+    name="retrain", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure]
+)
 def retrain(*, force: bool = False) -> State[Any]:
     """Ingest what arrived; if enough is new, train, judge, register and decide.
 
@@ -158,7 +160,7 @@ def retrain(*, force: bool = False) -> State[Any]:
     if waiting is None:
         return Completed(message="too little is new to train")
     for version, result in waiting:
-        tell_waiting(version, result, params.notify)
+        notify_waiting(version, result, params.notify)
     ask_people([version for version, _ in waiting])
     names = ", ".join(version.category for version, _ in waiting) or "nobody"
     return Completed(message=f"waiting for a person: {names}")
@@ -200,7 +202,7 @@ def main(
     ] = False,
 ) -> None:
     """Ingest what arrived; if enough is new, train, judge and register, then let policy or people decide."""
-    give_way()
+    lower_priority()
     require_server()
     state = retrain(force=force, return_state=True)
     if not state.is_completed():

@@ -29,7 +29,7 @@ from prefect.states import Completed, Failed
 
 from flows.approval import ask_people, close_forms, list_waiting
 from flows.command import require_server, run_command
-from flows.failures import tell_failure
+from flows.failures import notify_failure
 from flows.retrain import retrain
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
@@ -41,7 +41,7 @@ from onenip.sources.inbox import open_inbox
 DEPLOYMENT = "retrain/retrain"
 
 
-@flow(name="watch", persist_result=False, on_failure=[tell_failure], on_crashed=[tell_failure])
+@flow(name="watch", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
 def watch() -> State[Any]:
     """Count what waits, and start retraining if it is due.
 

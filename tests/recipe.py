@@ -1,4 +1,4 @@
-"""Weights and inputs drawn from the recipe behind the reference's numbers, with nothing else at hand."""
+"""Weights and inputs drawn from the recipe behind the authors' numbers, with nothing else at hand."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from onenip.model.network import Network
 from onenip.model.weights import name_efficientnet
 from onenip.params.presets import load_preset
 from onenip.synthesis.noise import draw_perlin
-from onenip.training.authors import BACKBONE, load_reference_backbone, load_trained, name_trained
+from onenip.training.authors import BACKBONE, load_authors_backbone, load_trained, name_trained
 from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 
 
 def spell_trained(network: Network) -> dict[str, Tensor]:
-    """A paper network's trained part under the reference's names, without `reconstruction.`."""
+    """A paper network's trained part under the authors' names, without `reconstruction.`."""
     state = network.state_dict()
     return {theirs: state[ours] for theirs, ours in name_trained(network).items()}
 
 
 def spell_backbone() -> dict[str, Tensor]:
-    """A random EfficientNet-B4 under the reference's names, without `backbone.`."""
+    """A random EfficientNet-B4 under the authors' names, without `backbone.`."""
     state = timm.create_model(BACKBONE, pretrained=False).state_dict()
     return {theirs: state[ours] for theirs, ours in name_efficientnet(BACKBONE).items()}
 
@@ -65,9 +65,7 @@ def compute_numbers() -> dict[str, Tensor]:
     torch.manual_seed(0)
     network = Network(load_preset("paper").model).eval()
     load_trained(network, draw_weights(list_shapes(spell_trained(network)), 7), origin="recipe")
-    load_reference_backbone(
-        network, draw_weights(list_shapes(spell_backbone()), 13), origin="recipe"
-    )
+    load_authors_backbone(network, draw_weights(list_shapes(spell_backbone()), 13), origin="recipe")
     query, prompt = draw_features()
     images = np.random.default_rng(17).standard_normal((2, 3, 224, 224), dtype=np.float32)
     rng = np.random.default_rng(19)

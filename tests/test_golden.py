@@ -38,9 +38,9 @@ def test_numbers_are_kept_small():
 
 
 @pytest.mark.parity
-@pytest.mark.skipif(not PARITY.is_dir(), reason="the reference's numbers are not at hand")
+@pytest.mark.skipif(not PARITY.is_dir(), reason="the authors' numbers are not at hand")
 def test_the_recipe_knows_the_references_tensors():
-    """Names and shapes that the recipe spells are the reference's complete lists."""
+    """Names and shapes that the recipe spells are the authors' complete lists."""
     network = Network(load_preset("paper").model)
 
     for state, file in (

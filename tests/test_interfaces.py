@@ -147,7 +147,7 @@ def test_the_command_needs_neither_model_nor_category(image_file, wanted):
     """Left to itself, `onenip predict` asks what serves, tells the category, and says so."""
     answer = ask_command(image_file)
 
-    assert (answer["category"], answer["category_was_told"]) == ("disc", True)
+    assert (answer["category"], answer["category_inferred"]) == ("disc", True)
     assert answer["score"] == wanted.score
 
 

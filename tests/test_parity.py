@@ -1,4 +1,4 @@
-"""Our numbers against those that the reference computed, on weights drawn from the same recipe."""
+"""Our numbers against those that the authors' code computed, on weights drawn from the same recipe."""
 
 import json
 
@@ -8,7 +8,7 @@ import torch
 
 from onenip.model.network import Network
 from onenip.params.presets import load_preset
-from onenip.training.authors import import_reference, load_reference_backbone, load_trained
+from onenip.training.authors import import_authors_checkpoint, load_authors_backbone, load_trained
 from onenip.training.losses import dice_loss, feature_mse
 from tests.paths import SHARED
 from tests.recipe import draw_features, draw_weights
@@ -17,7 +17,7 @@ PARITY = SHARED / "spec" / "parity"
 
 pytestmark = [
     pytest.mark.parity,
-    pytest.mark.skipif(not PARITY.is_dir(), reason="the reference's numbers are not at hand"),
+    pytest.mark.skipif(not PARITY.is_dir(), reason="the authors' numbers are not at hand"),
 ]
 
 
@@ -53,7 +53,7 @@ def test_reconstruction_agrees_with_the_reference(network):
 
 def test_backbone_and_neck_agree_with_the_reference(network):
     """EfficientNet-B4 with 380-pixel padding and the neck agree to 1e-4 of their range."""
-    load_reference_backbone(network, draw_listed("backbone_keys.json", 13), origin="recipe")
+    load_authors_backbone(network, draw_listed("backbone_keys.json", 13), origin="recipe")
     images = np.random.default_rng(17).standard_normal((2, 3, 224, 224), dtype=np.float32)
     expected = np.load(PARITY / "backbone.npz")
 
@@ -81,7 +81,7 @@ def test_losses_agree_with_the_reference():
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_a_checkpoint_of_the_recipe_imports_end_to_end(tmp_path, prefix):
-    """A written checkpoint imports, saves, loads and reproduces the reference's numbers."""
+    """A written checkpoint imports, saves, loads and reproduces the authors' numbers."""
     from onenip import Detector
 
     state = {
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_the_recipe_imports_end_to_end(tmp_path, prefix):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "ckpt.pth.tar")
     expected = np.load(PARITY / "reconstruction.npz")
 
-    import_reference(tmp_path / "ckpt.pth.tar").save(tmp_path / "model")
+    import_authors_checkpoint(tmp_path / "ckpt.pth.tar").save(tmp_path / "model")
     result = Detector.load(tmp_path / "model").reconstruct(*draw_features())
 
     assert relative_error(result.features, expected["rec_feat"]) < 1e-4

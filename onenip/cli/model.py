@@ -73,7 +73,7 @@ def compare(
     )
     if found.only_first or found.only_second:
         typer.echo(f"Left out: {found.only_first} images only in A, {found.only_second} only in B.")
-    _tell_changes(found, everything=everything)
+    _notify_changes(found, everything=everything)
 
 
 def report(
@@ -156,7 +156,7 @@ def _format(difference: Difference) -> tuple[str, str, str, str]:
     return before, after, f"{100 * value:+.1f}", ends
 
 
-def _tell_changes(found: Comparison, *, everything: bool) -> None:
+def _notify_changes(found: Comparison, *, everything: bool) -> None:
     better = sum(item.is_better for item in found.changed)
     worse = len(found.changed) - better
     typer.echo(f"Verdicts changed: {len(found.changed)}, {better} for the better, {worse} not.")

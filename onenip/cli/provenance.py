@@ -13,11 +13,11 @@ _MARKS = {True: "agrees", False: "DIFFERS", None: "unchecked"}
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
-    app.command("import-reference")(import_reference)
+    app.command("import-reference")(import_authors_checkpoint)
     app.command()(verify)
 
 
-def import_reference(
+def import_authors_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="The authors' checkpoint, or safetensors.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
@@ -27,15 +27,15 @@ def import_reference(
     ] = None,
     seed: Annotated[int, typer.Option(help="Root of the synthetic anomalies.")] = 0,
 ) -> None:
-    """Turn a checkpoint of the authors' implementation into a model of ours.
+    """Holder a checkpoint of the authors' implementation into a model of ours.
 
     Every key must be accounted for, and nothing in the file is executed. With `--data`, prompts,
     thresholds and the fusion constant come from its normal training images; the model then runs
     through evaluate, predict and register like one trained here.
     """
-    from onenip.training.authors import import_reference as read_reference
+    from onenip.training.authors import import_authors_checkpoint as read_authors_checkpoint
 
-    detector = read_reference(checkpoint, data_dir=data, seed=seed)
+    detector = read_authors_checkpoint(checkpoint, data_dir=data, seed=seed)
     detector.save(out)
     known = ", ".join(detector.categories) or "none yet: give --data to calibrate some"
     typer.echo(f"{out}: input {detector.input_size}, categories: {known}")

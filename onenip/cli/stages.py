@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.stages.priority import give_way
+from onenip.stages.priority import lower_priority
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -138,7 +138,7 @@ def validate(
 
     from onenip.stages import validate as stage
 
-    give_way()
+    lower_priority()
     loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data or Path(loaded.data.root), out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
@@ -152,8 +152,10 @@ def validate(
     broken = Table("rule", "severity", "category", "breaches", Column("first", overflow="fold"))
     for (rule, category), breaches in result.group_breaches().items():
         first = breaches[0]
-        is_told = first.severity != "warning"  # a warning is one line; summary.json has the rest
-        reason = f"{first.path}: {first.reason}" if is_told else ""
+        is_inferred = (
+            first.severity != "warning"
+        )  # a warning is one line; summary.json has the rest
+        reason = f"{first.path}: {first.reason}" if is_inferred else ""
         broken.add_row(rule, first.severity, category, str(len(breaches)), reason)
     console.print(broken if broken.row_count else "Every rule holds.")
     console.print(f"Every breach with its file: {out / 'summary.json'}", soft_wrap=True)
@@ -172,7 +174,7 @@ def synthesize(
     """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
     from onenip.stages import synthesize as stage
 
-    give_way()
+    lower_priority()
     loaded = _read_params(params)
     stage.run(loaded, data_dir=data or Path(loaded.data.root), manifest=manifest, out_dir=out)
 
@@ -191,7 +193,7 @@ def train(
     """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
     from onenip.stages import train as stage
 
-    give_way()
+    lower_priority()
     loaded = _read_params(params)
     stage.run(
         loaded,
@@ -234,7 +236,7 @@ def evaluate(
     from onenip.params import Params
     from onenip.stages import evaluate as stage
 
-    give_way()
+    lower_priority()
     loaded = Params.load(params)
     result = stage.run(
         loaded,

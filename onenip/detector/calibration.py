@@ -1,4 +1,4 @@
-"""Prompts, references, score scales and thresholds of a category, all from normal training images.
+"""Prompts, statistics, score scales and thresholds of a category, all from normal training images.
 
 Whatever is decided here is decided without test data, and stored in the model.
 """
@@ -20,7 +20,7 @@ from onenip.errors import DataError
 from onenip.images import resize_image
 from onenip.model.file import CategorySpec, MapScale
 from onenip.model.memory import select_coreset
-from onenip.model.network import Features, Network, Reference
+from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.params import CalibrateParams
 
 MIN_CALIBRATION_IMAGES = 4  # fewer held-out normals than this tell no scale: fitted ones then join
@@ -60,10 +60,10 @@ def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
     return picks
 
 
-def build_reference(
+def measure_statistics(
     network: Network, fine: Tensor, *, generator: torch.Generator
-) -> tuple[Reference, Tensor]:
-    """A category's reference, and which image each memory token comes from.
+) -> tuple[CategoryStatistics, Tensor]:
+    """A category's statistics, and which image each memory token comes from.
 
     Args:
         network: says how tokens are averaged and how many are kept.
@@ -71,23 +71,23 @@ def build_reference(
         generator: source of the choice of tokens.
 
     Returns:
-        The reference, and owners [M] int64, indices into the images.
+        The statistics, and owners [M] int64, indices into the images.
     """
-    reference = Reference.measure(fine)
+    statistics = CategoryStatistics.measure(fine)
     if not network.uses_memory:
-        return reference, torch.zeros(0, dtype=torch.int64)
+        return statistics, torch.zeros(0, dtype=torch.int64)
     per_image = fine.shape[2] * fine.shape[3]
     keep = max(min(per_image, _CORESET_TOKENS // len(fine)), 1)
     tokens, owners = [], []
     for i, one in enumerate(fine):
-        averaged = network.average_tokens(reference.standardize(one[None]))[0]  # [N8, C]
+        averaged = network.average_tokens(statistics.standardize(one[None]))[0]  # [N8, C]
         chosen = torch.randperm(per_image, generator=generator)[:keep].sort().values
         tokens.append(averaged[chosen])
         owners.append(torch.full((keep,), i))
     pool, owner = torch.cat(tokens), torch.cat(owners)
     picks = select_coreset(pool, count=network.params.memory_tokens, generator=generator)
     memory = pool[picks].half().float()  # as the model file keeps it
-    return reference.with_memory(memory), owner[picks]
+    return statistics.with_memory(memory), owner[picks]
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def calibrate_category(
     Args:
         network: trained.
         params: rates and rules.
-        state: the category's prompts and reference.
+        state: the category's prompts and statistics.
         normals: normal images, not fitted to if there are enough such.
         anomalies: synthetic anomalies made from normal images.
         prompt_names: of the prompts, for the record.
@@ -227,14 +227,14 @@ def calibrate_given(
         resized = [resize_image(image, network.params.input_size) for image in images]
         features = [_embed(network, image) for image in resized]
         fine = torch.cat([f.fine for f in features])
-        reference, owners = build_reference(
+        statistics, owners = measure_statistics(
             network, fine, generator=torch.Generator().manual_seed(0)
         )
         coarse = torch.cat([f.coarse for f in features])
         picks = choose_prompts(embed_globally(coarse), count=params.prompts)
         prompts = torch.tensor(np.stack([resized[i] for i in picks]))
         state = CategoryState(
-            prompts, network.encode(coarse[picks]), embed_globally(coarse[picks]), reference
+            prompts, network.encode(coarse[picks]), embed_globally(coarse[picks]), statistics
         )
         if len(images) == 1:
             shifted = [np.roll(resized[0], shift, axis=(0, 1)) for shift in _SHIFTS]
@@ -259,7 +259,7 @@ def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> di
     nearest = torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
     restored = network.decode(network.encode(features.coarse), state.encoded[nearest])
     excluded = None if image.excluded is None else image.excluded[None]
-    return draw_maps(network, features, restored, state.reference, excluded=excluded)
+    return draw_maps(network, features, restored, state.statistics, excluded=excluded)
 
 
 def _embed(network: Network, image: NDArray[np.uint8]) -> Features:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from onenip.detector.scoring import fuse_maps
 from onenip.model.file import CategorySpec
-from onenip.model.network import Features, Network, Reference
+from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.params import CalibrateParams
 
 
@@ -25,31 +25,31 @@ class CategoryState:
         prompts: [K, H, W, 3] uint8 at input size.
         encoded: [K, N, D] float, the prompts' encoded tokens.
         embeddings: [K, C] float, the prompts' mean coarse features, which tell categories apart.
-        reference: usual features and memory.
+        statistics: usual features and memory.
     """
 
     prompts: Tensor
     encoded: Tensor
     embeddings: Tensor
-    reference: Reference
+    statistics: CategoryStatistics
 
 
-def build_state(network: Network, prompts: Tensor, reference: Reference) -> CategoryState:
-    """What the network needs of a category, from its prompts [K, H, W, 3] uint8 and its reference."""
+def build_state(network: Network, prompts: Tensor, statistics: CategoryStatistics) -> CategoryState:
+    """What the network needs of a category, from its prompts [K, H, W, 3] uint8 and its statistics."""
     device = network.coarse_mean.device
     with torch.inference_mode():
         coarse = torch.cat(
             [network.embed(prompt[None].to(device)).coarse for prompt in prompts]
         )  # [K, C, h, w]
         encoded = torch.cat([network.encode(one[None]) for one in coarse])  # [K, N, D]
-    return CategoryState(prompts, encoded, embed_globally(coarse), reference)
+    return CategoryState(prompts, encoded, embed_globally(coarse), statistics)
 
 
 def draw_maps(
     network: Network,
     features: Features,
     restored: Tensor,
-    reference: Reference,
+    statistics: CategoryStatistics,
     *,
     excluded: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -59,18 +59,18 @@ def draw_maps(
         network: in eval mode.
         features: of the queries.
         restored: their reconstruction, [B, C, h, w].
-        reference: the category's.
+        statistics: the category's.
         excluded: [B, M] bool, memory tokens that an image may not match, being its own.
 
     Returns:
         `restoration`, `refined` (logits) and, with a memory, `distance`: [B, H, W] float each.
     """
-    fine = reference.standardize(features.fine)
+    fine = statistics.standardize(features.fine)
     maps = {"restoration": network.restoration_map(restored, features.coarse)}
     distance, matched = fine[:, :0].flatten(1), fine[:, :0]
     if network.uses_memory:
-        match = network.match(network.average_tokens(fine), reference.memory, excluded=excluded)
-        distance, matched = match.distance, reference.memory[match.index]
+        match = network.match(network.average_tokens(fine), statistics.memory, excluded=excluded)
+        distance, matched = match.distance, statistics.memory[match.index]
         maps["distance"] = network.distance_map(distance)
     logits = network.refine(
         coarse=features.coarse, restored=restored, fine=fine, distance=distance, matched=matched

@@ -29,7 +29,7 @@ from onenip.errors import CheckpointError, DataError
 from onenip.images import resize_image
 from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
 from onenip.model.folding import fold_network
-from onenip.model.network import Features, Network, Reference
+from onenip.model.network import CategoryStatistics, Features, Network
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Detector:
 
     Args:
         network: trained, on the device that it is to run on.
-        spec: description; its categories are those of `prompts` and `references`.
+        spec: description; its categories are those of `prompts` and `statistics`.
         prompts: [K, H, W, 3] uint8 at input size, by category.
-        references: usual features and memory, by category.
+        statistics: usual features and memory, by category.
 
     Example:
         >>> detector = Detector.load("artifacts/model")  # doctest: +SKIP
@@ -68,14 +68,14 @@ class Detector:
         *,
         spec: DetectorSpec,
         prompts: Mapping[str, Tensor],
-        references: Mapping[str, Reference],
+        statistics: Mapping[str, CategoryStatistics],
     ) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.folded = fold_network(self.network)  # what everything is scored with
         self.spec = spec
         self.digest = ""
         self._states = {
-            name: build_state(self.folded, prompts[name], references[name])
+            name: build_state(self.folded, prompts[name], statistics[name])
             for name in sorted(spec.categories)
         }
 
@@ -107,18 +107,18 @@ class Detector:
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }
         load_strictly(network, own, origin=str(folder))
-        prompts, references = {}, {}
+        prompts, statistics = {}, {}
         for name in spec.categories:
             try:
                 prompts[name] = tensors[f"category.{name}.prompts"]
-                references[name] = Reference(
+                statistics[name] = CategoryStatistics(
                     mean=tensors[f"category.{name}.mean"],
                     std=tensors[f"category.{name}.std"],
                     memory=tensors[f"category.{name}.memory"].float(),
                 ).to(chosen)
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-        detector = cls(network.to(chosen), spec=spec, prompts=prompts, references=references)
+        detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
         detector.digest = digest
         return detector
 
@@ -127,9 +127,9 @@ class Detector:
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, state in self._states.items():
             tensors[f"category.{name}.prompts"] = state.prompts
-            tensors[f"category.{name}.mean"] = state.reference.mean
-            tensors[f"category.{name}.std"] = state.reference.std
-            tensors[f"category.{name}.memory"] = state.reference.memory.half()
+            tensors[f"category.{name}.mean"] = state.statistics.mean
+            tensors[f"category.{name}.std"] = state.statistics.std
+            tensors[f"category.{name}.memory"] = state.statistics.memory.half()
         self.digest = write_model(Path(path), self.spec, tensors)
 
     # -- what it is -------------------------------------------------------------------------------
@@ -193,10 +193,10 @@ class Detector:
         batches = (self._predict(images[at : at + batch_size], category) for at in starts)
         return [prediction for batch in batches for prediction in batch]
 
-    def tell_category(self, image: NDArray[np.uint8]) -> str:
+    def infer_category(self, image: NDArray[np.uint8]) -> str:
         """Category whose prompt looks most like an image [H, W, 3] uint8."""
         with torch.inference_mode():
-            return self._tell_category(self._embed(image))
+            return self._infer_category(self._embed(image))
 
     def measure_distances(self, image: NDArray[np.uint8]) -> dict[str, float]:
         """How far an image [H, W, 3] uint8 looks from each category's nearest prompt."""
@@ -215,7 +215,7 @@ class Detector:
         encoded_query = self.folded.encode(features.coarse)  # [B, N, D]
         nearest = self._nearest_prompt(features, state)  # [B]
         restored = self.folded.decode(encoded_query, state.encoded[nearest])  # [B, C, h, w]
-        return draw_maps(self.folded, features, restored, state.reference)
+        return draw_maps(self.folded, features, restored, state.statistics)
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -232,7 +232,7 @@ class Detector:
         with torch.inference_mode():
             encoded = self.folded.encode(torch.cat([query, prompt])).chunk(2)
             restored = self.folded.decode(encoded[0], encoded[1])
-            empty = Reference.measure(query[:, :0])
+            empty = CategoryStatistics.measure(query[:, :0])
             maps = draw_maps(self.folded, Features(query, query[:, :0]), restored, empty)
         return ReconstructionResult(restored, maps["restoration"], maps["refined"].sigmoid())
 
@@ -263,7 +263,7 @@ class Detector:
             self.network,
             spec=self.spec.model_copy(update={"categories": {**self.spec.categories, name: known}}),
             prompts={other: one.prompts for other, one in states.items()},
-            references={other: one.reference for other, one in states.items()},
+            statistics={other: one.statistics for other, one in states.items()},
         )
 
     def _predict(self, images: Sequence[ImageLike], category: str | None) -> list[Prediction]:
@@ -276,7 +276,7 @@ class Detector:
                 Features(features.coarse[i : i + 1], features.fine[i : i + 1])
                 for i in range(len(pixels))
             ]
-            names = [self._tell_category(one) if category is None else category for one in singles]
+            names = [self._infer_category(one) if category is None else category for one in singles]
             fused: dict[int, Tensor] = {}  # [H, W], by position
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
@@ -285,14 +285,14 @@ class Detector:
                     own = Features(features.coarse[rows], features.fine[rows])
                 fused |= zip(rows, self._fuse(self.draw_maps(own, name), name), strict=True)
             predictions = [
-                self._describe(image, fused[i], names[i], was_told=category is None)
+                self._describe(image, fused[i], names[i], category_inferred=category is None)
                 for i, image in enumerate(pixels)
             ]
         seconds = (time.perf_counter() - started_at) / len(pixels)
         return [replace(prediction, seconds=seconds) for prediction in predictions]
 
     def _describe(
-        self, image: NDArray[np.uint8], fused: Tensor, category: str, *, was_told: bool
+        self, image: NDArray[np.uint8], fused: Tensor, category: str, *, category_inferred: bool
     ) -> Prediction:
         """What a fused map [H, W] says of an image [h, w, 3]."""
         known = self.spec.categories[category]
@@ -301,7 +301,7 @@ class Detector:
         native = resize_map(input_map, (image.shape[0], image.shape[1]))
         return Prediction(
             category=category,
-            category_was_told=was_told,
+            category_inferred=category_inferred,
             score=score,
             threshold=known.image_threshold,
             is_anomalous=score > known.image_threshold,
@@ -323,7 +323,7 @@ class Detector:
     def _nearest_prompt(self, features: Features, state: CategoryState) -> Tensor:
         return torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
 
-    def _tell_category(self, features: Features) -> str:
+    def _infer_category(self, features: Features) -> str:
         distances = self._measure_distances(features)
         return min(distances, key=lambda name: distances[name])
 

@@ -16,7 +16,7 @@ class Prediction:
 
     Attributes:
         category: the product category that it was judged as.
-        category_was_told: whether the category was told from the prompts, not given.
+        category_inferred: whether the category was told from the prompts, not given.
         score: image score; higher is more anomalous.
         threshold: an image scoring above it is anomalous.
         is_anomalous: the verdict.
@@ -29,7 +29,7 @@ class Prediction:
     """
 
     category: str
-    category_was_told: bool
+    category_inferred: bool
     score: float
     threshold: float
     is_anomalous: bool

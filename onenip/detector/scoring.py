@@ -39,7 +39,7 @@ def fuse_maps(
         [B, H, W] float; higher is more anomalous.
 
     Source: OneNIP section 3.6; spec section 7.
-    Differs: the constant is fixed at training time, where the reference takes it from the test set.
+    Differs: the constant is fixed at training time, where the authors' code takes it from the test set.
     """
     if params.fusion == "paper":
         return 0.5 * maps["restoration"] + 0.5 * fusion_constant * maps["refined"].sigmoid()

@@ -49,14 +49,14 @@ class ServedDetectors:
             ImageError: if an image cannot be read, or looks like a category that nothing serves.
         """
         if category is None:
-            return [self._predict_told(image) for image in images]
+            return [self._predict_inferred(image) for image in images]
         if category not in self._detectors:
             known = ", ".join(self.categories)
             raise DataError(f"unknown category {category!r}; there serve {known}")
         detector = self._detectors[category]
         return detector.predict(images, category=category, batch_size=batch_size)
 
-    def _predict_told(self, image: ImageLike) -> Prediction:
+    def _predict_inferred(self, image: ImageLike) -> Prediction:
         """Prediction by what serves the category that an image looks like."""
         pixels = to_array(image)
         distances: dict[str, float] = {}
@@ -69,4 +69,4 @@ class ServedDetectors:
             named = image if isinstance(image, (str, Path)) else "the image"
             raise ImageError(named, f"looks like {told}, which has no approved model")
         prediction = self._detectors[told].predict([pixels], category=told)[0]
-        return replace(prediction, category_was_told=True)
+        return replace(prediction, category_inferred=True)

@@ -104,7 +104,7 @@ class EdgeDetector:
     ) -> Prediction:
         started_at = time.perf_counter()
         pixels = _to_array(image)
-        name = category or self._tell_category(pixels)
+        name = category or self._infer_category(pixels)
         known = self._known[name]
         if self._tiles:
             score, native = self._look_at_tiles(pixels, name)
@@ -114,7 +114,7 @@ class EdgeDetector:
             native = resize_bilinear(drawn, (pixels.shape[0], pixels.shape[1]))
         return Prediction(
             category=name,
-            category_was_told=category is None,
+            category_inferred=category is None,
             score=score,
             threshold=known["image_threshold"],
             is_anomalous=score > known["image_threshold"],
@@ -147,7 +147,7 @@ class EdgeDetector:
             score = max(score, own)
         return score, total / weights
 
-    def _tell_category(self, pixels: NDArray[np.uint8]) -> str:
+    def _infer_category(self, pixels: NDArray[np.uint8]) -> str:
         if len(self._known) == 1:
             return self.categories[0]
         resized = resize_image(pixels, self.input_size)[None]

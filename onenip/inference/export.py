@@ -1,6 +1,6 @@
 """A detector as one file for other runtimes: ONNX, OpenVINO or TorchScript, and a description beside it.
 
-The graph holds the backbone and, for each category, its prompts' encoded tokens, references, memory and
+The graph holds the backbone and, for each category, its prompts' encoded tokens, statistics, memory and
 scales. It takes an image at input size and the category's number, and gives the map, the image score and
 the distances from each category's prompts. The description beside it is what `onenip.inference.edge` needs.
 """
@@ -25,7 +25,7 @@ from onenip.detector.scoring import score_maps
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.inference.tiling import TiledDetector
-from onenip.model.network import Reference
+from onenip.model.network import CategoryStatistics
 
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
@@ -62,9 +62,9 @@ class ExportedNetwork(nn.Module):
         self.pooling_px = detector.spec.calibrate.pooling_px
         self.register_buffer("encoded", _stack([s.encoded for s in states]))  # [S, K, N, D]
         self.register_buffer("embeddings", _stack([s.embeddings for s in states]))  # [S, K, C]
-        self.register_buffer("mean", torch.stack([s.reference.mean for s in states]))  # [S, C]
-        self.register_buffer("std", torch.stack([s.reference.std for s in states]))  # [S, C]
-        self.register_buffer("memory", _stack([s.reference.memory for s in states]))  # [S, M, C]
+        self.register_buffer("mean", torch.stack([s.statistics.mean for s in states]))  # [S, C]
+        self.register_buffer("std", torch.stack([s.statistics.std for s in states]))  # [S, C]
+        self.register_buffer("memory", _stack([s.statistics.memory for s in states]))  # [S, M, C]
         self.kinds = _list_kinds(states[0], detector)
         self.is_paper = detector.spec.calibrate.fusion == "paper"
         scales = [_plan_fusion(detector, name, self.kinds) for name in categories]
@@ -86,12 +86,12 @@ class ExportedNetwork(nn.Module):
         restored = self.network.decode(
             self.network.encode(features.coarse), encoded.index_select(0, nearest)
         )
-        reference = Reference(
+        statistics = CategoryStatistics(
             self.mean.index_select(0, category)[0],
             self.std.index_select(0, category)[0],
             self.memory.index_select(0, category)[0],
         )
-        maps = draw_maps(self.network, features, restored, reference)
+        maps = draw_maps(self.network, features, restored, statistics)
         fused = self._fuse(maps, category)  # [1, H, W]
         return fused, score_maps(fused, pooling_px=self.pooling_px), distances.amin(1)
 
@@ -262,7 +262,7 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
 
 def _list_kinds(state: CategoryState, detector: Detector) -> list[str]:
     """Kinds of map that this detector draws and weighs."""
-    drawn = {"restoration", "refined"} | ({"distance"} if len(state.reference.memory) else set())
+    drawn = {"restoration", "refined"} | ({"distance"} if len(state.statistics.memory) else set())
     weights = detector.spec.calibrate.fusion_weights
     return [kind for kind, weight in weights.items() if kind in drawn and weight > 0]
 

@@ -156,7 +156,7 @@ class TiledDetector:
         name = category
         if name is None:
             several = len(self._names) > 1
-            name = self.detector.tell_category(image) if several else self.categories[0]
+            name = self.detector.infer_category(image) if several else self.categories[0]
         known = self.detector.spec.categories[self._names[name]]
         size = (image.shape[0], image.shape[1])
         boxes = list_tiles(size, self.tile_px, self.overlap)
@@ -172,7 +172,7 @@ class TiledDetector:
         threshold = self._thresholds.get(name, known.image_threshold)
         return Prediction(
             category=name,
-            category_was_told=category is None,
+            category_inferred=category is None,
             score=score,
             threshold=threshold,
             is_anomalous=score > threshold,

@@ -30,13 +30,13 @@ class Backbone(nn.Module):
             of stride 16 or finer.
         input_size: (H, W) in px.
         padding_size: input side in px for which "same" padding is computed once and kept for every
-            input size; None for dynamic padding. The reference's EfficientNet-B4 keeps 380's.
+            input size; None for dynamic padding. The authors' EfficientNet-B4 keeps 380's.
 
     Raises:
         ParamsError: if timm has no such model, it gives no such levels, or it does not take the input
             size.
 
-    Source: OneNIP section 3.1; spec of the reference, "Backbone and neck".
+    Source: OneNIP section 3.1; the authors' code, "Backbone and neck".
     """
 
     mean: Tensor

@@ -39,7 +39,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Reference:
+class CategoryStatistics:
     """What the network knows of a category beside the prompt: its usual features and its memory.
 
     Attributes:
@@ -66,13 +66,13 @@ class Reference:
         memory = fine.new_zeros(0, fine.shape[1], dtype=torch.float32)
         return cls(mean.float(), std + 1e-4 * std.mean() + 1e-6, memory)
 
-    def with_memory(self, memory: Tensor) -> Reference:
+    def with_memory(self, memory: Tensor) -> CategoryStatistics:
         """The same statistics with memory tokens [M, C]."""
         return replace(self, memory=memory)
 
-    def to(self, device: torch.device) -> Reference:
+    def to(self, device: torch.device) -> CategoryStatistics:
         """The same on a device."""
-        return Reference(self.mean.to(device), self.std.to(device), self.memory.to(device))
+        return CategoryStatistics(self.mean.to(device), self.std.to(device), self.memory.to(device))
 
     def standardize(self, fine: Tensor) -> Tensor:
         """Fine features [B, C, h, w] with the category's own zero mean and unit variance."""

@@ -104,7 +104,7 @@ class Reconstruction(nn.Module):
         return self.decode(self.encode(query), self.encode(prompt))
 
     def _initialise(self) -> None:
-        """Xavier-uniform weights and zero biases, as the paper's reference does."""
+        """Xavier-uniform weights and zero biases, as the authors' code does."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

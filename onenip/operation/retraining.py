@@ -30,7 +30,7 @@ from onenip.operation.provisional import choose_unified, list_champions
 from onenip.params import Params
 from onenip.registry import approval, audit, versions
 from onenip.registry.loading import load_version
-from onenip.registry.lock import take_turn
+from onenip.registry.lock import hold_lock
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
 
@@ -167,7 +167,7 @@ def record_gate(version: Version, result: GateResult) -> bool:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
-    with take_turn(version.category):
+    with hold_lock(version.category):
         current = versions.find_version(version.category, version.number)
         if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
             return False

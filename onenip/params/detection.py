@@ -114,7 +114,10 @@ class TrainParams(Section):
     feature_weight: float = Field(1.0, ge=0, description="weight of the feature loss")
     dice_weight: float = Field(0.5, ge=0, description="weight of the Dice loss of the refined map")
     dice_overlap: float = Field(
-        2.0, ge=1, le=2, description="weight of the overlap in Dice: 2, or the reference's 1"
+        2.0,
+        ge=1,
+        le=2,
+        description="weight of the overlap in Dice: 2, or 1 as in the authors' code",
     )
     cross_entropy_weight: float = Field(1.0, ge=0, description="weight of the map's cross entropy")
     prompt_choice: Literal["random", "nearest"] = Field(

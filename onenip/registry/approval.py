@@ -10,7 +10,7 @@ from __future__ import annotations
 from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
-from onenip.registry.lock import take_turn
+from onenip.registry.lock import hold_lock
 from onenip.registry.publishing import hash_stored
 from onenip.registry.versions import (
     CHALLENGER,
@@ -53,7 +53,7 @@ def approve(
     """
     _require(by=by, reason=reason)
     _require_category(category)
-    with take_turn(category):
+    with hold_lock(category):
         target = _choose(category, version)
         _check_gate(target, override=override)
         digest = hash_stored(target.weights_uri)
@@ -80,7 +80,7 @@ def reject(category: str, *, by: str, reason: str, version: int | None = None) -
     """
     _require(by=by, reason=reason)
     _require_category(category)
-    with take_turn(category):
+    with hold_lock(category):
         target = _choose(category, version)
         _decide(target, approval="rejected", by=by, reason=reason)
         if CHALLENGER in target.aliases:
@@ -105,7 +105,7 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
     """
     _require(by=by, reason=reason)
     _require_category(category)
-    with take_turn(category):
+    with hold_lock(category):
         aliases = read_aliases(category)
         if CHAMPION not in aliases:
             raise RegistryError(f"{category}: nothing to roll back, there is no champion")
@@ -138,7 +138,7 @@ def reconcile(category: str) -> list[Entry]:
     _require_category(category)
     if _recorded_champion(category) == read_aliases(category).get(CHAMPION, 0):
         return []  # the common case needs no turn
-    with take_turn(category):
+    with hold_lock(category):
         before = _recorded_champion(category)
         serving = champion(category)
         if before == (serving.number if serving else 0):

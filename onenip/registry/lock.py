@@ -35,7 +35,7 @@ _held: set[str] = set()  # tokens of this process
 
 
 @contextmanager
-def take_turn(category: str, *, timeout_seconds: float = 90.0) -> Iterator[None]:
+def hold_lock(category: str, *, timeout_seconds: float = 90.0) -> Iterator[None]:
     """Hold the only right to decide about a category.
 
     Args:

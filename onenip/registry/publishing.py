@@ -20,7 +20,7 @@ from PIL import Image
 from onenip.errors import RegistryError
 from onenip.registry import audit, runs, store, tracking
 from onenip.registry.environment import flatten
-from onenip.registry.lock import take_turn
+from onenip.registry.lock import hold_lock
 from onenip.registry.metrics import Metrics, load_metrics
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
@@ -140,7 +140,7 @@ def publish_provisional(
     found = []
     for category, count in sorted(images.items()):
         _ensure_registered(client, registered_name(category), category)
-        with take_turn(category):
+        with hold_lock(category):
             aliases = read_aliases(category)
             if CHAMPION in aliases:
                 continue
@@ -270,7 +270,7 @@ def _ensure_version(
     by: str,
 ) -> Version:
     _ensure_registered(client, registered_name(category), category)
-    with take_turn(category):
+    with hold_lock(category):
         version = _find_or_create(
             client, detector, category, weights_uri, run_id, metrics, facts, "pending"
         )

@@ -65,7 +65,7 @@ def describe_prediction(found: Prediction) -> dict[str, Any]:
     """A prediction as plain values, without its maps."""
     return {
         "category": found.category,
-        "category_was_told": found.category_was_told,
+        "category_inferred": found.category_inferred,
         "score": found.score,
         "threshold": found.threshold,
         "verdict": "anomalous" if found.is_anomalous else "normal",

@@ -29,7 +29,7 @@ class ImageAnswer(BaseModel):
     """What is said of an image."""
 
     category: str = Field(description="that the image was judged as")
-    category_was_told: bool = Field(description="told from the prompts, because none was given")
+    category_inferred: bool = Field(description="told from the prompts, because none was given")
     score: float = Field(description="of the image; higher is more anomalous")
     threshold: float = Field(description="an image scoring above it is anomalous")
     verdict: Literal["anomalous", "normal"] = Field(description="what the score means")

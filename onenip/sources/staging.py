@@ -166,7 +166,7 @@ class Staging:
 
 @contextmanager
 def explain_disk_errors() -> Iterator[None]:
-    """Turn an error of the file system that the user can mend into one line.
+    """Holder an error of the file system that the user can mend into one line.
 
     Raises:
         SourceError: naming the file and what is wrong.

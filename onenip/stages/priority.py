@@ -7,7 +7,7 @@ import os
 NICENESS = 10  # of work that can wait; what answers keeps 0
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Lower the priority of this process and of all that it starts from now on; call it before threads start.
 
     Matrix products on all cores spin while they wait for each other: beside a training of equal priority a

@@ -296,7 +296,7 @@ def _paste(
 def _jitter_colour(patch: Pixels, rng: np.random.Generator, strength: float, hue: float) -> Pixels:
     """Random brightness, contrast, saturation (each by up to `strength`) and hue (share of a turn).
 
-    Differs: hue is turned in YIQ, one matrix product, where the reference goes through HSV.
+    Differs: hue is turned in YIQ, one matrix product, where the authors' code goes through HSV.
     """
     x = patch.astype(np.float32)
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)

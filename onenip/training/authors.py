@@ -32,7 +32,7 @@ BACKBONE = "tf_efficientnet_b4"
 
 _BACKBONE_PREFIX, _TRAINED_PREFIX = "backbone.", "reconstruction."
 _STRIDE = 16
-# our modules by the reference's names; layers are numbered alike
+# our modules by the authors' names; layers are numbered alike
 _OUTER = {
     "input_projection": "input_proj",
     "output_projection": "output_proj",
@@ -78,17 +78,19 @@ _POSITION = {
 log = logging.getLogger(__name__)
 
 
-def import_reference(path: Path, *, data_dir: Path | None = None, seed: int = 0) -> Detector:
+def import_authors_checkpoint(
+    path: Path, *, data_dir: Path | None = None, seed: int = 0
+) -> Detector:
     """Detector of an authors' checkpoint.
 
     Args:
-        path: a torch file, or safetensors, whose keys are the reference's, behind `module.` or not.
+        path: a torch file, or safetensors, whose keys are the authors', behind `module.` or not.
         data_dir: folder in MVTec layout; from its normal training images, prompts, thresholds and the
             fusion constant of each category are calibrated. None: a detector without categories.
         seed: root of the synthetic anomalies that calibration uses.
 
     Returns:
-        A detector with the reference's network at the input size that its token grid tells.
+        A detector with the authors' network at the input size that its token grid tells.
 
     Raises:
         CheckpointError: if the file is damaged or unsafe, or a key is missing, extra or misshapen.
@@ -101,12 +103,12 @@ def import_reference(path: Path, *, data_dir: Path | None = None, seed: int = 0)
     params = _build_params(trained, origin=str(path))
     network = Network(params.model)
     load_trained(network, trained, origin=str(path))
-    load_reference_backbone(network, backbone, origin=str(path))
+    load_authors_backbone(network, backbone, origin=str(path))
     if data_dir is None:
         spec = DetectorSpec(
             model=params.model, calibrate=params.calibrate, categories={}, provenance={}
         )
-        return Detector(network, spec=spec, prompts={}, references={})
+        return Detector(network, spec=spec, prompts={}, statistics={})
     samples = scan_layout(
         data_dir,
         calibration_fraction=params.data.calibration_fraction,
@@ -117,7 +119,7 @@ def import_reference(path: Path, *, data_dir: Path | None = None, seed: int = 0)
 
 
 def load_trained(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
-    """Load the trained part, keys as in the reference's `reconstruction.*`, without that prefix.
+    """Load the trained part, keys as in the authors' `reconstruction.*`, without that prefix.
 
     Raises:
         CheckpointError: naming the first key that is missing, extra or misshapen.
@@ -128,12 +130,12 @@ def load_trained(network: Network, state: dict[str, Tensor], *, origin: str) -> 
     network.load_state_dict({names[key]: tensor for key, tensor in state.items()}, strict=False)
 
 
-def load_reference_backbone(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
-    """Load the reference's EfficientNet-B4; blocks that are not used are checked and left out.
+def load_authors_backbone(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
+    """Load the authors' EfficientNet-B4; blocks that are not used are checked and left out.
 
     Args:
         network: of the paper.
-        state: keys as in the reference's `backbone.*`, without that prefix.
+        state: keys as in the authors' `backbone.*`, without that prefix.
         origin: of the tensors, for messages.
 
     Raises:
@@ -148,7 +150,7 @@ def load_reference_backbone(network: Network, state: dict[str, Tensor], *, origi
 
 
 def name_trained(network: Network) -> dict[str, str]:
-    """Our name of each trained tensor by the reference's, which is without `reconstruction.`."""
+    """Our name of each trained tensor by the authors', which is without `reconstruction.`."""
     modules = {f"reconstruction.{ours}": theirs for ours, theirs in _OUTER.items()}
     modules |= {f"refiner.{ours}": f"seghead.{theirs}" for ours, theirs in _REFINER.items()}
     counts = (network.params.encoder_layers, network.params.decoder_layers)

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from onenip.detector.calibration import build_reference
+from onenip.detector.calibration import measure_statistics
 from onenip.detector.category import embed_globally
 from onenip.errors import DataError, DivergedError
-from onenip.model.network import Features, Network, Reference
+from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.weights import hash_backbone
 from onenip.synthesis.anomalies import Synthesizer
 
@@ -46,7 +46,7 @@ class TrainingSet:
         features: coarse float32 [n, C, h, w] and fine float16 [n, C, h8, w8], both raw; on disk where they
             are cached.
         embeddings: [n, C] float, global.
-        references: by category.
+        statistics: by category.
         distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
         matches: [n, N8] int64, those tokens' indices; empty without memory.
         owners: by category, the index of the image that each memory token comes from.
@@ -57,7 +57,7 @@ class TrainingSet:
     categories: list[str]
     features: Features
     embeddings: Tensor
-    references: dict[str, Reference]
+    statistics: dict[str, CategoryStatistics]
     distances: Tensor
     matches: Tensor
     owners: dict[str, Tensor]
@@ -77,7 +77,7 @@ def build_training_set(
     cache_dir: Path | None,
     progress: bool,
 ) -> TrainingSet:
-    """Features, references and matches of normal images; sets the network's standardisation.
+    """Features, statistics and matches of normal images; sets the network's standardisation.
 
     Args:
         network: with its backbone's weights; its `coarse_mean` and `coarse_std` are set.
@@ -96,10 +96,10 @@ def build_training_set(
     raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
     _check_finite(raw, names)
     if network.params.standardize:
-        statistics = Reference.measure(raw.coarse)
+        statistics = CategoryStatistics.measure(raw.coarse)
         network.coarse_mean.copy_(statistics.mean)
         network.coarse_std.copy_(statistics.std)
-    references, owners = {}, {}
+    statistics, owners = {}, {}
     size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
     distances = torch.zeros(len(images), size)
     matches = torch.zeros(len(images), size, dtype=torch.int64)
@@ -107,17 +107,17 @@ def build_training_set(
         for number, category in enumerate(sorted(set(categories))):
             indices = np.flatnonzero(np.array(categories) == category)
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            reference, owner = build_reference(
+            statistics, owner = measure_statistics(
                 network, _take(raw.fine, indices), generator=generator
             )
-            references[category], owners[category] = reference, torch.tensor(indices)[owner]
+            statistics[category], owners[category] = statistics, torch.tensor(indices)[owner]
             if not network.uses_memory:
                 continue
             for index in indices:
-                fine = reference.standardize(raw.fine[index][None])
+                fine = statistics.standardize(raw.fine[index][None])
                 excluded = (owners[category] == int(index))[None]
                 match = network.match(
-                    network.average_tokens(fine), reference.memory, excluded=excluded
+                    network.average_tokens(fine), statistics.memory, excluded=excluded
                 )
                 distances[index], matches[index] = match.distance[0], match.index[0]
     return TrainingSet(
@@ -128,7 +128,7 @@ def build_training_set(
         embeddings=torch.cat(
             [embed_globally(network.standardize(part)) for part in raw.coarse.split(_EMBED_BATCH)]
         ),
-        references=references,
+        statistics=statistics,
         distances=distances.clone(),
         matches=matches.clone(),
         owners=owners,

@@ -44,7 +44,7 @@ def choose_state(
         prompts=torch.tensor(data.images[chosen]),
         encoded=torch.cat([network.encode(one[None]) for one in coarse]),
         embeddings=embed_globally(coarse),
-        reference=data.references[category].to(device),
+        statistics=data.statistics[category].to(device),
     )
     return state, [data.names[i] for i in chosen]
 

@@ -183,7 +183,7 @@ def calibrate_detector(
         network,
         spec=spec,
         prompts={name: state.prompts for name, state in states.items()},
-        references={name: state.reference for name, state in states.items()},
+        statistics={name: state.statistics for name, state in states.items()},
     )
 
 

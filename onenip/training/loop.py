@@ -253,14 +253,14 @@ class _Pace:
 
     def __init__(self, first: int, total: int) -> None:
         self._first, self._total = first, total
-        self._started_at = self._told_at = time.monotonic()
+        self._started_at = self._notified_at = time.monotonic()
 
     def tell(self, step: int, loss: float) -> None:
         """Say it, unless it was said just now."""
         now = time.monotonic()
-        if now - self._told_at < _TELL_SECONDS:
+        if now - self._notified_at < _TELL_SECONDS:
             return
-        self._told_at = now
+        self._notified_at = now
         seconds = (now - self._started_at) / (step - self._first)
         left = seconds * (self._total - step) / 60
         text = "step %d of %d, loss %.4f, %.2f s a step, about %.0f min left"

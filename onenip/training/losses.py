@@ -13,7 +13,7 @@ def dice_loss(probability: Tensor, target: Tensor, *, overlap_weight: float) -> 
     Args:
         probability: [B, ...] float, 0..1.
         target: [B, ...] float, 0..1, the same shape.
-        overlap_weight: 2 for Dice proper, 0 at a perfect match; 1 for the reference's, about 0.5
+        overlap_weight: 2 for Dice proper, 0 at a perfect match; 1 for the authors', about 0.5
             there.
 
     Returns:

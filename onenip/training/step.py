@@ -94,21 +94,21 @@ class Trainee(nn.Module):
         # distances are differences of large numbers: never in half precision
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             for index in batch.indices.tolist():
-                reference = data.references[data.categories[index]]
-                fine.append(reference.standardize(data.features.fine[index][None]))
+                statistics = data.statistics[data.categories[index]]
+                fine.append(statistics.standardize(data.features.fine[index][None]))
                 distances.append(data.distances[index])
-                matched.append(reference.memory[data.matches[index]])
+                matched.append(statistics.memory[data.matches[index]])
             for row, index in enumerate(batch.indices.tolist()):
                 category = data.categories[index]
-                reference = data.references[category]
-                fine.append(reference.standardize(anomalous_fine[row][None].cpu()))
+                statistics = data.statistics[category]
+                fine.append(statistics.standardize(anomalous_fine[row][None].cpu()))
                 if not network.uses_memory:
                     continue
                 excluded = (data.owners[category] == index)[None]
                 tokens = network.average_tokens(fine[-1])
-                match = network.match(tokens, reference.memory, excluded=excluded)
+                match = network.match(tokens, statistics.memory, excluded=excluded)
                 distances.append(match.distance[0])
-                matched.append(reference.memory[match.index[0]])
+                matched.append(statistics.memory[match.index[0]])
         device = query.device
         logits = network.refine(
             coarse=query,

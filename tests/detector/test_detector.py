@@ -99,8 +99,8 @@ def test_predict_tells_the_category(tiny_detector, tiny_data):
         told = tiny_detector.predict([path])[0]
         given = tiny_detector.predict([path], category=category)[0]
 
-        assert (told.category, told.category_was_told) == (category, True)
-        assert not given.category_was_told
+        assert (told.category, told.category_inferred) == (category, True)
+        assert not given.category_inferred
         assert told.score == given.score
 
 

@@ -113,7 +113,7 @@ def test_every_region_counts_the_same_whatever_its_size():
 @pytest.mark.parity
 @pytest.mark.skipif(not PARITY.is_file(), reason="no parity data beside this checkout")
 def test_figures_agree_with_the_reference():
-    """The reference's own numbers on the same maps come out, AUROC and AP to 1e-4."""
+    """The authors' own numbers on the same maps come out, AUROC and AP to 1e-4."""
     stated = json.loads(PARITY.read_text())
     rng = np.random.default_rng(23)
     rec = rng.random((12, 64, 64), np.float32) * 3 + 1

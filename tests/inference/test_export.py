@@ -52,7 +52,7 @@ def assert_same_answers(detector, other, paths):
     for path in paths:
         wanted, found = (one.predict([path])[0] for one in (detector, other))
         assert found.category == wanted.category
-        assert found.category_was_told
+        assert found.category_inferred
         assert found.is_anomalous == wanted.is_anomalous
         assert found.score == pytest.approx(wanted.score, abs=1e-3)
         assert np.abs(found.map - wanted.map).max() < 1e-3

@@ -74,7 +74,7 @@ def test_normal_images_stay_normal(tiled):
     found = tiled.predict([draw_big(seed) for seed in range(20, 26)])
 
     assert sum(one.is_anomalous for one in found) <= 1
-    assert all(one.category == "stripes" and one.category_was_told for one in found)
+    assert all(one.category == "stripes" and one.category_inferred for one in found)
 
 
 def test_a_tile_of_the_whole_image_is_the_image(tiny_detector):

@@ -83,7 +83,7 @@ def test_a_detectors_maps_are_those_of_its_network(tiny_detector, tiny_data):
         nearest = torch.cdist(features.coarse.mean((2, 3)), state.embeddings).argmin(1)
         prompt = network.embed(state.prompts[nearest]).coarse
         restored = network.decode(network.encode(features.coarse), network.encode(prompt))
-        expected = draw_maps(network, features, restored, state.reference)
+        expected = draw_maps(network, features, restored, state.statistics)
 
     for kind, theirs in expected.items():
         assert float((maps[kind] - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())

@@ -57,7 +57,7 @@ def publish_model(store, tiny_detector, evaluation):
             tiny_detector.network,
             spec=spec,
             prompts={c: s.prompts for c, s in states.items()},
-            references={c: s.reference for c, s in states.items()},
+            statistics={c: s.statistics for c, s in states.items()},
         ).save(folder)
         return publish(folder, evaluation_dir=evaluation, params={"seed": number}, facts=FACTS)
 
@@ -130,7 +130,7 @@ def test_a_category_may_have_any_name_that_a_folder_may(store, tiny_detector):
             update={"categories": dict(zip(names, known, strict=True))}
         ),
         prompts={name: state.prompts for name, state in zip(names, kept, strict=True)},
-        references={name: state.reference for name, state in zip(names, kept, strict=True)},
+        statistics={name: state.statistics for name, state in zip(names, kept, strict=True)},
     ).save(store / "model")
     row = {"image_auroc": 0.9}
     content = {"mean": row, "categories": dict.fromkeys(names, row)}

@@ -38,7 +38,7 @@ def test_a_folder_is_answered_in_lines(tiny_model, tiny_detector, test_folder):
     known = tiny_detector.spec.categories["disc"]
     for line in lines:
         assert line["category"] == "disc"
-        assert not line["category_was_told"]
+        assert not line["category_inferred"]
         assert line["threshold"] == known.image_threshold
         assert (line["verdict"] == "anomalous") == (line["score"] > line["threshold"])
         assert line["seconds"] > 0

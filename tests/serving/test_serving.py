@@ -57,7 +57,7 @@ def test_the_category_can_be_told(client, image_file):
     """Without a category the answer says which it looks like."""
     answer = client.post("/predict", json={"image": encode(image_file.read_bytes())}).json()
 
-    assert (answer["category"], answer["category_was_told"]) == ("disc", True)
+    assert (answer["category"], answer["category_inferred"]) == ("disc", True)
 
 
 def make_large():

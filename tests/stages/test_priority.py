@@ -13,9 +13,9 @@ def test_what_gives_way_lowers_itself_and_its_children(before, after):
     """Down to its level, and never up."""
     code = (
         "import os, subprocess, sys\n"
-        "from onenip.priority import give_way\n"
+        "from onenip.priority import lower_priority\n"
         f"os.setpriority(os.PRIO_PROCESS, 0, {before})\n"
-        "give_way()\n"
+        "lower_priority()\n"
         f"subprocess.run([sys.executable, '-c', {CHILD!r}], check=True)\n"
     )
 

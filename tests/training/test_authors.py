@@ -11,13 +11,13 @@ from onenip import Detector
 from onenip.errors import CheckpointError
 from onenip.model.network import Network
 from onenip.params.presets import load_preset
-from onenip.training.authors import import_reference
+from onenip.training.authors import import_authors_checkpoint
 from tests.recipe import spell_backbone, spell_trained
 
 
 @pytest.fixture(scope="module")
 def checkpoint():
-    """A whole checkpoint in the reference's form, random weights, 224-pixel grid."""
+    """A whole checkpoint in the authors' form, random weights, 224-pixel grid."""
     torch.manual_seed(0)
     trained = spell_trained(Network(load_preset("paper").model))
     parts = {"reconstruction": trained, "backbone": spell_backbone()}
@@ -34,7 +34,7 @@ def test_an_imported_model_is_calibrated_and_predicts(checkpoint, tiny_data, tmp
     """With normal images it gets prompts and thresholds, saves, loads and judges."""
     path = write({f"module.{k}": v for k, v in checkpoint.items()}, tmp_path)
 
-    import_reference(path, data_dir=tiny_data).save(tmp_path / "model")
+    import_authors_checkpoint(path, data_dir=tiny_data).save(tmp_path / "model")
     detector = Detector.load(tmp_path / "model")
     prediction = detector.predict([next((tiny_data / "disc/test/spot").iterdir())])[0]
 
@@ -91,7 +91,7 @@ def test_every_key_is_accounted_for(checkpoint, tmp_path, change, message):
     change(state)
 
     with pytest.raises(CheckpointError, match=message):
-        import_reference(write(state, tmp_path))
+        import_authors_checkpoint(write(state, tmp_path))
 
 
 class Bomb:
@@ -112,7 +112,7 @@ def test_a_pickle_with_code_runs_nothing(tmp_path):
 
     for name in ("evil.pth", "plain.pth"):
         with pytest.raises(CheckpointError, match=name):
-            import_reference(tmp_path / name)
+            import_authors_checkpoint(tmp_path / name)
     assert not mark.exists()
 
 
@@ -127,7 +127,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size_is_refused(tmp_path):
             archive.writestr(entry.filename, content, compress_type=zipfile.ZIP_DEFLATED)
 
     with pytest.raises(CheckpointError, match=r"bomb\.pth: 0\.0 MB would unpack to 50 MB"):
-        import_reference(bomb)
+        import_authors_checkpoint(bomb)
 
 
 def test_another_architecture_is_told_by_its_first_key(tmp_path):
@@ -135,7 +135,7 @@ def test_another_architecture_is_told_by_its_first_key(tmp_path):
     torch.save({"state_dict": {"layer1.0.conv1.weight": torch.zeros(1)}}, tmp_path / "other.pth")
 
     with pytest.raises(CheckpointError, match=r"unexpected key layer1\.0\.conv1\.weight|missing"):
-        import_reference(tmp_path / "other.pth")
+        import_authors_checkpoint(tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"text"])
@@ -144,4 +144,4 @@ def test_a_damaged_file_is_one_line(tmp_path, content):
     (tmp_path / "bad.pth").write_bytes(content)
 
     with pytest.raises(CheckpointError, match=r"bad\.pth"):
-        import_reference(tmp_path / "bad.pth")
+        import_authors_checkpoint(tmp_path / "bad.pth")

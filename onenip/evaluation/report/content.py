@@ -115,7 +115,7 @@ def write_report(
         version=__version__,
         metrics=metrics,
         columns=COLUMNS,
-        tell_verdict=tell_verdict,
+        describe_verdict=describe_verdict,
         table=_table(metrics, beside, categories),
         beside=beside,
         tests=len(results),
@@ -224,12 +224,12 @@ def _show(picture: Picture, folder: Path) -> Shown:
         source=_embed(folder / picture.file),
         title=of.name,
         note=f"{of.label}, score {of.score:.3g}, threshold {of.threshold:.3g}",
-        verdict=tell_verdict(of),
+        verdict=describe_verdict(of),
         is_wrong=of.is_defective != of.is_anomalous,
     )
 
 
-def tell_verdict(result: ImageResult) -> str:
+def describe_verdict(result: ImageResult) -> str:
     """What a verdict means, beside the truth: found, missed, false alarm or passed."""
     if result.is_defective:
         return "found" if result.is_anomalous else "missed"

@@ -108,6 +108,6 @@ def judge_upload(content: bytes, category: str, candidates: Sequence[Candidate])
     image = load_image(content)
     return JudgedUpload(
         image,
-        candidates[0].detector.tell_category(image),
+        candidates[0].detector.infer_category(image),
         [one.detector.predict([image], category=category)[0] for one in candidates],
     )
