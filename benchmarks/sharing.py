@@ -4,7 +4,7 @@
 
 Images of the demo set are judged one at a time, on all cores, by a detector of the preset `cpu` (with random
 weights, which changes no time): alone, beside training steps of the same preset in another process of equal
-priority, and beside the same after `lower_priority`, as `onenip train` and the training worker of `make up` run.
+priority, and beside the same after `lower_priority`, as `onenip train` and the worker of `make up` run.
 """
 
 from __future__ import annotations
