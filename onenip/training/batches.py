@@ -96,10 +96,11 @@ def build_training_set(
     raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
     _check_finite(raw, names)
     if network.params.standardize:
-        statistics = CategoryStatistics.measure(raw.coarse)
-        network.coarse_mean.copy_(statistics.mean)
-        network.coarse_std.copy_(statistics.std)
-    statistics, owners = {}, {}
+        overall = CategoryStatistics.measure(raw.coarse)
+        network.coarse_mean.copy_(overall.mean)
+        network.coarse_std.copy_(overall.std)
+    statistics: dict[str, CategoryStatistics] = {}
+    owners = {}
     size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
     distances = torch.zeros(len(images), size)
     matches = torch.zeros(len(images), size, dtype=torch.int64)
@@ -107,18 +108,14 @@ def build_training_set(
         for number, category in enumerate(sorted(set(categories))):
             indices = np.flatnonzero(np.array(categories) == category)
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            statistics, owner = measure_statistics(
-                network, _take(raw.fine, indices), generator=generator
-            )
-            statistics[category], owners[category] = statistics, torch.tensor(indices)[owner]
+            own, owner = measure_statistics(network, _take(raw.fine, indices), generator=generator)
+            statistics[category], owners[category] = own, torch.tensor(indices)[owner]
             if not network.uses_memory:
                 continue
             for index in indices:
-                fine = statistics.standardize(raw.fine[index][None])
+                fine = own.standardize(raw.fine[index][None])
                 excluded = (owners[category] == int(index))[None]
-                match = network.match(
-                    network.average_tokens(fine), statistics.memory, excluded=excluded
-                )
+                match = network.match(network.average_tokens(fine), own.memory, excluded=excluded)
                 distances[index], matches[index] = match.distance[0], match.index[0]
     return TrainingSet(
         images=images,
