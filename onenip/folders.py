@@ -1,4 +1,4 @@
-"""Output folders that change whole or not at all, wherever a kill lands."""
+"""Files and folders that change whole or not at all, wherever a kill or a power cut lands."""
 
 from __future__ import annotations
 
@@ -6,12 +6,45 @@ import ctypes
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD = -100
 _EXCHANGE = 2  # Linux: both names change in one step
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """A draft beside a file, which takes its place when the block ends well.
+
+    The draft has a name of its own in each process and thread, and the suffix of the file. What was written
+    is on the disk before the names change. A block that fails leaves the file as it was, and no draft.
+
+    Args:
+        path: may not exist yet; its parents are made.
+
+    Yields:
+        The draft, to be written by the block.
+
+    Raises:
+        OSError: if the disk refuses.
+
+    Example:
+        >>> with write_whole(Path("figures.json")) as draft:
+        ...     draft.write_text("{}")
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    word = f"{os.getpid()}-{threading.get_ident()}.partial"
+    draft = path.with_name(f".{path.stem}.{word}{path.suffix}")
+    try:
+        yield draft
+        _flush(draft)
+        os.replace(draft, path)
+        _flush(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -39,13 +72,28 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
+        for parent, _, files in os.walk(draft):
+            for name in (*files, "."):
+                _flush(Path(parent, name))
         if folder.exists() and not _exchange(draft, folder):
             folder.rename(previous)
         if not folder.exists():
             draft.rename(folder)
+        _flush(folder.parent)
     finally:
         _recover(folder, previous)
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Have a file or folder written to the disk; links and systems that cannot are left out."""
+    if path.is_symlink() or (path.is_dir() and sys.platform == "win32"):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _recover(folder: Path, previous: Path) -> None:

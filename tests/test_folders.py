@@ -1,6 +1,7 @@
-"""Output folders that change whole or not at all."""
+"""Files and folders that change whole or not at all."""
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,3 +66,47 @@ def test_linux_swaps_in_one_step(tmp_path):
 
     assert folders._exchange(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b/new").exists()
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    """The draft lies beside the file under its suffix, takes its place, and is gone."""
+    path = tmp_path / "deep/figures.json"
+    for text in ("first", "second"):
+        with folders.write_whole(path) as draft:
+            draft.write_text(text)
+            assert draft.parent == path.parent
+            assert draft.suffix == ".json"
+            assert not path.exists() or path.read_text() == "first"
+
+        assert path.read_text() == text
+        assert names(path) == ["figures.json"]
+
+
+def test_a_file_that_cannot_be_written_stays(tmp_path):
+    """An error in the block, or a draft that was never written, leaves the old file and no draft."""
+    path = tmp_path / "figures.json"
+    path.write_text("first")
+
+    with pytest.raises(ZeroDivisionError), folders.write_whole(path) as draft:
+        draft.write_text("half")
+        1 / 0  # noqa: B018  # the failure
+    with pytest.raises(FileNotFoundError), folders.write_whole(path) as draft:
+        assert not draft.exists()
+
+    assert path.read_text() == "first"
+    assert names(path) == ["figures.json"]
+
+
+def test_threads_write_one_file_side_by_side(tmp_path):
+    """Each has its own draft: the file is what one of them wrote, never a mixture."""
+    path = tmp_path / "figures.json"
+
+    def write(letter):
+        with folders.write_whole(path) as draft:
+            draft.write_text(letter * 100_000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, "abcdefgh" * 4))
+
+    assert path.read_text() in {letter * 100_000 for letter in "abcdefgh"}
+    assert names(path) == ["figures.json"]

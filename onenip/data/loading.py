@@ -6,11 +6,9 @@ a changed image is another entry, and is never trusted when damaged.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import PIL
@@ -18,7 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from onenip.data.manifest import Sample
-from onenip.images import load_image, load_mask, resize_image
+from onenip.folders import write_whole
+from onenip.images import load_image, resize_image
 
 DECODER_VERSION = (
     f"1-pillow{PIL.__version__}"  # raise the number when `onenip.images` changes pixels
@@ -65,16 +64,6 @@ def load_resized(
     return images
 
 
-def load_masks(samples: Sequence[Sample]) -> Iterator[NDArray[np.bool_] | None]:
-    """Masks at their own size, one by one: [H, W] bool, or None for a sample without a mask file.
-
-    Raises:
-        ImageError: naming the mask that cannot be used.
-    """
-    for sample in samples:
-        yield None if sample.mask is None else load_mask(sample.mask)
-
-
 def _load_one(sample: Sample, size: tuple[int, int], folder: Path | None) -> NDArray[np.uint8]:
     if folder is None:
         return resize_image(load_image(sample.path), size)
@@ -82,9 +71,8 @@ def _load_one(sample: Sample, size: tuple[int, int], folder: Path | None) -> NDA
     image = _read(file, size)
     if image is None:
         image = resize_image(load_image(sample.path), size)
-        with NamedTemporaryFile(dir=folder, suffix=".partial", delete=False) as partial:
-            np.save(partial, image)
-        os.replace(partial.name, file)
+        with write_whole(file) as draft:
+            np.save(draft, image)
     return image
 
 

@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from onenip.errors import BusyError, ImageError, SourceError
+from onenip.folders import write_whole
 from onenip.images import hash_file, load_mask
 from onenip.sources.items import Item
 
@@ -137,7 +138,8 @@ class Staging:
             if state["pointer"] is None:
                 self._pointer.unlink(missing_ok=True)
             else:
-                self._pointer.write_text(state["pointer"], encoding="utf-8")
+                with write_whole(self._pointer) as draft:
+                    draft.write_text(state["pointer"], encoding="utf-8")
             self._journal.unlink()
         self._forget_previous()
 
@@ -145,9 +147,8 @@ class Staging:
         shutil.rmtree(self._previous, ignore_errors=True)
 
     def _write_journal(self, state: dict[str, str | bool | None]) -> None:
-        partial = self._journal.with_suffix(".partial")
-        partial.write_text(json.dumps(state), encoding="utf-8")
-        partial.replace(self._journal)
+        with write_whole(self._journal) as draft:
+            draft.write_text(json.dumps(state), encoding="utf-8")
 
     def _stage(self, item: Item) -> StagedFile:
         staged = self._tree / item.target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from onenip.data import versioning
 from onenip.errors import SourceError
+from onenip.folders import write_whole
 from onenip.params import Params
 from onenip.sources import resolve_source
 from onenip.sources.catalog import CATALOG
@@ -176,11 +176,9 @@ def _write_record(
         | {"files": {item.target: asdict(staged[item.target]) for item in one.items}}
         for one in fetched
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     text = json.dumps({"version": version, "sources": entries}, indent=1, sort_keys=True)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    with write_whole(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 def _report(result: DownloadResult, data_dir: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenip.errors import SourceError
+from onenip.folders import write_whole
 from onenip.sources.inbox.base import (
     NOTE_SUFFIX,
     RELEASED,
@@ -110,10 +111,8 @@ class FolderInbox(Inbox):
 
     def _write_note(self, shelf: str, name: str, note: Mapping[str, Any]) -> None:
         path = self._shelf(shelf) / f"{name}{NOTE_SUFFIX}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.part")
-        draft.write_text(render_note(note), encoding="utf-8")
-        os.replace(draft, path)
+        with write_whole(path) as draft:
+            draft.write_text(render_note(note), encoding="utf-8")
 
     def _is_same(self, arrival: Arrival) -> bool:
         found = _stat(self._folder / arrival.key)
