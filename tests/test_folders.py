@@ -87,9 +87,12 @@ def test_a_file_that_cannot_be_written_stays(tmp_path):
     path = tmp_path / "figures.json"
     path.write_text("first")
 
-    with pytest.raises(ZeroDivisionError), folders.write_whole(path) as draft:
+    def fail(draft):
         draft.write_text("half")
-        1 / 0  # noqa: B018  # the failure
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), folders.write_whole(path) as draft:
+        fail(draft)
     with pytest.raises(FileNotFoundError), folders.write_whole(path) as draft:
         assert not draft.exists()
 
