@@ -18,7 +18,7 @@ from flows.command import require_server, run_command
 from flows.failures import notify_failure
 from flows.retrain import retrain
 from flows.watch import is_deployed
-from onenip.cli.stages import MANIFEST
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
 from onenip.operation import retraining
@@ -37,7 +37,7 @@ def drift() -> State[Any]:
     try:
         with open_journal() as journal:
             found = retraining.look_for_drift(
-                params, journal=journal, champions=retraining.Champions(), manifest=MANIFEST
+                params, journal=journal, champions=retraining.Champions(), manifest=OUTPUTS.manifest
             )
     except OneNIPError as error:
         return Failed(message=str(error))

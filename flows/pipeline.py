@@ -37,10 +37,9 @@ from flows.command import require_server, run_command
 from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.pictures import to_data_uri
 from flows.settings import STATE_DIR
-from onenip.cli.stages import CURVES, EVALUATION, MANIFEST, MODEL, SYNTHESIS
 from onenip.data import versioning
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError, UnreachableError
-from onenip.evaluation.results import REPORT
 from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
@@ -95,7 +94,10 @@ def register() -> State[Any]:
     from onenip.stages import register as stage
 
     return _settle(
-        "register", lambda: stage.run(Params.load(), model_dir=MODEL, evaluation_dir=EVALUATION)
+        "register",
+        lambda: stage.run(
+            Params.load(), model_dir=OUTPUTS.model, evaluation_dir=OUTPUTS.evaluation
+        ),
     )
 
 
@@ -106,11 +108,11 @@ def compare_with_champions() -> State[Any]:
         "compare with champions",
         lambda: write_champion_report(
             Params.load(),
-            model_dir=MODEL,
-            evaluation_dir=EVALUATION,
-            manifest=MANIFEST,
-            synthesis_dir=SYNTHESIS,
-            training_dir=CURVES,
+            model_dir=OUTPUTS.model,
+            evaluation_dir=OUTPUTS.evaluation,
+            manifest=OUTPUTS.manifest,
+            synthesis_dir=OUTPUTS.synthesis,
+            training_dir=OUTPUTS.curves,
         ),
     )
 
@@ -120,9 +122,11 @@ def link_report() -> State[Any]:
     """Log the report with the model's run, and put a link to it beside this one."""
 
     def work() -> None:
-        compared = find_champion_report(MODEL)
-        address = publish_report(MODEL, compared, experiment=Params.load().register_.experiment)
-        path = (compared or EVALUATION / REPORT).resolve()
+        compared = find_champion_report(OUTPUTS.model)
+        address = publish_report(
+            OUTPUTS.model, compared, experiment=Params.load().register_.experiment
+        )
+        path = (compared or OUTPUTS.report).resolve()
         text = "Champion beside challenger" if compared else "Report of the evaluation"
         create_link_artifact(key="report", link=address or path.as_uri(), link_text=text)
 
@@ -132,7 +136,7 @@ def link_report() -> State[Any]:
 @task(name="show", persist_result=False)
 def show() -> None:
     """Put the table of metrics and the heat maps beside the run."""
-    metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(OUTPUTS.metrics.read_text(encoding="utf-8"))
     rows = {**metrics["categories"], "mean": metrics["mean"]}
     create_table_artifact(
         key="metrics",
@@ -256,7 +260,7 @@ def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
 
 def _pick_pictures() -> list[Path]:
     """Heat maps of all categories in turn, so that none is left out."""
-    folders = sorted(p for p in (EVALUATION / "heatmaps").iterdir() if p.is_dir())
+    folders = sorted(p for p in (OUTPUTS.evaluation / "heatmaps").iterdir() if p.is_dir())
     files = [sorted(folder.glob("*.png")) for folder in folders]
     longest = max(map(len, files), default=0)
     turns = [files[c][i] for i in range(longest) for c in range(len(files)) if i < len(files[c])]
@@ -268,18 +272,18 @@ def _print_summary() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics = json.loads((EVALUATION / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(OUTPUTS.metrics.read_text(encoding="utf-8"))
     table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
     for name, row in {**metrics["categories"], "mean": metrics["mean"]}.items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
         table.add_row(name, *cells)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"report      {EVALUATION / REPORT}", highlight=False)
-    if compared := find_champion_report(MODEL):
+    console.print(f"report      {OUTPUTS.report}", highlight=False)
+    if compared := find_champion_report(OUTPUTS.model):
         console.print(f"champions   {compared}", highlight=False)
-    console.print("data docs   artifacts/validation/data_docs/index.html", highlight=False)
-    console.print("synthetic   artifacts/synthesis/contact_sheet.png", highlight=False)
+    console.print(f"data docs   {OUTPUTS.data_docs}", highlight=False)
+    console.print(f"synthetic   {OUTPUTS.contact_sheet}", highlight=False)
     tracker = os.environ.get("MLFLOW_TRACKING_URI", "")
     local = ".venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
     is_server = tracker.startswith(("http://", "https://"))

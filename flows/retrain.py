@@ -30,11 +30,11 @@ from flows.pipeline import (
     reproduce,
     show,
 )
-from onenip.cli.stages import EVALUATION, MANIFEST, MODEL
 from onenip.data import (
     branch,
     versioning,
 )
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal
 from onenip.ingestion.waiting import choose_due, count_waiting
@@ -97,10 +97,10 @@ def warm_start() -> str | None:
 
 def judge_and_show() -> dict[str, GateResult]:
     """Ask the gate about every category of the new model, and put its answers beside the run."""
-    results = judge_model(MODEL, MANIFEST)
+    results = judge_model(OUTPUTS.model, OUTPUTS.manifest)
     create_table_artifact(
         key="gate",
-        table=retraining.to_table(results, retraining.Champions(), MODEL),
+        table=retraining.to_table(results, retraining.Champions(), OUTPUTS.model),
         description="Champion and challenger on the same images; changes are challenger minus champion.",
     )
     return results
@@ -113,7 +113,7 @@ def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateR
 
     params = Params.load()
     waiting = []
-    for version in stage.run(params, model_dir=MODEL, evaluation_dir=EVALUATION):
+    for version in stage.run(params, model_dir=OUTPUTS.model, evaluation_dir=OUTPUTS.evaluation):
         result = results.get(version.category)
         if result is None or not retraining.record_gate(version, result):
             continue
@@ -138,7 +138,7 @@ def commit_training(last: int) -> None:
     if remote is not None and branch.has_remote(remote):
         branch.push(name, remote=remote)
     with open_journal() as journal:
-        journal.mark_trained(digest=hash_model(MODEL), last=last)
+        journal.mark_trained(digest=hash_model(OUTPUTS.model), last=last)
 
 
 @flow(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from onenip.cli.predict import TileNormals, TileOverlap, calibrate_tiles
+from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
@@ -23,11 +24,11 @@ def register(app: typer.Typer) -> None:
 def export(
     model: Annotated[
         str, typer.Argument(help="Folder of a model, or models:/onenip-C@champion.")
-    ] = "artifacts/model",
+    ] = str(OUTPUTS.model),
     *,
-    out: Annotated[Path, typer.Option(help="The file; its suffix follows the format.")] = Path(
-        "artifacts/export/onenip.onnx"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="The file; its suffix follows the format.")
+    ] = OUTPUTS.export / "onenip.onnx",
     format_: Annotated[
         Literal["onnx", "openvino", "torchscript"], typer.Option("--format", help="Of the file.")
     ] = "onnx",

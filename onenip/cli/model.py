@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import CURVES, EVALUATION, MODEL, SYNTHESIS, ModelOption
+from onenip.cli.stages import ModelOption
+from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,14 +81,14 @@ def report(
     *,
     evaluation: Annotated[
         Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
-    ] = EVALUATION,
+    ] = OUTPUTS.evaluation,
     champion: Annotated[
         str | None,
         typer.Option(
             help="Evaluation to stand beside it: a folder, MLflow run id, or models:/NAME@ALIAS."
         ),
     ] = None,
-    model: ModelOption = MODEL,
+    model: ModelOption = OUTPUTS.model,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("artifacts/report.html"),
 ) -> None:
     """Write the report of an evaluation again, such as with the champion's figures beside it.
@@ -103,8 +104,8 @@ def report(
             evaluation,
             out,
             model_dir=model if model.is_dir() else None,
-            synthesis_dir=SYNTHESIS,
-            training_dir=CURVES,
+            synthesis_dir=OUTPUTS.synthesis,
+            training_dir=OUTPUTS.curves,
             champion=_resolve(champion, Path(scratch)) if champion else None,
         )
     typer.echo(str(out))

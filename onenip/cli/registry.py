@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import EVALUATION, MODEL, PARAMS, ModelOption, ParamsOption
+from onenip.cli.stages import PARAMS, ModelOption, ParamsOption
+from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,10 +42,10 @@ def register(app: typer.Typer) -> None:
 def register_model(
     *,
     params: ParamsOption = PARAMS,
-    model: ModelOption = MODEL,
+    model: ModelOption = OUTPUTS.model,
     evaluation: Annotated[
         Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
-    ] = EVALUATION,
+    ] = OUTPUTS.evaluation,
 ) -> None:
     """Register the model: one version per category, each a challenger that waits for approval.
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from onenip.data.outputs import OUTPUTS
+
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to the application."""
@@ -83,7 +85,7 @@ def inspect(
     ] = None,
     recent: Annotated[
         Path, typer.Option(help="Recent predictions to look at, that `serve --recent` keeps.")
-    ] = Path("artifacts/recent"),
+    ] = OUTPUTS.recent,
     port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
 ) -> None:

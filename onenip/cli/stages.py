@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onenip.data.outputs import OUTPUTS
 from onenip.stages.priority import lower_priority
 
 if TYPE_CHECKING:
@@ -25,11 +26,6 @@ ManifestOption = Annotated[
 ModelOption = Annotated[Path, typer.Option("--model", help="Folder of the trained model.")]
 
 PARAMS = Path("params.yaml")
-MANIFEST = Path("artifacts/validation/manifest.csv")
-SYNTHESIS = Path("artifacts/synthesis")
-MODEL = Path("artifacts/model")
-CURVES = Path("artifacts/training")
-EVALUATION = Path("artifacts/evaluation")
 
 
 def register(app: typer.Typer) -> None:
@@ -123,7 +119,7 @@ def validate(
     data: DataOption = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the manifest, quarantine, summary and Data Docs.")
-    ] = MANIFEST.parent,
+    ] = OUTPUTS.validation,
 ) -> None:
     """Measure and judge every image: what is wrong is known before a GPU sees it.
 
@@ -166,10 +162,10 @@ def synthesize(
     *,
     params: ParamsOption = PARAMS,
     data: DataOption = None,
-    manifest: ManifestOption = MANIFEST,
+    manifest: ManifestOption = OUTPUTS.manifest,
     out: Annotated[
         Path, typer.Option(help="Folder for synthetic images, masks and the contact sheet.")
-    ] = SYNTHESIS,
+    ] = OUTPUTS.synthesis,
 ) -> None:
     """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
     from onenip.stages import synthesize as stage
@@ -183,12 +179,12 @@ def train(
     *,
     params: ParamsOption = PARAMS,
     data: DataOption = None,
-    manifest: ManifestOption = MANIFEST,
+    manifest: ManifestOption = OUTPUTS.manifest,
     synthesis: Annotated[
         Path, typer.Option(help="Folder that `onenip synthesize` wrote.")
-    ] = SYNTHESIS,
-    out: Annotated[Path, typer.Option(help="Folder for the model.")] = MODEL,
-    curves: Annotated[Path, typer.Option(help="Folder for the training curve.")] = CURVES,
+    ] = OUTPUTS.synthesis,
+    out: Annotated[Path, typer.Option(help="Folder for the model.")] = OUTPUTS.model,
+    curves: Annotated[Path, typer.Option(help="Folder for the training curve.")] = OUTPUTS.curves,
 ) -> None:
     """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
     from onenip.stages import train as stage
@@ -209,11 +205,11 @@ def evaluate(
     *,
     params: ParamsOption = PARAMS,
     data: DataOption = None,
-    manifest: ManifestOption = MANIFEST,
-    model: ModelOption = MODEL,
+    manifest: ManifestOption = OUTPUTS.manifest,
+    model: ModelOption = OUTPUTS.model,
     out: Annotated[
         Path, typer.Option(help="Folder for figures, tables, pictures and the report.")
-    ] = EVALUATION,
+    ] = OUTPUTS.evaluation,
     save_maps: Annotated[
         Path | None,
         typer.Option(
@@ -245,8 +241,8 @@ def evaluate(
         model_dir=model,
         out_dir=out,
         save_maps=save_maps,
-        synthesis_dir=SYNTHESIS,
-        training_dir=CURVES,
+        synthesis_dir=OUTPUTS.synthesis,
+        training_dir=OUTPUTS.curves,
         champion=champion,
     )
     typer.echo(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.data import branch, versioning
+from onenip.data.outputs import Outputs
 from onenip.data.processes import VersioningError
 from onenip.errors import BusyError, DataError
 from onenip.ingestion.arrival_check import Verdict, inspect, placed_name, shelf_name
@@ -33,7 +34,6 @@ from onenip.sources.inbox import SHELVES, Arrival, Inbox
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
 
-WORK_DIR = Path("artifacts/ingestion")
 
 _BATCH = 2000  # arrivals that are versioned together: a kill, or a full disk, costs no more
 _MAX_LISTED = 500
@@ -84,7 +84,7 @@ def ingest(
             here, or the journal cannot be written.
         VersioningError: if DVC or Git refuses.
     """
-    work_dir = root / WORK_DIR
+    work_dir = Outputs(root).ingestion
     with _disk_refusals(work_dir), _only_one(work_dir), _open_journal(work_dir) as journal:
         steps = _Steps(params, inbox, find_champion, cache(find_unified), root, journal)
         steps.follow_branch()
@@ -112,7 +112,7 @@ def open_journal(root: Path = versioning.HERE) -> Iterator[Journal]:
     Raises:
         DataError: if it cannot be read or written.
     """
-    with _open_journal(root / WORK_DIR) as journal:
+    with _open_journal(Outputs(root).ingestion) as journal:
         yield journal
 
 
@@ -328,7 +328,7 @@ class _Steps:
         log.warning("%s: %s: %s", item.key, item.outcome, item.reason)
 
     def _staged(self, item: Item) -> Path:
-        return self.root / WORK_DIR / "staging" / str(item.id)
+        return Outputs(self.root).ingestion / "staging" / str(item.id)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from onenip.data.manifest import load_manifest
+from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.evaluating import evaluate_test_set
@@ -23,8 +24,6 @@ from onenip.params import Params
 from onenip.registry.loading import check_approval, load_version
 from onenip.registry.versions import Version, champion
 
-FOLDER = Path("artifacts/champion_report")
-
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +35,7 @@ def write_champion_report(
     manifest: Path,
     synthesis_dir: Path | None = None,
     training_dir: Path | None = None,
-    out_dir: Path = FOLDER,
+    out_dir: Path = OUTPUTS.champion_report,
 ) -> Path | None:
     """Evaluate the champions on the current test images, and write the report that shows both.
 
@@ -90,7 +89,9 @@ def write_champion_report(
     return report
 
 
-def find_champion_report(model_dir: Path, *, out_dir: Path = FOLDER) -> Path | None:
+def find_champion_report(
+    model_dir: Path, *, out_dir: Path = OUTPUTS.champion_report
+) -> Path | None:
     """The report that was written for this model, None if there is none."""
     report = _name_report(out_dir, hash_model(model_dir))
     return report if report.is_file() else None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onenip.data.manifest import GOOD
+from onenip.data.outputs import Outputs
 from onenip.data.versioning import describe_checkout
 from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file
@@ -19,8 +20,6 @@ from onenip.params import Params
 from onenip.registry import publishing, versions
 from onenip.registry.loading import load_version
 from onenip.registry.versions import Version
-
-MODEL = Path("artifacts/provisional")
 
 _MAX_IMAGES = 64  # more change little, and cost time
 
@@ -72,9 +71,9 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     now = [versions.provisional(name) for name in new]
     if all(version is not None and version.made_from == made_from for version in now):
         return []
-    _add(detector, new).save(root / MODEL)
+    _add(detector, new).save(Outputs(root).provisional)
     found = publishing.publish_provisional(
-        root / MODEL,
+        Outputs(root).provisional,
         images={name: len(paths) for name, paths in new.items()},
         built_on=base,
         facts={**describe_checkout(root), "made_from": made_from},

@@ -17,6 +17,7 @@ import numpy as np
 from ruamel.yaml import YAML
 
 from onenip.data.manifest import load_manifest, select
+from onenip.data.outputs import OUTPUTS, Outputs
 from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
 from onenip.folders import replace_folder
@@ -34,7 +35,6 @@ from onenip.registry.lock import hold_lock
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
 
-WARM_START_DIR = Path("artifacts/warm_start")
 GATE = "gate"  # who decides where the policy is `auto`
 
 _BASELINE_IMAGES = 64
@@ -256,7 +256,7 @@ def _plan_warm_start(params: Params, root: Path) -> str | None:
     """Folder to start from, the same one for as long as the data stay the same."""
     if params.retrain.warm_start == "scratch":
         return None
-    path = root / WARM_START_DIR / "plan.json"
+    path = Outputs(root).warm_start / "plan.json"
     version = read_data_version(root, pointer=Path(f"{params.data.root}.dvc"))
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
@@ -279,7 +279,7 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
     if load_version(version).spec.model != params.model:
         log.warning("the champion is of another architecture; training starts from scratch")
         return None
-    folder = WARM_START_DIR / version.digest[:16]
+    folder = OUTPUTS.warm_start / version.digest[:16]
     if not (root / folder).is_dir():
         with (
             fetched_weights(version.weights_uri) as source,

@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import RegistryError
 from onenip.registry import runs, store
 from onenip.registry.environment import flatten, hash_code
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TRACKING_DIR = Path("artifacts/tracking")
 
 _SEND_SECONDS = 2.0  # how long a value waits for company
 _MAX_PAUSE_SECONDS = 60.0  # between attempts to reach a server that is down
@@ -47,7 +47,7 @@ def training_run(
     manifest: Path,
     tags: Mapping[str, str] | None = None,
     experiment: str = runs.EXPERIMENT,
-    folder: Path = TRACKING_DIR,
+    folder: Path = OUTPUTS.tracking,
 ) -> Iterator[TrackedRun]:
     """The run of one training; the unfinished one of this checkout if it is the same training.
 
@@ -82,7 +82,7 @@ def training_run(
         run.close(status=status)
 
 
-def deliver(folder: Path = TRACKING_DIR) -> RunRecord | None:
+def deliver(folder: Path = OUTPUTS.tracking) -> RunRecord | None:
     """Send what the last training could not send, and return its record; None if there is none.
 
     MLflow being out of reach is a warning here too: nothing is lost.

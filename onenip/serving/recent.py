@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-DEFAULT_FOLDER = Path("artifacts/recent")
 MAX_KEPT = 200
 
 

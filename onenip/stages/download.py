@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenip.data import versioning
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import SourceError
 from onenip.folders import write_whole
 from onenip.params import Params
@@ -21,8 +22,6 @@ from onenip.sources.layout import check_clashes, fold
 from onenip.sources.staging import StagedFile, Staging, explain_disk_errors
 
 logger = logging.getLogger(__name__)
-
-RECORD = Path("artifacts/download/origin.json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def run(
     *,
     sources: Sequence[str],
     data_dir: Path,
-    record: Path = RECORD,
+    record: Path = OUTPUTS.download_record,
     accept_license: bool = False,
     endpoint_url: str | None = None,
     sign_request: bool = True,

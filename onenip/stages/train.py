@@ -12,6 +12,7 @@ from pathlib import Path
 
 from onenip.data import versioning
 from onenip.data.manifest import load_manifest, select
+from onenip.data.outputs import OUTPUTS
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
@@ -20,9 +21,6 @@ from onenip.synthesis import bank as synthetic_bank
 from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.training.loop import OnLog
 from onenip.version import __version__
-
-CHECKPOINT_DIR = Path("artifacts/checkpoint")
-CACHE_DIR = Path("artifacts/cache")
 
 _SHAPING = (
     "seed",
@@ -73,8 +71,8 @@ def run(
             samples=samples,
             bank=bank,
             provenance=provenance,
-            checkpoint_dir=CHECKPOINT_DIR,
-            cache_dir=CACHE_DIR,
+            checkpoint_dir=OUTPUTS.checkpoint,
+            cache_dir=OUTPUTS.cache,
             on_log=on_log,
             progress=sys.stderr.isatty() and fabric.is_global_zero,
             fabric=fabric,

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from onenip.data import versioning
+from onenip.data.outputs import Outputs
 from onenip.data.processes import RemoteError
 from onenip.errors import BusyError, DataError, SourceError, SourceUnreachableError
-from onenip.ingestion.ingest import WORK_DIR, _only_one, ingest, open_journal
+from onenip.ingestion.ingest import _only_one, ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, open_inbox
@@ -189,7 +190,7 @@ def test_a_lost_journal_loses_nothing(checkout, tmp_path):
     copy = (inbox / "disc/a.png").read_bytes()
     params = make_tiny_params()
     first = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
-    shutil.rmtree(checkout / WORK_DIR)
+    shutil.rmtree(Outputs(checkout).ingestion)
     (inbox / "disc/a.png").write_bytes(copy)
 
     second = ingest(params, inbox=FolderInbox(inbox), find_champion=nobody, root=checkout)
@@ -316,7 +317,7 @@ def test_an_s3_inbox_that_is_not_there_is_one_clear_error(s3_server, monkeypatch
 def test_two_ingestions_at_once_are_refused(checkout, tmp_path):
     """The second says that the first is at work."""
     with (
-        _only_one(checkout / WORK_DIR),
+        _only_one(Outputs(checkout).ingestion),
         pytest.raises(BusyError, match="at work"),
     ):
         ingest(make_tiny_params(), inbox=FolderInbox(tmp_path), find_champion=nobody, root=checkout)
@@ -551,7 +552,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, k
 
 def _kill_after_start(process: subprocess.Popen, checkout: Path, chance: random.Random) -> None:
     """Kill a run, with all that it started, at a random moment after it took its lock."""
-    lock = checkout / WORK_DIR / "lock"
+    lock = Outputs(checkout).ingestion / "lock"
     known = lock.stat().st_mtime_ns if lock.exists() else 0
     while process.poll() is None and (not lock.exists() or lock.stat().st_mtime_ns == known):
         time.sleep(0.02)

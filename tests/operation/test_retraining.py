@@ -65,7 +65,7 @@ def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_det
     path.write_text(render(make_tiny_params()))
 
     assert retraining.write_warm_start(path, root=tmp_path) is None
-    (tmp_path / retraining.WARM_START_DIR / "plan.json").unlink()
+    (tmp_path / "artifacts/warm_start/plan.json").unlink()
     approval.approve("disc", by="Ada", reason="good")
     folder = retraining.write_warm_start(path, root=tmp_path)
 

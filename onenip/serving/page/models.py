@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
@@ -16,8 +17,6 @@ from onenip.images import load_image
 from onenip.registry.loading import load_version
 from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, challenger, list_categories, serving
-
-LOCAL_MODEL = Path("artifacts/model")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,9 @@ def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
         registered, problem = [], str(error)
     else:
         problem = ""
-    if registered or not LOCAL_MODEL.is_dir():
+    if registered or not OUTPUTS.model.is_dir():
         return registered, problem
-    return list(Detector.load(LOCAL_MODEL).categories), problem
+    return list(Detector.load(OUTPUTS.model).categories), problem
 
 
 def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
@@ -68,7 +67,7 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     try:
         answering, waiting = serving(category), challenger(category)
     except UnreachableError:
-        if not LOCAL_MODEL.is_dir():
+        if not OUTPUTS.model.is_dir():
             raise
         answering, waiting = None, None
     found = []
@@ -79,7 +78,7 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
         detector = load_pinned(waiting.weights_uri, waiting.digest)
         found.append(Candidate("challenger", detector, waiting))
     if not found:
-        found.append(Candidate("folder", Detector.load(LOCAL_MODEL)))
+        found.append(Candidate("folder", Detector.load(OUTPUTS.model)))
     return found
 
 
