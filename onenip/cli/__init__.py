@@ -1,4 +1,8 @@
-"""The `onenip` command: one file per group of commands, each importing its work when it is called."""
+"""The `onenip` command: the table of all commands, and what a user reads about an error.
+
+One file per group of commands; a command imports its work when it is called, so that help is fast and
+the edge needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +18,105 @@ import typer
 from onenip.errors import OneNIPError
 from onenip.version import __version__
 
+_HELP = """Find defects on all product categories with one model, trained on normal images only.
+
+A normal day, from images to the line:
+
+1. `onenip download --source ../images`: bring the images into `data/`
+2. `dvc repro`: validate, synthesize, train and evaluate, as far as they are not up to date
+3. `onenip register`: make the model the challenger of its categories
+4. `onenip status`: see what waits for approval
+5. `onenip inspect`: look at heat maps of champion and challenger
+6. `onenip approve bottle --by NAME --reason TEXT`: let it onto the line
+7. `onenip serve`: answer over HTTP, or `onenip predict part.png` in the terminal
+
+`python -m flows.pipeline --source ../images` runs 1 to 3 at once.
+"""
+
+# panel -> command -> (function in this package, an example)
+COMMANDS = {
+    "Params and data": {
+        "preset": ("stages.preset", "onenip preset cpu"),
+        "download": ("stages.download", "onenip download --source ../images"),
+        "data log": ("data.log", "onenip data log"),
+        "data diff": ("data.diff", "onenip data diff HEAD~3"),
+    },
+    "Stages": {
+        "validate": ("stages.validate", "onenip validate --data ../images --out checked"),
+        "synthesize": ("stages.synthesize", "onenip synthesize"),
+        "train": ("stages.train", "onenip train --params params.yaml"),
+        "evaluate": ("stages.evaluate", "onenip evaluate --save-maps maps"),
+        "register": ("registry.register_model", "onenip register"),
+    },
+    "Model": {
+        "compare": (
+            "model.compare",
+            "onenip compare models:/onenip-bottle@champion artifacts/evaluation",
+        ),
+        "report": ("model.report", "onenip report --champion models:/onenip-bottle@champion"),
+        "verify": (
+            "provenance.verify",
+            "onenip verify models:/onenip-bottle@champion --data data",
+        ),
+        "export": ("export.export", "onenip export artifacts/model --format onnx"),
+        "import-reference": (
+            "provenance.import_authors_checkpoint",
+            "onenip import-reference ckpt.pth.tar --out imported --data data",
+        ),
+    },
+    "Use": {
+        "predict": ("predict.predict", "onenip predict part.png --category bottle --heatmaps out"),
+        "serve": (
+            "serve.serve",
+            "onenip serve --port 8000",
+        ),
+        "inspect": ("serve.inspect", "onenip inspect --folder ../images"),
+    },
+    "Registry": {
+        "status": ("registry.status", "onenip status"),
+        "approve": (
+            "registry.approve",
+            'onenip approve bottle --by "A. Person" --reason "read the report"',
+        ),
+        "reject": (
+            "registry.reject",
+            'onenip reject bottle --by "A. Person" --reason "misses scratches"',
+        ),
+        "rollback": (
+            "registry.rollback",
+            'onenip rollback bottle --by "A. Person" --reason "false alarms on shift 2"',
+        ),
+        "audit": ("registry.audit", "onenip audit bottle"),
+    },
+    "Arrivals": {
+        "ingest": ("arrivals.ingest", "onenip ingest"),
+        "notify": ("arrivals.notify", "onenip notify bottle cap"),
+        "held": ("arrivals.held", "onenip held"),
+        "release": (
+            "arrivals.release",
+            'onenip release bottle/0042.png --by "A. Person" --reason "a new supplier"',
+        ),
+    },
+    "Operation": {
+        "webhooks": ("registry.webhooks", "onenip webhooks --test"),
+    },
+}
+_GROUPS = {"data": "Versions of the data, and what changed between two."}
+
 app = typer.Typer(
     name="onenip",
-    help="Find defects on all product categories with one model, trained on normal images only.\n\n"
-    "The stages, in order: download, validate, synthesize, train, evaluate, register. "
-    "`dvc repro` runs validate to evaluate and skips what is up to date; "
-    "`python -m flows.pipeline --source demo` runs everything.",
+    help=_HELP,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GROUPS = (
-    "stages",
-    "data",
-    "model",
-    "predict",
-    "export",
-    "provenance",
-    "registry",
-    "arrivals",
-    "serve",
-)
-
 
 # what a user can do about a disk that refuses
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "give yourself the right to it"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
 }
 
 
@@ -74,8 +148,23 @@ def configure(
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each attempt
 
 
-for _group in GROUPS:
-    importlib.import_module(f"onenip.cli.{_group}").register(app)
+def _add_commands() -> None:
+    groups: dict[str, typer.Typer] = {}
+    for panel, commands in COMMANDS.items():
+        for title, (place, example) in commands.items():
+            group, _, name = title.rpartition(" ")
+            if group and group not in groups:
+                groups[group] = typer.Typer(help=_GROUPS[group], no_args_is_help=True)
+                app.add_typer(groups[group], name=group, rich_help_panel=panel)
+            module, _, function = place.partition(".")
+            work = getattr(importlib.import_module(f"onenip.cli.{module}"), function)
+            into = groups[group] if group else app
+            into.command(
+                name, rich_help_panel=None if group else panel, epilog=f"Example: `{example}`"
+            )(work)
+
+
+_add_commands()
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import PARAMS, ParamsOption
+from onenip.cli.options import PARAMS, ParamsOption
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -16,18 +16,10 @@ if TYPE_CHECKING:
 _SHOWN = 50
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(ingest)
-    app.command()(notify)
-    app.command()(held)
-    app.command()(release)
-
-
 def ingest(*, params: ParamsOption = PARAMS) -> None:
-    """Take in the images that wait in the inbox (retrain.inbox); trains nothing.
+    """Take in the images that wait in the inbox (retrain.inbox); train nothing.
 
-    Bad images, duplicates and images that a person must look at are moved to shelves beside the
+    Bad images, duplicates and images that a person must look at are moved to folders beside the
     inbox, each with a note. Needs a registry only where a category has a champion.
     """
     from onenip.ingestion.ingest import ingest as take_in
@@ -57,9 +49,11 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
 
 
 def notify(
-    categories: Annotated[list[str], typer.Argument(help="Categories that got new images.")],
+    categories: Annotated[
+        list[str], typer.Argument(metavar="CATEGORY", help="Categories that got new images.")
+    ],
 ) -> None:
-    """Tell Prefect's server (PREFECT_API_URL) that images arrived; it looks into the inbox at once."""
+    """Announce new images to Prefect's server (PREFECT_API_URL), which looks into the inbox at once."""
     from onenip.operation.notices import ARRIVED_EVENT, emit
 
     for category in categories:
@@ -68,7 +62,7 @@ def notify(
 
 
 def held(*, params: ParamsOption = PARAMS) -> None:
-    """List images that wait for a person to look at them, with the reason."""
+    """List held images, which wait for a person to look at them, with the reason."""
     from onenip.params import Params
     from onenip.sources.inbox import NOTE_SUFFIX
 
@@ -81,16 +75,23 @@ def held(*, params: ParamsOption = PARAMS) -> None:
 
 def release(
     name: Annotated[
-        str, typer.Argument(help="Held image, as `onenip held` names it, or a category.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="Held image, as `onenip held` names it, or a category."
+        ),
     ],
     *,
-    by: Annotated[str, typer.Option("--by", help="Who looked at it; kept with the image.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why it is normal; kept with the image.")],
+    by: Annotated[
+        str, typer.Option("--by", metavar="NAME", help="Who looked at it; kept with the image.")
+    ],
+    reason: Annotated[
+        str, typer.Option("--reason", metavar="TEXT", help="Why it is normal; kept with the image.")
+    ],
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Say that a held image is normal after all: it goes back to the inbox and is taken next time.
+    """Declare a held image normal: it goes back to the inbox and is taken in next time.
 
-    With the name of a category, all its held images do, such as those of a new product.
+    With the name of a category, all its held images are, such as those of a new product.
     """
     from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""Commands about data: its versions, and the difference of two."""
+"""Commands about versions of the data: their history, and the difference between two."""
 
 from __future__ import annotations
 
@@ -8,21 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import PARAMS, ParamsOption
+from onenip.cli.options import PARAMS, ParamsOption
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN_FILES = 20
 _VERSION_DIGITS = 10
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    group = typer.Typer(help="Versions of the data: when, what, and who was trained on it.")
-    group.command("log")(log)
-    group.command("diff")(diff)
-    app.add_typer(group, name="data", no_args_is_help=True)
 
 
 def log(*, params: ParamsOption = PARAMS) -> None:
@@ -54,22 +46,20 @@ def log(*, params: ParamsOption = PARAMS) -> None:
 
 
 def diff(
-    old: Annotated[str, typer.Argument(help="Git revision, or beginning of a data version.")],
+    old: Annotated[
+        str, typer.Argument(metavar="OLD", help="Git revision, or beginning of a data version.")
+    ],
     new: Annotated[
-        str | None, typer.Argument(help="The same. [default: what data.dvc names now]")
+        str | None,
+        typer.Argument(metavar="NEW", help="The same. [default: what data.dvc names now]"),
     ] = None,
     *,
     all_files: Annotated[
-        bool, typer.Option("--all", help=f"Show every file, not {SHOWN_FILES} of each kind.")
+        bool, typer.Option("--all", help=f"Show every file, not only {SHOWN_FILES} of each kind.")
     ] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Show which images came, went, changed or moved between two versions of the data.
-
-    onenip data diff HEAD~3
-
-    onenip data diff 5ec94f2 b12788a --all
-    """
+    """Show which images were added, removed, changed or moved between two versions of the data."""
     from onenip.registry.history import compare_versions
 
     change = compare_versions(old, new, root=Path(), pointer=_pointer(params))

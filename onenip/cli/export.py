@@ -1,4 +1,4 @@
-"""The command that turns a model into a file for other runtimes."""
+"""`onenip export`: a model as a file for other runtimes."""
 
 from __future__ import annotations
 
@@ -16,35 +16,40 @@ if TYPE_CHECKING:
     from onenip.detector.detector import Detector
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(export)
-
-
 def export(
     model: Annotated[
-        str, typer.Argument(help="Folder of a model, or models:/onenip-C@champion.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder of a model, or models:/onenip-CATEGORY@champion."
+        ),
     ] = str(OUTPUTS.model),
     *,
     out: Annotated[
-        Path, typer.Option(help="The file; its suffix follows the format.")
+        Path, typer.Option(metavar="FILE", help="The file; its suffix follows the format.")
     ] = OUTPUTS.export / "onenip.onnx",
     format_: Annotated[
-        Literal["onnx", "openvino", "torchscript"], typer.Option("--format", help="Of the file.")
+        Literal["onnx", "openvino", "torchscript"],
+        typer.Option("--format", help="Format of the file."),
     ] = "onnx",
     category: Annotated[
-        list[str] | None, typer.Option("--category", "-c", help="Export these only. [default: all]")
+        list[str] | None,
+        typer.Option(
+            "--category", "-c", metavar="CATEGORY", help="Only this one; repeatable. [default: all]"
+        ),
     ] = None,
     int8: Annotated[
         Path | None,
         typer.Option(
-            metavar="DATA",
+            metavar="FOLDER",
             help="Write INT8 instead (OpenVINO), calibrated on train/good and measured on test/ of "
             "this folder in MVTec layout.",
         ),
     ] = None,
     tile: Annotated[
-        int | None, typer.Option(min=32, help="The file looks at tiles of this side in px.")
+        int | None,
+        typer.Option(
+            metavar="PIXELS", min=32, help="Write a file that looks at tiles of this side."
+        ),
     ] = None,
     overlap: TileOverlap = 0.25,
     tile_normals: TileNormals = None,
@@ -60,7 +65,7 @@ def export(
 
     loaded = load_model(model, None)
     if not isinstance(loaded, Detector):
-        raise DataError(f"{model}: is exported already")
+        raise DataError(f"{model}: is an exported file already")
     names = tuple(category or loaded.categories)
     if tile is not None:
         if int8 is not None:
@@ -96,6 +101,6 @@ def _export_int8(detector: Detector, out: Path, names: tuple[str, ...], data_dir
     typer.echo(json.dumps(asdict(loss)))
     if loss.verdicts_changed:
         typer.echo(
-            f"INT8 changed {loss.verdicts_changed} of {loss.images} verdicts: fp32 is the safe choice",
+            f"INT8 changed {loss.verdicts_changed} of {loss.images} verdicts: FP32 is the safe choice",
             err=True,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import ModelOption
+from onenip.cli.options import EvaluationOption, ModelOption
 from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
@@ -20,26 +20,23 @@ _SHOWN_CHANGES = 40
 _SHOWN_FIGURES = ("image_auroc", "image_ap", "pixel_ap", "aupro", "recall", "false_alarm_rate")
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(compare)
-    app.command()(report)
-
-
 def compare(
     first: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="Folder of an evaluation, MLflow run id, or models:/NAME@ALIAS."
+            metavar="A", help="Evaluation: a folder, an MLflow run id, or models:/NAME@ALIAS."
         ),
     ],
-    second: Annotated[str, typer.Argument(metavar="B", help="The same of the other one.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     *,
     confidence: Annotated[
-        float, typer.Option(min=0.5, max=0.999, help="Of the intervals, such as 0.95.")
+        float,
+        typer.Option(metavar="FRACTION", min=0.5, max=0.999, help="Confidence of the intervals."),
     ] = 0.95,
-    draws: Annotated[int, typer.Option(min=100, help="Resamples of the test images.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    draws: Annotated[
+        int, typer.Option(metavar="COUNT", min=100, help="Bootstrap resamples of the test images.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the resampling.")] = 0,
     everything: Annotated[
         bool, typer.Option("--all", help="Show every figure, and every changed verdict.")
     ] = False,
@@ -47,9 +44,7 @@ def compare(
     """Compare two evaluations: B minus A per category, with intervals, and the verdicts that changed.
 
     Both models are compared on the images that both have scored, resampled in pairs. A difference
-    whose interval leaves out 0 is marked: it is more than other test images of the kind would give.
-
-    Example: `onenip compare artifacts/evaluation models:/onenip-bottle@champion`
+    whose interval leaves out 0 is marked: other test images of the same kind would not turn it round.
     """
     import tempfile
 
@@ -79,22 +74,19 @@ def compare(
 
 def report(
     *,
-    evaluation: Annotated[
-        Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
-    ] = OUTPUTS.evaluation,
+    evaluation: EvaluationOption = OUTPUTS.evaluation,
     champion: Annotated[
         str | None,
         typer.Option(
-            help="Evaluation to stand beside it: a folder, MLflow run id, or models:/NAME@ALIAS."
+            metavar="EVALUATION",
+            help="Evaluation to show beside it: a folder, an MLflow run id, or models:/NAME@ALIAS.",
         ),
     ] = None,
     model: ModelOption = OUTPUTS.model,
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("artifacts/report.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file.")] = OUTPUTS.folder
+    / "report.html",
 ) -> None:
-    """Write the report of an evaluation again, such as with the champion's figures beside it.
-
-    Example: `onenip report --champion models:/onenip-bottle@champion`
-    """
+    """Write the report of an evaluation again, with the champion's figures beside it if wanted."""
     import tempfile
 
     from onenip.evaluation.report import write_report

@@ -1,4 +1,4 @@
-"""The command that answers: images in, a line of JSON for each out. Needs no torch for exported files."""
+"""`onenip predict`: a line of JSON for each image. Needs no torch for exported files."""
 
 from __future__ import annotations
 
@@ -15,64 +15,77 @@ if TYPE_CHECKING:
     from onenip.serving.files import Predictor
 
 TileOverlap = Annotated[
-    float, typer.Option(min=0.0, max=0.75, help="Share that neighbouring tiles share.")
+    float,
+    typer.Option(
+        metavar="FRACTION", min=0.0, max=0.75, help="Overlap of neighbouring tiles, of their side."
+    ),
 ]
 TileNormals = Annotated[
     Path | None,
-    typer.Option(help="Folder of normal images that prompts and thresholds of tiles come from."),
+    typer.Option(
+        metavar="FOLDER", help="Normal images that the prompts and thresholds of tiles come from."
+    ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(predict)
 
 
 def predict(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Images, folders, globs or s3://bucket/prefix."),
+        typer.Argument(metavar="PATH", help="Images, folders, globs or s3://bucket/prefix."),
     ],
     *,
     category: Annotated[
         str | None,
-        typer.Option("--category", "-c", help="Of all images. [default: told from the prompts]"),
+        typer.Option(
+            "--category",
+            "-c",
+            metavar="CATEGORY",
+            help="Category of all images. [default: inferred]",
+        ),
     ] = None,
     model: Annotated[
         str,
         typer.Option(
-            help="Folder, models:/onenip-C@champion, or exported file (.onnx, .xml, .pt). "
-            "[default: the category's champion; without a category, those of all]"
+            metavar="MODEL",
+            help="Folder, models:/onenip-CATEGORY@champion, or exported file (.onnx, .xml, .pt). "
+            "[default: the category's champion; without a category, those of all]",
         ),
     ] = "",
     heatmaps: Annotated[
-        Path | None, typer.Option(help="Write a picture of each image and its heat map there.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write a picture of each image and its heat map there."
+        ),
     ] = None,
     maps: Annotated[
-        Path | None, typer.Option(help="Write each map there, float32 TIFF at the image's size.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Write each map there: float32 TIFF at the image's size."
+        ),
     ] = None,
     tile: Annotated[
-        int | None, typer.Option(min=32, help="Look at tiles of this side in px, not at the whole.")
+        int | None,
+        typer.Option(
+            metavar="PIXELS", min=32, help="Look at tiles of this side, not at the whole image."
+        ),
     ] = None,
     overlap: TileOverlap = 0.25,
     tile_normals: TileNormals = None,
 ) -> None:
-    """Say of each image whether it is anomalous, where, and how surely: JSON lines.
+    """Print verdict, score and defect regions of each image, one line of JSON each.
 
-    A file that is no image gets a line with `error`, the others go on, and the exit status is 1.
-
-    Example: `onenip predict part.png --category bottle --model artifacts/model --heatmaps out`
+    A file that is no image gets a line with `error`; the others go on, and the exit status is 1.
     """
     from tqdm import tqdm
 
     from onenip.serving.files import list_images, load_model, predict_files, save_heatmap, save_map
 
-    loaded = load_model(model, category)
-    if tile is not None:
-        loaded = calibrate_tiles(loaded, tile, overlap, category, tile_normals)
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         files = list_images(images, scratch=Path(scratch) / "objects")
+        loaded = load_model(model, category)
+        if tile is not None:
+            loaded = calibrate_tiles(loaded, tile, overlap, category, tile_normals)
         answers = predict_files(loaded, files, category=category)
         shows_bar = sys.stderr.isatty()
         for answer in tqdm(answers, total=len(files), unit="image", disable=not shows_bar):
@@ -91,7 +104,7 @@ def predict(
 def calibrate_tiles(
     loaded: Predictor, side: int, overlap: float, category: str | None, normals: Path | None
 ) -> TiledDetector:
-    """A detector that looks at tiles, with prompts and thresholds of normal ones.
+    """A detector that looks at tiles, with prompts and thresholds of normal tiles.
 
     Raises:
         DataError: if the model is an exported file, or the category or the normal images are missing.
@@ -102,13 +115,11 @@ def calibrate_tiles(
     from onenip.serving.files import list_images
 
     if not isinstance(loaded, Detector):
-        raise DataError(
-            "an exported file tiles by itself: `onenip export --tile` writes such a one"
-        )
+        raise DataError("an exported file is tiled when it is written: `onenip export --tile`")
     if normals is None or category is None:
         raise DataError(
-            "--tile needs --tile-normals FOLDER and --category: what is usual for whole images says "
-            "nothing about tiles"
+            "--tile needs --tile-normals FOLDER and --category: thresholds of whole images do not "
+            "hold for tiles"
         )
     files = [path for _, path in list_images([str(normals)], scratch=normals)]
     return TiledDetector.from_normals(loaded, category, files, tile_px=side, overlap=overlap)

@@ -1,4 +1,4 @@
-"""Commands about where a model comes from."""
+"""Commands about the origin of a model: verify, import-reference."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import typer
 _MARKS = {True: "agrees", False: "DIFFERS", None: "unchecked"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command("import-reference")(import_authors_checkpoint)
-    app.command()(verify)
-
-
 def import_authors_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="The authors' checkpoint, or safetensors.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The authors' checkpoint, or safetensors.")
+    ],
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="For the model.")],
     data: Annotated[
         Path | None,
-        typer.Option("--data", help="MVTec-layout folder whose normals calibrate the model."),
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="MVTec layout, whose normal images calibrate the model.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Root of the synthetic anomalies.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the synthetic anomalies.")] = 0,
 ) -> None:
-    """Holder a checkpoint of the authors' implementation into a model of ours.
+    """Convert a checkpoint of the authors' implementation into a model folder.
 
     Every key must be accounted for, and nothing in the file is executed. With `--data`, prompts,
     thresholds and the fusion constant come from its normal training images; the model then runs
@@ -43,27 +43,32 @@ def import_authors_checkpoint(
 
 def verify(
     model: Annotated[
-        str, typer.Argument(help="Folder of the model, or models:/onenip-C@champion.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder of the model, or models:/onenip-CATEGORY@champion."
+        ),
     ],
     *,
     data: Annotated[
-        Path | None, typer.Option("--data", help="The data that it was calibrated on.")
+        Path | None,
+        typer.Option("--data", metavar="FOLDER", help="Data that it was calibrated on."),
     ] = None,
     synthesis: Annotated[
-        Path | None, typer.Option("--synthesis", help="Folder that `onenip synthesize` wrote then.")
+        Path | None,
+        typer.Option(
+            "--synthesis", metavar="FOLDER", help="Folder that `onenip synthesize` wrote then."
+        ),
     ] = None,
     digest: Annotated[
-        str | None, typer.Option("--digest", help="The digest that was approved.")
+        str | None, typer.Option("--digest", metavar="DIGEST", help="Digest that was approved.")
     ] = None,
 ) -> None:
-    """Recompute what a model says of itself, and say what does not agree.
+    """Recompute what a model states about itself, and list what differs.
 
     Digest, thresholds and the scores of its stored prompts need the model alone; with `--data` the scores,
     scales and pixel thresholds of its calibration images are recomputed, with `--synthesis` the fusion
     constant, too. Of a registered version the digest is compared with the approved one, and the registry
     names commit and approver. Exit status 1 if anything differs.
-
-    Example: `onenip verify models:/onenip-bottle@champion --data data --synthesis artifacts/synthesis`
     """
     from rich.console import Console
     from rich.table import Table

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.stages import PARAMS, ModelOption, ParamsOption
+from onenip.cli.options import (
+    PARAMS,
+    ByOption,
+    CategoryArgument,
+    EvaluationOption,
+    ModelOption,
+    ParamsOption,
+    ReasonOption,
+)
 from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
@@ -19,33 +26,19 @@ if TYPE_CHECKING:
 
 SHOWN_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
-CategoryArgument = Annotated[str, typer.Argument(help="Product category, such as bottle.")]
-ByOption = Annotated[str, typer.Option("--by", help="Who decides; kept in the audit trail.")]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit trail.")]
 VersionOption = Annotated[
     int | None,
-    typer.Option("--version", help="The version that you looked at. [default: the challenger]"),
+    typer.Option(
+        "--version", metavar="NUMBER", help="Version that you looked at. [default: the challenger]"
+    ),
 ]
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command("register")(register_model)
-    app.command()(status)
-    app.command()(approve)
-    app.command()(reject)
-    app.command()(rollback)
-    app.command()(audit)
-    app.command()(webhooks)
 
 
 def register_model(
     *,
     params: ParamsOption = PARAMS,
     model: ModelOption = OUTPUTS.model,
-    evaluation: Annotated[
-        Path, typer.Option(help="Folder that `onenip evaluate` wrote.")
-    ] = OUTPUTS.evaluation,
+    evaluation: EvaluationOption = OUTPUTS.evaluation,
 ) -> None:
     """Register the model: one version per category, each a challenger that waits for approval.
 
@@ -63,14 +56,14 @@ def register_model(
 
 
 def status() -> None:
-    """Show champion and challenger of every category side by side, and since when one waits."""
+    """Show champion and challenger of every category, and how long a challenger has waited."""
     from onenip.registry import approval
     from onenip.registry.status import read_standings
     from onenip.registry.versions import approval_command
 
     console = _console()
     for entry in approval.reconcile_all():
-        _tell(console, entry)
+        _print_recorded(console, entry)
     standings = read_standings()
     if not standings:
         console.print("Nothing is registered yet: run `onenip register`.")
@@ -104,7 +97,7 @@ def approve(
         bool, typer.Option("--override", help="Approve although the gate rejected it.")
     ] = False,
 ) -> None:
-    """Make the challenger of a category its champion; what served so far can be rolled back to."""
+    """Make the challenger of a category its champion; `onenip rollback` brings the former champion back."""
     from onenip.registry import approval
 
     now = approval.approve(category, by=by, reason=reason, version=version, override=override)
@@ -118,7 +111,7 @@ def reject(
     reason: ReasonOption,
     version: VersionOption = None,
 ) -> None:
-    """Refuse the challenger of a category; the champion stays."""
+    """Reject the challenger of a category; the champion stays."""
     from onenip.registry import approval
 
     now = approval.reject(category, by=by, reason=reason, version=version)
@@ -135,10 +128,13 @@ def rollback(category: CategoryArgument, *, by: ByOption, reason: ReasonOption) 
 
 def audit(
     category: Annotated[
-        str | None, typer.Argument(help="Only this category. [default: all]")
+        str | None,
+        typer.Argument(metavar="CATEGORY", help="Only this category. [default: all]"),
     ] = None,
 ) -> None:
-    """Print who did what, when and why; changes made by hand in MLflow are noticed and recorded.
+    """Print the audit trail: who did what, when and why.
+
+    Changes made by hand in MLflow are noticed and recorded.
 
     Exits with status 2 if an entry is missing or was altered.
     """
@@ -170,7 +166,7 @@ def webhooks(
     params: ParamsOption = PARAMS,
     test: Annotated[bool, typer.Option("--test", help="Send an example.")] = False,
 ) -> None:
-    """Make MLflow's server tell notify.webhook what changes in the registry; `make up` does it too.
+    """Make MLflow's server send changes of the registry to notify.webhook; `make up` does it too.
 
     Needs a server (MLFLOW_TRACKING_URI) that keeps webhooks. ONENIP_WEBHOOK_SECRET signs what it
     sends. Doing it again changes nothing; without a webhook in params the earlier one is removed.
@@ -220,7 +216,7 @@ def _describe(version: Version | None) -> list[str]:
     return [str(version.number), *metrics, gate, f"{since:%Y-%m-%d %H:%M}" if since else "-"]
 
 
-def _tell(console: Console, entry: Entry) -> None:
+def _print_recorded(console: Console, entry: Entry) -> None:
     console.print(
         f"Recorded: {entry.category} version {entry.version}: {entry.reason}", style="bold"
     )

@@ -1,4 +1,4 @@
-"""Commands that answer for as long as they run: `serve`, for machines, and `inspect`, for people."""
+"""Commands that run until they are stopped: `serve`, an HTTP server, and `inspect`, a page for people."""
 
 from __future__ import annotations
 
@@ -8,52 +8,54 @@ from typing import Annotated
 
 import typer
 
+from onenip.cli.options import HostOption, PortOption
 from onenip.data.outputs import OUTPUTS
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(serve)
-    app.command()(inspect)
 
 
 def serve(
     *,
     model: Annotated[
         Path | None,
-        typer.Option("--model", help="Serve this folder. [default: every category's champion]"),
+        typer.Option(
+            "--model",
+            metavar="FOLDER",
+            help="Serve this model. [default: every category's champion]",
+        ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
     refresh_seconds: Annotated[
-        float, typer.Option(min=1, help="Time between two looks into the registry.")
+        float,
+        typer.Option(metavar="SECONDS", min=1, help="Time between two requests to the registry."),
     ] = 20.0,
-    max_mb: Annotated[int, typer.Option(min=1, help="Largest request in MB.")] = 32,
+    max_mb: Annotated[int, typer.Option(metavar="MB", min=1, help="Largest request.")] = 32,
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; more get 503.")
+        int, typer.Option(metavar="COUNT", min=1, help="Requests that may wait; more get 503.")
     ] = 64,
     batch_size: Annotated[
         int,
         typer.Option(
+            metavar="COUNT",
             min=1,
-            help="Waiting images judged in one pass. A few pay on several cores or a GPU (ONENIP_DEVICE); "
+            help="Waiting images scored in one pass. A few pay on several cores or a GPU (ONENIP_DEVICE); "
             "scores may then differ from those of `onenip evaluate` in the last bits.",
         ),
     ] = 1,
     recent: Annotated[
         Path | None,
         typer.Option(
-            help="Keep the latest 200 images and answers there, for `onenip inspect`. [default: none]"
+            metavar="FOLDER",
+            help="Keep the latest 200 images and answers there, for `onenip inspect`. [default: none]",
         ),
     ] = None,
 ) -> None:
-    """Answer images over HTTP, for all categories in one process.
+    """Serve predictions over HTTP, for all categories in one process.
 
     Follows the champion aliases in MLflow and switches without dropping a request; if the registry is
     down, the last champions go on. `/docs` describes the interface, `/ready` and `/metrics` watch it.
     Set ONENIP_API_KEY to ask clients for it as X-API-Key.
 
-    Example: `curl -F file=@part.png -F category=bottle localhost:8000/predict/file`
+    A client asks: `curl -F file=@part.png -F category=bottle localhost:8000/predict/file`
     """
     import uvicorn
 
@@ -77,19 +79,22 @@ def inspect(
     model: Annotated[
         Path | None,
         typer.Option(
-            "--model", help="Look with this folder. [default: champions, else artifacts/model]"
+            "--model",
+            metavar="FOLDER",
+            help="Show this model. [default: champions, else artifacts/model]",
         ),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Images to browse. [default: data/]")
+        Path | None,
+        typer.Option("--folder", metavar="FOLDER", help="Images to browse. [default: data/]"),
     ] = None,
     recent: Annotated[
-        Path, typer.Option(help="Recent predictions to look at, that `serve --recent` keeps.")
+        Path, typer.Option(metavar="FOLDER", help="Recent predictions, kept by `serve --recent`.")
     ] = OUTPUTS.recent,
-    port: Annotated[int, typer.Option(help="Port of the page.")] = 8501,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: PortOption = 8501,
+    host: HostOption = "127.0.0.1",
 ) -> None:
-    """Open a page to look at images: heat maps, regions, score beside the normals, approve or reject."""
+    """Show a page with heat maps, regions and scores of images, and a form to approve or reject."""
     import subprocess
     import sys
 

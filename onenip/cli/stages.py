@@ -1,4 +1,4 @@
-"""The six stages as commands, in the order of the pipeline."""
+"""Settings and stages as commands, in the order of the pipeline; `register` is among the registry's."""
 
 from __future__ import annotations
 
@@ -7,44 +7,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from onenip.cli.options import (
+    PARAMS,
+    DataOption,
+    ManifestOption,
+    ModelOption,
+    ParamsOption,
+    SynthesisOption,
+)
 from onenip.data.outputs import OUTPUTS
 from onenip.stages.priority import lower_priority
 
 if TYPE_CHECKING:
     from onenip.params import Params
 
-ParamsOption = Annotated[
-    Path, typer.Option("--params", help="YAML file with every number that a person may turn.")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder in MVTec layout. [default: data.root of the params]"),
-]
-ManifestOption = Annotated[
-    Path, typer.Option("--manifest", help="CSV that `onenip validate` wrote.")
-]
-ModelOption = Annotated[Path, typer.Option("--model", help="Folder of the trained model.")]
-
-PARAMS = Path("params.yaml")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this group's commands to the application."""
-    app.command()(preset)
-    app.command()(download)
-    app.command()(validate)
-    app.command()(synthesize)
-    app.command()(train)
-    app.command()(evaluate)
-
 
 def preset(
-    name: Annotated[str | None, typer.Argument(help="Preset to apply; none: list them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="PRESET", help="Preset to write. [default: list all]")
+    ] = None,
     *,
     params: ParamsOption = PARAMS,
     show: Annotated[bool, typer.Option("--show", help="Print instead of writing.")] = False,
 ) -> None:
-    """Write params.yaml from a preset, every value with its explanation; or list the presets."""
+    """List the presets, or write params.yaml from one, every value with its explanation."""
     from onenip.params.presets import list_presets, load_preset, render
 
     if name is None:
@@ -63,7 +49,10 @@ def download(
     *,
     source: Annotated[
         list[str] | None,
-        typer.Option(help="Where images come from, see above; repeatable for several at once."),
+        typer.Option(
+            metavar="SOURCE",
+            help="Where images come from, see above; repeatable for several at once.",
+        ),
     ] = None,
     params: ParamsOption = PARAMS,
     data: DataOption = None,
@@ -74,13 +63,16 @@ def download(
         ),
     ] = False,
     endpoint_url: Annotated[
-        str | None, typer.Option(help="S3 endpoint. [default: AWS_ENDPOINT_URL, or AWS]")
+        str | None,
+        typer.Option(metavar="URL", help="S3 endpoint. [default: AWS_ENDPOINT_URL, or AWS]"),
     ] = None,
     no_sign_request: Annotated[
         bool, typer.Option("--no-sign-request", help="Read a public bucket without credentials.")
     ] = False,
 ) -> None:
-    """Make the data folder exactly what the sources name, and have data.dvc name its version.
+    """Bring the images of the sources into `data/`, and name their version in data.dvc.
+
+    Afterwards the folder holds exactly what the sources name: images of an earlier download go.
 
     A source is a folder, an archive (zip, tar) here or by https, a table (CSV or JSON lines with path,
     category, label, mask), s3://bucket/prefix, *demo*, or the name of a public data set: *mvtec*, *visa*,
@@ -88,11 +80,9 @@ def download(
     `CATEGORY/IMAGE`, or images alone; images in no split folder become `train/good`.
 
     All of it is fetched and checked first, then moved in at once: after an error or a kill the old
-    data is still there, and the same command goes on where it was.
+    data is still there, and the same command resumes.
 
         onenip download --source demo
-
-        onenip download --source ../images --source s3://plant/line-3
 
         onenip download --source mvtec --source visa --accept-license
 
@@ -118,10 +108,11 @@ def validate(
     params: ParamsOption = PARAMS,
     data: DataOption = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for the manifest, quarantine, summary and Data Docs.")
+        Path,
+        typer.Option(metavar="FOLDER", help="For the manifest, quarantine, summary and Data Docs."),
     ] = OUTPUTS.validation,
 ) -> None:
-    """Measure and judge every image: what is wrong is known before a GPU sees it.
+    """Check every image, and list the usable ones in a manifest.
 
     Expects `CATEGORY/train/good`, `CATEGORY/test/good`, `CATEGORY/test/DEFECT` and masks
     `CATEGORY/ground_truth/DEFECT/STEM_mask.png`. A rule of severity *error* stops, *quarantine* leaves
@@ -164,10 +155,11 @@ def synthesize(
     data: DataOption = None,
     manifest: ManifestOption = OUTPUTS.manifest,
     out: Annotated[
-        Path, typer.Option(help="Folder for synthetic images, masks and the contact sheet.")
+        Path,
+        typer.Option(metavar="FOLDER", help="For synthetic images, masks and the contact sheet."),
     ] = OUTPUTS.synthesis,
 ) -> None:
-    """Make synthetic anomalies from normal images, with exact masks, reproducibly from the seed."""
+    """Make synthetic anomalies of normal images, with exact masks, reproducibly from the seed."""
     from onenip.stages import synthesize as stage
 
     lower_priority()
@@ -180,13 +172,13 @@ def train(
     params: ParamsOption = PARAMS,
     data: DataOption = None,
     manifest: ManifestOption = OUTPUTS.manifest,
-    synthesis: Annotated[
-        Path, typer.Option(help="Folder that `onenip synthesize` wrote.")
-    ] = OUTPUTS.synthesis,
-    out: Annotated[Path, typer.Option(help="Folder for the model.")] = OUTPUTS.model,
-    curves: Annotated[Path, typer.Option(help="Folder for the training curve.")] = OUTPUTS.curves,
+    synthesis: SynthesisOption = OUTPUTS.synthesis,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the model.")] = OUTPUTS.model,
+    curves: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="For the training curve.")
+    ] = OUTPUTS.curves,
 ) -> None:
-    """Train one model for all categories and calibrate it; resumes from its last checkpoint after a kill."""
+    """Train and calibrate one model for all categories; after a kill it resumes from its last checkpoint."""
     from onenip.stages import train as stage
 
     lower_priority()
@@ -208,25 +200,27 @@ def evaluate(
     manifest: ManifestOption = OUTPUTS.manifest,
     model: ModelOption = OUTPUTS.model,
     out: Annotated[
-        Path, typer.Option(help="Folder for figures, tables, pictures and the report.")
+        Path, typer.Option(metavar="FOLDER", help="For figures, tables, pictures and the report.")
     ] = OUTPUTS.evaluation,
     save_maps: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Also write the float32 map of every test image, at its own size, as "
-            "DIR/CATEGORY/test/DEFECT/STEM.tiff, as MVTec's evaluation script reads them.",
+            "FOLDER/CATEGORY/test/DEFECT/STEM.tiff, as MVTec's evaluation script reads them.",
         ),
     ] = None,
     champion: Annotated[
         Path | None,
-        typer.Option(help="Earlier evaluation to stand beside this one in the report."),
+        typer.Option(
+            metavar="FOLDER", help="Earlier evaluation to show beside this one in the report."
+        ),
     ] = None,
 ) -> None:
-    """Score the test images, one at a time, and write every figure with its interval.
+    """Score the test images, and write all metrics with intervals, and the report.
 
     metrics.json holds image AUROC, AP and F1-max, pixel AUROC, AP and F1-max, AUPRO up to 30 % and
-    5 %, and what the model's own thresholds give, per category and mean. report.html shows them with
+    5 %, and those at the model's own thresholds, per category and mean. report.html shows them with
     curves, histograms, the worst misses and the worst false alarms; scores.csv has a line per image.
     """
     from onenip.params import Params
@@ -251,7 +245,7 @@ def evaluate(
 
 
 def _read_params(path: Path) -> Params:
-    """Params whose architecture can be built, so that a mistake there is told before hours of work."""
+    """Params whose architecture can be built: a mistake there is an error before hours of work."""
     from onenip.model.network import check_architecture
     from onenip.params import Params
 

@@ -16,7 +16,7 @@ class Outputs:
     """
 
     def __init__(self, root: Path = Path()) -> None:
-        folder = root / "artifacts"
+        self.folder = folder = root / "artifacts"
         # outputs of the stages, in the order of the pipeline
         self.download_record = folder / "download" / "origin.json"
         self.validation = folder / "validation"
