@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from typer.main import get_command
 
 import onenip
-from onenip.cli import app
+from onenip.cli import COMMANDS, app
 from onenip.params import Params
 from onenip.params.presets import list_presets, load_preset, render
 from onenip.version import __version__
@@ -18,6 +19,7 @@ from tests.paths import ROOT
 
 DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
 STAGES = ("download", *DVC_STAGES, "register")
+COMMAND_LINE = get_command(app)
 # what these say about a run changes nothing in what the stage writes
 ASIDE = ("onenip.registry", "onenip.data.versioning", "onenip.cli", "onenip.stages")
 
@@ -78,12 +80,26 @@ def test_a_stage_reruns_for_every_module_that_it_imports(stage):
 
 def test_a_stage_has_one_name_everywhere():
     """dvc.yaml, the modules in onenip/stages and the commands say the same words."""
-    commands = set(get_command(app).commands)
+    commands = set(COMMAND_LINE.commands)
     modules = {path.stem for path in (ROOT / "onenip/stages").glob("[a-z]*.py")}
 
     assert tuple(read_graph()["stages"]) == DVC_STAGES
     assert set(STAGES) <= commands
     assert set(STAGES) <= modules
+
+
+@pytest.mark.parametrize(
+    ("title", "example"),
+    [(title, example) for panel in COMMANDS.values() for title, (_, example) in panel.items()],
+)
+def test_the_example_of_a_command_is_one(title, example):
+    """What `--help` shows as an example of a command is accepted by that command's parser."""
+    command = COMMAND_LINE
+    for name in title.split():
+        command = command.commands[name]
+
+    assert command.make_context(title, shlex.split(example.removeprefix(f"onenip {title}")))
+    assert f"Example: `{example}`" in command.epilog
 
 
 def test_params_yaml_is_the_default_preset():

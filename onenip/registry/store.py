@@ -123,7 +123,7 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Holder MLflow's refusals into one `RegistryError` that begins with `what`.
+    """Turn MLflow's refusals into one `RegistryError` that begins with `what`.
 
     A fault of the server, which may pass, becomes a `RegistryUnreachableError`.
     """

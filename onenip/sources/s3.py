@@ -262,7 +262,7 @@ class Bucket:
 
 @contextmanager
 def explain_refusals(name: str) -> Iterator[None]:
-    """Holder boto3's errors into one that begins with `name` and says what to do.
+    """Turn boto3's errors into one that begins with `name` and says what to do.
 
     A server that is down or broke off becomes a `SourceUnreachableError`, all else a `SourceError`.
     """

@@ -167,7 +167,7 @@ class Staging:
 
 @contextmanager
 def explain_disk_errors() -> Iterator[None]:
-    """Holder an error of the file system that the user can mend into one line.
+    """Turn an error of the file system that the user can mend into one line.
 
     Raises:
         SourceError: naming the file and what is wrong.

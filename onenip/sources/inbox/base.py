@@ -124,7 +124,7 @@ def parse_note(text: str) -> dict[str, Any]:
 
 @contextmanager
 def file_refusals(path: Path, *, target: Path | None = None) -> Iterator[None]:
-    """Holder what a disk refuses into a `SourceError` that names the path, or `target` if it is full."""
+    """Turn what a disk refuses into a `SourceError` that names the path, or `target` if it is full."""
     try:
         yield
     except OSError as error:
