@@ -40,7 +40,7 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from onenip.detector.detector import Detector
-from onenip.detector.regions import find_regions
+from onenip.detector.prediction import find_regions
 from onenip.detector.scoring import score_maps
 from onenip.inference.edge import EdgeDetector
 from onenip.inference.export import export_detector

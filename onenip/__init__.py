@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 from onenip.version import __version__
 
 if TYPE_CHECKING:
-    from onenip.detector.detector import Detector, Prediction
-    from onenip.detector.regions import Region
+    from onenip.detector.detector import Detector
+    from onenip.detector.prediction import Prediction, Region
 
 __all__ = ["Detector", "Prediction", "Region", "__version__"]
 
 
 def __getattr__(name: str) -> object:
     """Import the model on first use, so that `import onenip` needs no torch."""
-    if name in {"Detector", "Prediction"}:
-        from onenip.detector import detector
+    if name == "Detector":
+        from onenip.detector.detector import Detector
 
-        return getattr(detector, name)
-    if name == "Region":
-        from onenip.detector.regions import Region
+        return Detector
+    if name in {"Prediction", "Region"}:
+        from onenip.detector import prediction
 
-        return Region
+        return getattr(prediction, name)
     raise AttributeError(f"module 'onenip' has no attribute {name!r}")

@@ -22,8 +22,7 @@ from onenip.detector.calibration import calibrate_given
 from onenip.detector.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
 from onenip.detector.devices import choose_device
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction as Prediction
-from onenip.detector.regions import find_regions
+from onenip.detector.prediction import Prediction, find_regions
 from onenip.detector.scoring import resize_map, score_maps
 from onenip.errors import CheckpointError, DataError
 from onenip.images import resize_image
@@ -304,7 +303,6 @@ class Detector:
             category_inferred=category_inferred,
             score=score,
             threshold=known.image_threshold,
-            is_anomalous=score > known.image_threshold,
             map=native,
             input_map=input_map,
             pixel_threshold=known.pixel_threshold,

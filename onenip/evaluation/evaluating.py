@@ -17,7 +17,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from onenip.data.manifest import Sample, select
-from onenip.detector.detector import Detector, Prediction
+from onenip.detector.detector import Detector
+from onenip.detector.prediction import Prediction
 from onenip.errors import DataError
 from onenip.evaluation import curves, summary
 from onenip.evaluation.category import CategoryScores, CategorySummary

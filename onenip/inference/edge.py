@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onenip.detector.prediction import Prediction
-from onenip.detector.regions import find_regions
+from onenip.detector.prediction import Prediction, find_regions
 from onenip.errors import CheckpointError, DataError
 from onenip.images import hash_file, load_image, resize_image, to_rgb
 from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
@@ -117,7 +116,6 @@ class EdgeDetector:
             category_inferred=category is None,
             score=score,
             threshold=known["image_threshold"],
-            is_anomalous=score > known["image_threshold"],
             map=native,
             input_map=drawn,
             pixel_threshold=known["pixel_threshold"],

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from onenip.detector.category import fuse_for
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction
-from onenip.detector.regions import find_regions
+from onenip.detector.prediction import Prediction, find_regions
 from onenip.detector.scoring import resize_map, score_maps
 from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
@@ -175,7 +174,6 @@ class TiledDetector:
             category_inferred=category is None,
             score=score,
             threshold=threshold,
-            is_anomalous=score > threshold,
             map=blended,
             input_map=resize_map(blended, self.detector.input_size),
             pixel_threshold=known.pixel_threshold,

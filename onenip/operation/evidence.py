@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.data.manifest import Sample, select
-from onenip.detector.detector import Detector, Prediction
+from onenip.detector.detector import Detector
+from onenip.detector.prediction import Prediction
 from onenip.evaluation.metrics import PIXEL_NAMES, Figure, PixelScores, resampling
 from onenip.images import load_image, load_mask, resize_image
 from onenip.operation.gate import Answers, Evidence

@@ -21,7 +21,8 @@ from onenip.images import load_image
 from onenip.registry.publishing import load_pinned
 
 if TYPE_CHECKING:
-    from onenip.detector.detector import Detector, Prediction
+    from onenip.detector.detector import Detector
+    from onenip.detector.prediction import Prediction
 
 
 class Pointer(PythonModel):
@@ -76,21 +77,10 @@ def _refuse(message: str) -> MlflowException:
 
 
 def _to_row(prediction: Prediction) -> dict[str, Any]:
-    regions = [
-        {
-            "x": region.x,
-            "y": region.y,
-            "width": region.width,
-            "height": region.height,
-            "area_px": region.area_px,
-            "score": region.score,
-        }
-        for region in prediction.regions
-    ]
+    answer = prediction.to_dict()
+    columns = ("category", "score", "threshold")
     return {
-        "category": prediction.category,
-        "score": float(prediction.score),
-        "threshold": float(prediction.threshold),
-        "is_anomalous": bool(prediction.is_anomalous),
-        "regions": json.dumps(regions),
+        **{name: answer[name] for name in columns},
+        "is_anomalous": prediction.is_anomalous,
+        "regions": json.dumps(answer["regions"]),
     }

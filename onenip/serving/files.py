@@ -58,31 +58,7 @@ class Answer:
         """The answer as plain values; boxes in px at the image's own size, origin top-left."""
         if self.prediction is None:
             return {"image": self.name, "error": self.error}
-        return {"image": self.name, **describe_prediction(self.prediction)}
-
-
-def describe_prediction(found: Prediction) -> dict[str, Any]:
-    """A prediction as plain values, without its maps."""
-    return {
-        "category": found.category,
-        "category_inferred": found.category_inferred,
-        "score": found.score,
-        "threshold": found.threshold,
-        "verdict": "anomalous" if found.is_anomalous else "normal",
-        "provisional": found.is_provisional,
-        "regions": [
-            {
-                "x": region.x,
-                "y": region.y,
-                "width": region.width,
-                "height": region.height,
-                "area_px": region.area_px,
-                "score": region.score,
-            }
-            for region in found.regions
-        ],
-        "seconds": round(found.seconds, 4),
-    }
+        return {"image": self.name, **self.prediction.to_dict()}
 
 
 def list_images(names: Sequence[str], *, scratch: Path) -> list[tuple[str, Path]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field
+
+from onenip.detector.prediction import Verdict
 
 
 class ImageRequest(BaseModel):
@@ -32,7 +34,7 @@ class ImageAnswer(BaseModel):
     category_inferred: bool = Field(description="told from the prompts, because none was given")
     score: float = Field(description="of the image; higher is more anomalous")
     threshold: float = Field(description="an image scoring above it is anomalous")
-    verdict: Literal["anomalous", "normal"] = Field(description="what the score means")
+    verdict: Verdict = Field(description="what the score means")
     provisional: bool = Field(description="whether the model was never trained on the category")
     regions: list[RegionAnswer] = Field(description="highest score first")
     seconds: float = Field(description="that the image took")

@@ -24,7 +24,6 @@ from starlette.responses import JSONResponse
 from onenip.errors import ImageError
 from onenip.images import load_image
 from onenip.serving.champions import Champions, Roster, Serving
-from onenip.serving.files import describe_prediction
 from onenip.serving.queue import BusyQueueError, JudgingQueue
 from onenip.serving.recent import remember
 from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
@@ -114,9 +113,8 @@ class _Judge:
         except ImageError as error:
             raise HTTPException(_NOT_FOUND, f"image: {error.reason}") from error
         answering = roster.serving[found.category]
-        verdict = "anomalous" if found.is_anomalous else "normal"
-        self.metrics.verdicts.labels(found.category, verdict).inc()
-        answer = describe_prediction(found) | {
+        self.metrics.verdicts.labels(found.category, found.verdict).inc()
+        answer = found.to_dict() | {
             "version": answering.version,
             "digest": answering.detector.digest,
             "warning": answering.problem or self.champions.problem,

@@ -16,7 +16,6 @@ import pytest
 from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
-from onenip.serving.files import describe_prediction
 from onenip.serving.recent import remember
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -101,7 +100,7 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     versions.set_gate_result("disc", 2, REFUSED)
     image = sorted((tiny_data / "disc/test/spot").iterdir())[0]
     found = tiny_detector.predict([image], category="disc")[0]
-    remember(registry / "recent", image.read_bytes(), describe_prediction(found))
+    remember(registry / "recent", image.read_bytes(), found.to_dict())
     (registry / "text.png").write_text("hello")
     process, address = start_page(
         registry, "--folder", str(tiny_data), "--recent", str(registry / "recent")
@@ -118,7 +117,7 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
         page.wait_for_selector(f"text={shown}")
         page.get_by_label("Or recent predictions").click()
         page.get_by_role("option").first.click()
-        page.wait_for_selector(f"h3:has-text('disc: {describe_prediction(found)['verdict']}')")
+        page.wait_for_selector(f"h3:has-text('disc: {found.verdict}')")
         page.wait_for_function(
             "() => [...document.images].every(i => i.complete && i.naturalWidth > 0)"
         )

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from onenip.detector.regions import Region
+from onenip.detector.prediction import Region
 
 NORMAL_COLOUR = "#15803d"
 ANOMALOUS_COLOUR = "#b91c1c"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from onenip.detector.prediction import Prediction
-from onenip.detector.regions import Region, find_regions
+from onenip.detector.prediction import Prediction, Region, find_regions
 from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES
 from onenip.serving.page.decision import draw_decision
@@ -168,9 +168,8 @@ def _draw_answer(
 
 def _draw_verdict(candidate: Candidate, found: Prediction) -> None:
     colour = ANOMALOUS_COLOUR if found.is_anomalous else NORMAL_COLOUR
-    word = "anomalous" if found.is_anomalous else "normal"
     st.html(
-        f'<div class="verdict" style="background: {colour}"><b>{word}</b>'
+        f'<div class="verdict" style="background: {colour}"><b>{found.verdict}</b>'
         f"<span>score {found.score:.2f}, threshold {found.threshold:.2f}</span>"
         f'<span class="who">{candidate.title}</span></div>'
     )
@@ -181,14 +180,7 @@ def _draw_verdict(candidate: Candidate, found: Prediction) -> None:
 
 
 def _to_row(region: Region) -> dict[str, float]:
-    return {
-        "x": region.x,
-        "y": region.y,
-        "width": region.width,
-        "height": region.height,
-        "area px": region.area_px,
-        "score": round(region.score, 2),
-    }
+    return {name.replace("_", " "): round(value, 2) for name, value in asdict(region).items()}
 
 
 def _count(number: int, noun: str) -> str:

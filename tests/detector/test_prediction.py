@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from onenip.detector.regions import find_regions
+from onenip.detector.prediction import find_regions
 
 
 @pytest.mark.parametrize("sigma", [1, 4, 12])
