@@ -34,9 +34,9 @@ from benchmarks.machine import (
     choose_clock,
     count_gflop,
     divide,
-    hold_locks,
     measure_peak,
     print_heading,
+    take_turns,
 )
 from benchmarks.plain import PlainNetwork
 from onenip.detector.detector import Detector
@@ -135,13 +135,13 @@ def main() -> None:
         ways = {name: partial(judge, image) for name, judge in judges.items()}
         clock = choose_clock(options.threads)
         settle = _SETTLE if options.threads > 1 else 0
-        seconds = hold_locks(ways, rounds=options.rounds, warmup=5, clock=clock, settle=settle)
+        seconds = take_turns(ways, rounds=options.rounds, warmup=5, clock=clock, settle=settle)
     images = [image] * max(BATCHES)
     batched = {
         str(size): partial(ours.predict, images, category=category, batch_size=size)
         for size in BATCHES
     }
-    together = hold_locks(batched, rounds=max(options.rounds // 4, 2), warmup=1, clock=clock)
+    together = take_turns(batched, rounds=max(options.rounds // 4, 2), warmup=1, clock=clock)
     base = "the reference's forward"
     peak, own = measure_peak(clock=clock), count_gflop(ways["ours, PyTorch"])
     print(f"Peak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")

@@ -83,7 +83,7 @@ def count_gflop(call: Callable[[], object]) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def hold_locks(
+def take_turns(
     ways: Mapping[str, Callable[[], object]],
     *,
     rounds: int,

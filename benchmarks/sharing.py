@@ -1,4 +1,4 @@
-"""What a training on the same machine does to the time that an image takes.
+"""Time of an image beside a training on the same machine.
 
     python -m benchmarks.sharing [--rounds 60]
 
@@ -32,9 +32,9 @@ from onenip.training.step import Trainee
 _READY = "steps"
 
 
-def train_for_ever(*, gives_way: bool) -> None:
-    """Take training steps until killed; says when the first is done."""
-    if gives_way:
+def train_for_ever(*, at_low_priority: bool) -> None:
+    """Take training steps until killed; prints a line after the first."""
+    if at_low_priority:
         lower_priority()
     params = load_preset("cpu")
     network, _, plan = build(params)
@@ -76,7 +76,7 @@ def compare(*, rounds: int) -> None:
     found = {"alone": measure()}
     for way, title in (
         ("equal", "beside a training of equal priority"),
-        ("gives-way", "beside a training that gives way"),
+        ("low", "beside a training at low priority"),
     ):
         with training_beside(way):
             found[title] = measure()
@@ -97,11 +97,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--train", choices=["equal", "gives-way"], help=argparse.SUPPRESS)
+    parser.add_argument("--train", choices=["equal", "low"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     if options.train:
-        train_for_ever(gives_way=options.train == "gives-way")
+        train_for_ever(at_low_priority=options.train == "low")
         return
     threads = torch.get_num_threads()
     print_heading("benchmarks.sharing", threads=threads, packages=["torch", "timm"])

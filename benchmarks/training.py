@@ -1,4 +1,4 @@
-"""Training steps: what cached features save, ours beside a plain step of the paper's size, share of the peak.
+"""Time of training steps: with and without cached features, beside a plain step, and as a share of the peak.
 
     python -m benchmarks.training [--rounds 12] [--threads 2]
 
@@ -37,9 +37,9 @@ from benchmarks.machine import (
     choose_clock,
     count_gflop,
     divide,
-    hold_locks,
     measure_peak,
     print_heading,
+    take_turns,
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
@@ -51,8 +51,7 @@ from onenip.synthesis import bank as synthetic_bank
 from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.loop import build_optimizer, take_step
-from onenip.training.losses import dice_loss, feature_mse
-from onenip.training.step import Trainee
+from onenip.training.step import Trainee, dice_loss, feature_mse
 
 BATCH_SIZE = 8
 AUTHORS_SECONDS = 5.0  # the authors' loop, a step of 8 samples of the paper's size
@@ -76,12 +75,12 @@ class Recomputing(Trainee):
             data.features.fine[used] = features.fine.to(data.features.fine.dtype)
             for index in batch.indices.tolist() if network.uses_memory else []:
                 category = data.categories[index]
-                reference = data.references[category]
+                statistics = data.statistics[category]
                 tokens = network.average_tokens(
-                    reference.standardize(data.features.fine[index][None])
+                    statistics.standardize(data.features.fine[index][None])
                 )
                 excluded = (data.owners[category] == index)[None]
-                match = network.match(tokens, reference.memory, excluded=excluded)
+                match = network.match(tokens, statistics.memory, excluded=excluded)
                 data.distances[index], data.matches[index] = match.distance[0], match.index[0]
         return super().forward(batch)
 
@@ -189,7 +188,7 @@ def compare_caching(*, rounds: int, clock: Clock) -> None:
             kind.__name__: count_up(step_ours(network, plan, params, kind))
             for kind in (Recomputing, Trainee)
         }
-        seconds = hold_locks(ways, rounds=rounds, warmup=1, clock=clock)
+        seconds = take_turns(ways, rounds=rounds, warmup=1, clock=clock)
         slow, fast = seconds["Recomputing"], seconds["Trainee"]
         saved = 100 * (1 - divide(fast, slow).median)
         cells = (Spread.of(slow).show(digits=2), Spread.of(fast).show(digits=2), f"{saved:.0f} %")
@@ -211,7 +210,7 @@ def compare_steps(*, rounds: int, clock: Clock) -> None:
         half = vary(size, {"train": {"precision": "bf16-mixed"}})
         network, _, plan = build(half)
         ways[f"{name}, `bf16-mixed`"] = count_up(step_ours(network, plan, half, Trainee))
-    seconds = hold_locks(ways, rounds=rounds, warmup=2, clock=clock, settle=1)
+    seconds = take_turns(ways, rounds=rounds, warmup=2, clock=clock, settle=1)
     peak = measure_peak(clock=clock)
     print(f"\nPeak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
     print(

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from onenip.model.network import Network
+from onenip.model.refiner import upsample_logits
 from onenip.model.weights import name_efficientnet
 from onenip.params.presets import load_preset
 from onenip.synthesis.noise import draw_perlin
 from onenip.training.authors import BACKBONE, load_authors_backbone, load_trained, name_trained
-from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
+from onenip.training.step import dice_loss, feature_mse, mask_cross_entropy
 
 
 def spell_trained(network: Network) -> dict[str, Tensor]:
@@ -73,7 +74,9 @@ def compute_numbers() -> dict[str, Tensor]:
     mask = torch.tensor(rng.random((2, 224, 224)) > 0.8).float()
     with torch.inference_mode():
         restored = network.decode(network.encode(query), network.encode(prompt))
-        logits = network.enlarge(network.refiner((restored - query).abs()))
+        logits = upsample_logits(
+            network.refiner((restored - query).abs()), network.params.input_size
+        )
         neck = network.fuse(network.backbone.forward_normalized(torch.tensor(images))).coarse
         losses = [feature_mse(restored, target), mask_cross_entropy(logits, mask)]
         losses += [dice_loss(logits.sigmoid(), mask, overlap_weight=weight) for weight in (1, 2)]

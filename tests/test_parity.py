@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from onenip.model.network import Network
+from onenip.model.refiner import upsample_logits
 from onenip.params.presets import load_preset
 from onenip.training.authors import import_authors_checkpoint, load_authors_backbone, load_trained
-from onenip.training.losses import dice_loss, feature_mse
+from onenip.training.step import dice_loss, feature_mse
 from tests.paths import SHARED
 from tests.recipe import draw_features, draw_weights
 
@@ -44,7 +45,7 @@ def test_reconstruction_agrees_with_the_reference(network):
         restored = network.decode(network.encode(query), network.encode(prompt))
         rec_map = network.restoration_map(restored, query)[:, ::8, ::8]
         logits = network.refiner((restored - query).abs())
-        ref_logit = network.enlarge(logits)[:, ::8, ::8]
+        ref_logit = upsample_logits(logits, network.params.input_size)[:, ::8, ::8]
 
     assert relative_error(restored, expected["rec_feat"]) < 1e-4
     assert relative_error(rec_map, expected["rec_map"]) < 1e-4

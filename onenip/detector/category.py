@@ -14,6 +14,7 @@ from torch import Tensor
 from onenip.detector.scoring import fuse_maps
 from onenip.model.file import CategorySpec
 from onenip.model.network import CategoryStatistics, Features, Network
+from onenip.model.refiner import upsample_logits
 from onenip.params import CalibrateParams
 
 
@@ -75,7 +76,7 @@ def draw_maps(
     logits = network.refine(
         coarse=features.coarse, restored=restored, fine=fine, distance=distance, matched=matched
     )
-    maps["refined"] = network.enlarge(logits)
+    maps["refined"] = upsample_logits(logits, network.params.input_size)
     return maps
 
 

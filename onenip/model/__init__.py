@@ -1,4 +1,4 @@
 """The model: backbone features, reconstruction, refiner and memory, composed as one network, and its file.
 
-Knows tensors and params; knows no images on disk, no data set and no training.
+Takes tensors and params; knows no image files, data set or training.
 """

@@ -25,21 +25,21 @@ TENSORS_FILE = "model.safetensors"
 
 
 class MapScale(Section):
-    """Usual values of one kind of map over normal images."""
+    """Mean and spread of one kind of map over normal images."""
 
     mean: float = Field(description="mean over pixels")
     std: float = Field(gt=0, description="standard deviation over pixels")
 
 
 class CategorySpec(Section):
-    """What the detector knows of one category, beside tensors."""
+    """Calibration of one category: all but its tensors."""
 
     image_threshold: float = Field(description="an image scoring above it is anomalous")
     pixel_threshold: float = Field(description="a pixel above it is defective")
-    scales: dict[str, MapScale] = Field(description="usual values per kind of map")
+    scales: dict[str, MapScale] = Field(description="mean and spread per kind of map")
     fusion_constant: float = Field(description="the paper's (max + min) / 2 of restoration maps")
     normal_scores: list[float] = Field(
-        description="image scores of normals that thresholds rest on"
+        description="image scores of the normals that the thresholds come from"
     )
     synthetic_scores: list[float] = Field(description="image scores of synthetic anomalies")
     prompt_names: list[str] = Field(description="images chosen as prompts, of the data set")
@@ -49,7 +49,7 @@ class CategorySpec(Section):
 
 
 class DetectorSpec(Section):
-    """All of `detector.json`."""
+    """The content of `detector.json`."""
 
     format_version: int = Field(FORMAT_VERSION, description="of this file and of the tensors")
     model: ModelParams = Field(description="the architecture")

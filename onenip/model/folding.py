@@ -27,8 +27,8 @@ def fold_network(network: Network) -> Network:
     """A copy of a network for inference, without the batch normalisation that follows a convolution.
 
     Its maps differ from the network's by rounding alone. Which normalisation follows which convolution is
-    observed, not told from names, so that any backbone can be folded; what does not follow one is kept,
-    and a part that would answer otherwise, since a convolution's output is read elsewhere too, stays whole.
+    observed in a forward pass, so that any backbone can be folded. A normalisation that follows none is kept;
+    a part whose output would change, since a convolution's output is read elsewhere too, is not folded.
     """
     folded = copy.deepcopy(network).eval()
     generator = torch.Generator().manual_seed(0)
@@ -40,7 +40,7 @@ def fold_network(network: Network) -> Network:
 
 
 def fold_backbone(network: Network) -> Backbone:
-    """The backbone alone, folded alike: a copy, or itself where there is nothing to fold."""
+    """The folded backbone alone: a copy, or the backbone itself if there is nothing to fold."""
     generator = torch.Generator().manual_seed(0)
     size = network.params.input_size
     image = torch.randint(0, 256, (1, *size, 3), dtype=torch.uint8, generator=generator)
@@ -77,9 +77,8 @@ def _count_inputs(network: Network) -> int:
 
 def _observe_pairs(module: nn.Module, example: Tensor) -> list[tuple[Any, nn.BatchNorm2d]]:
     """Convolutions whose output goes into a batch normalisation, with that, in a forward pass."""
-    made_by: dict[
-        int, tuple[nn.Module, Tensor]
-    ] = {}  # keeps the tensors, so that no id comes twice
+    # the tensors are kept, so that no id comes twice
+    made_by: dict[int, tuple[nn.Module, Tensor]] = {}
     pairs: dict[nn.BatchNorm2d, list[nn.Module | None]] = {}
 
     def note_output(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -103,7 +102,7 @@ def _observe_pairs(module: nn.Module, example: Tensor) -> list[tuple[Any, nn.Bat
 
 
 def _absorb(convolution: Any, norm: nn.BatchNorm2d) -> None:
-    """Change a convolution's weights, in double precision, to give what the normalisation would."""
+    """Change a convolution's weights, in double precision, to include the normalisation."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()  # [C']
@@ -121,7 +120,7 @@ def _absorb(convolution: Any, norm: nn.BatchNorm2d) -> None:
 
 
 def _replace(module: nn.Module, norm: nn.BatchNorm2d) -> None:
-    """Put what timm's normalisation does after normalising, if anything, in its place."""
+    """Replace a normalisation by its activation, which timm builds in, or by nothing."""
     rest = getattr(norm, "act", nn.Identity())
     for parent in module.modules():
         for name, child in parent.named_children():

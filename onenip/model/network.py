@@ -1,7 +1,7 @@
 """The detector's network: backbone, reconstruction and refiner, composed.
 
-Holds what is trained and what is frozen; knows nothing of categories, thresholds or files. What it
-needs to know of a category comes in as a `Prompt`.
+Knows no category names, thresholds or files: a category comes in as encoded prompts and
+`CategoryStatistics`.
 
 Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `C` channels.
 """
@@ -22,7 +22,7 @@ from onenip.model.refiner import EvidenceRefiner, PaperRefiner, upsample_logits
 from onenip.params import ModelParams
 
 _MEASURED_TOGETHER = 16  # images: statistics of many need no more memory than those of few
-_FINE_STRIDE = 8  # px: the grid that tokens are matched on, where the backbone is that fine
+_FINE_STRIDE = 8  # px: the grid that tokens are matched on, if the backbone is that fine
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Features:
     """Features of a batch of images on two grids.
 
     Attributes:
-        coarse: [B, C, h, w] float, what is reconstructed; standardised per channel if the params say so.
-        fine: [B, C, h8, w8] float, what is matched with the memory; C is 0 where nothing reads it.
+        coarse: [B, C, h, w] float, to be reconstructed; standardised per channel with `model.standardize`.
+        fine: [B, C, h8, w8] float, to be matched with the memory; C is 0 if nothing reads them.
     """
 
     coarse: Tensor
@@ -40,7 +40,7 @@ class Features:
 
 @dataclass(frozen=True)
 class CategoryStatistics:
-    """What the network knows of a category beside the prompt: its usual features and its memory.
+    """Mean, spread and memory of a category's fine features.
 
     Attributes:
         mean: [C] float, of fine features over the category's normal images.
@@ -71,7 +71,7 @@ class CategoryStatistics:
         return replace(self, memory=memory)
 
     def to(self, device: torch.device) -> CategoryStatistics:
-        """The same on a device."""
+        """The same statistics on a device."""
         return CategoryStatistics(self.mean.to(device), self.std.to(device), self.memory.to(device))
 
     def standardize(self, fine: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Network(nn.Module):
 
     @property
     def uses_memory(self) -> bool:
-        """Whether a category needs a token memory."""
+        """True if a category needs a token memory."""
         return self.params.memory_tokens > 0
 
     def embed(self, images: Tensor) -> Features:
@@ -160,7 +160,7 @@ class Network(nn.Module):
         return Features(self.standardize(coarse), fine)
 
     def standardize(self, coarse: Tensor) -> Tensor:
-        """Coarse features [B, C, h, w], standardised over the training normals if params say so."""
+        """Coarse features [B, C, h, w], standardised over the training normals with `model.standardize`."""
         if not self.params.standardize:
             return coarse
         return standardize(coarse, self.coarse_mean, self.coarse_std)
@@ -241,10 +241,6 @@ class Network(nn.Module):
         """
         distance = (restored - coarse).square().sum(1, keepdim=True).sqrt()  # [B, 1, h, w]
         return upsample_logits(distance, self.params.input_size)
-
-    def enlarge(self, logits: Tensor) -> Tensor:
-        """The refiner's logits [B, 1, h', w'] at input size: [B, H, W]."""
-        return upsample_logits(logits, self.params.input_size)
 
     def distance_map(self, distance: Tensor) -> Tensor:
         """Distances to the nearest memory tokens [B, N8], at input size: [B, H, W]."""

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.model.dropout import Dropout, ReluDropout
-from onenip.model.projection import Projection, project
+from onenip.model.layers import Dropout, Projection, ReluDropout, project
 
 
 class Reconstruction(nn.Module):

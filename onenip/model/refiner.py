@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.model.normalization import SharedBatchNorm
+from onenip.model.layers import SharedBatchNorm
 
 
 class PaperRefiner(nn.Module):

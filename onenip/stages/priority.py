@@ -1,10 +1,10 @@
-"""Work that can wait gives way to what answers: training must not slow a server on the same machine."""
+"""Low CPU priority for batch work, so that a server on the same machine keeps its latency."""
 
 from __future__ import annotations
 
 import os
 
-NICENESS = 10  # of work that can wait; what answers keeps 0
+NICENESS = 10  # of batch work; servers keep 0
 
 
 def lower_priority() -> None:

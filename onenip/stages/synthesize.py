@@ -1,4 +1,4 @@
-"""`synthesize`: normal training images to a bank of synthetic anomalies, and a picture of some."""
+"""`synthesize`: a bank of synthetic anomalies from normal training images, and a contact sheet."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SynthesizeResult:
-    """How many anomalies were stored, and the picture that shows some of them."""
+    """The number of stored anomalies, and the file of the contact sheet."""
 
     count: int
     contact_sheet: Path
 
 
 def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> SynthesizeResult:
-    """Write the bank of synthetic anomalies that calibration uses and people look at.
+    """Write the bank of synthetic anomalies, for calibration and for people to look at.
 
-    Training draws fresh ones in every step, with the same `Synthesizer`.
+    Training draws new ones in every step with the same `Synthesizer`.
     """
     samples = [s for s in load_manifest(manifest, data_dir) if s.subset in ("fit", "calibration")]
     if not samples:

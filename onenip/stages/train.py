@@ -1,4 +1,4 @@
-"""`train`: one model for all categories, trained and calibrated."""
+"""`train`: train and calibrate one model for all categories."""
 
 from __future__ import annotations
 
@@ -22,14 +22,8 @@ from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.training.loop import OnLog
 from onenip.version import __version__
 
-_SHAPING = (
-    "seed",
-    "data",
-    "synthesize",
-    "model",
-    "train",
-    "calibrate",
-)  # what the model depends on
+# sections that the model depends on
+_SHAPING = ("seed", "data", "synthesize", "model", "train", "calibrate")
 
 _TRIAL_COLUMNS = ("step", "image_auroc", "pixel_ap", "score")
 
@@ -38,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The model's digest, empty in processes that only helped to train, and its categories."""
+    """The model's categories and digest; the digest is empty in all processes but the first."""
 
     digest: str
     categories: tuple[str, ...]
@@ -78,9 +72,7 @@ def run(
             fabric=fabric,
         )
 
-    if (
-        not fabric.is_global_zero
-    ):  # one of several processes that train together: the first one writes
+    if not fabric.is_global_zero:  # of several processes that train together the first one writes
         logging.getLogger("onenip").setLevel(logging.ERROR)
         return TrainResult("", fit(lambda _step, _values: None).detector.categories)
     with training_run(

@@ -1,4 +1,4 @@
-"""Synthetic anomalies: how they are drawn, the noise and textures they are made of, and the stored bank.
+"""Synthetic anomalies: drawing them, the noise and textures used, and the stored bank.
 
-Knows images and params; knows nothing of models or training.
+Takes images and params; knows no model or training.
 """

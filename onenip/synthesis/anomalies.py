@@ -22,7 +22,7 @@ Pixels = NDArray[np.uint8]
 
 _TRIES = 20  # draws of one anomaly before the next kind is tried
 _MIN_SHOWN = 0.2  # share of what was pasted that must visibly change, else redrawn
-_BACKGROUND_SPREAD = 14.0  # levels: a border that varies more than this tells of no background
+_BACKGROUND_SPREAD = 14.0  # levels: a border that varies more is no background
 
 
 @dataclass(frozen=True)
@@ -240,13 +240,13 @@ KINDS: dict[str, Callable[..., Any]] = {
 
 
 def find_foreground(image: Pixels) -> Mask | None:
-    """Where the product is, if its surroundings are plain.
+    """Mask of the product, if its surroundings are plain.
 
     Args:
         image: [H, W, 3] uint8.
 
     Returns:
-        [H, W] bool, or None where the border is not of one colour, or nothing stands out from it.
+        [H, W] bool, or None if the border is not of one colour or nothing stands out from it.
     """
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.float32)
     background = np.median(border, axis=0)

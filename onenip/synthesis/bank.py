@@ -1,4 +1,4 @@
-"""The stored synthetic anomalies: written by `synthesize`, read by calibration, looked at by people."""
+"""The bank of synthetic anomalies that `synthesize` stores, for calibration and for people to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
 """Training: normal images to a calibrated detector.
 
-Knows the detector, the data set and synthetic anomalies; knows no registry and no orchestrator.
+Uses the detector, the data set and synthetic anomalies; knows no registry or orchestrator.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints of the authors' implementation, turned into models of ours.
+"""Import of checkpoints of the authors' implementation.
 
-Nothing of a checkpoint is executed: it is read as tensors only, and every key must be accounted for.
+A checkpoint is read as tensors only, nothing in it is executed, and every key must be known.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ log = logging.getLogger(__name__)
 def import_authors_checkpoint(
     path: Path, *, data_dir: Path | None = None, seed: int = 0
 ) -> Detector:
-    """Detector of an authors' checkpoint.
+    """Detector from a checkpoint of the authors' implementation.
 
     Args:
-        path: a torch file, or safetensors, whose keys are the authors', behind `module.` or not.
+        path: a torch file, or safetensors, with the authors' keys, with or without the prefix `module.`.
         data_dir: folder in MVTec layout; from its normal training images, prompts, thresholds and the
             fusion constant of each category are calibrated. None: a detector without categories.
         seed: root of the synthetic anomalies that calibration uses.
 
     Returns:
-        A detector with the authors' network at the input size that its token grid tells.
+        A detector with the authors' network; the input size follows from its token grid.
 
     Raises:
         CheckpointError: if the file is damaged or unsafe, or a key is missing, extra or misshapen.
@@ -131,10 +131,10 @@ def load_trained(network: Network, state: dict[str, Tensor], *, origin: str) -> 
 
 
 def load_authors_backbone(network: Network, state: dict[str, Tensor], *, origin: str) -> None:
-    """Load the authors' EfficientNet-B4; blocks that are not used are checked and left out.
+    """Load the authors' EfficientNet-B4; unused blocks are checked, then left out.
 
     Args:
-        network: of the paper.
+        network: of a `paper` preset.
         state: keys as in the authors' `backbone.*`, without that prefix.
         origin: of the tensors, for messages.
 
@@ -150,7 +150,7 @@ def load_authors_backbone(network: Network, state: dict[str, Tensor], *, origin:
 
 
 def name_trained(network: Network) -> dict[str, str]:
-    """Our name of each trained tensor by the authors', which is without `reconstruction.`."""
+    """Our name of each trained tensor, by the authors' name without `reconstruction.`."""
     modules = {f"reconstruction.{ours}": theirs for ours, theirs in _OUTER.items()}
     modules |= {f"refiner.{ours}": f"seghead.{theirs}" for ours, theirs in _REFINER.items()}
     counts = (network.params.encoder_layers, network.params.decoder_layers)
@@ -172,7 +172,7 @@ def name_trained(network: Network) -> dict[str, str]:
 def _require_same_keys(
     state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], *, prefix: str, origin: str
 ) -> None:
-    """Make sure that tensors are all that is expected, and nothing else; counters may be missing."""
+    """Check that the keys and shapes are the expected ones; counters may be missing."""
     for key, shape in shapes.items():
         if key not in state:
             if key.endswith(".num_batches_tracked"):
@@ -187,7 +187,7 @@ def _require_same_keys(
 
 
 def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove and give the keys behind a prefix, without it."""
+    """Move the entries with a prefix into a dict of their own, without the prefix."""
     keys = [key for key in state if key.startswith(prefix)]
     return {key.removeprefix(prefix): state.pop(key) for key in keys}
 

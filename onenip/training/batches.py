@@ -1,7 +1,6 @@
-"""What a training step is made of: normal images with cached features, synthetic anomalies, prompts.
+"""Training batches: normal images with cached features, synthetic anomalies, prompts.
 
-Everything that does not change from step to step is computed once: the backbone is frozen, so are
-the features of normal images and their nearest memory tokens.
+The backbone is frozen, so features of normal images and their nearest memory tokens are computed once.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Normal images to fit to, with all that is computed of them once.
+    """Normal images to fit to, and everything computed from them once.
 
     Attributes:
         images: [n, H, W, 3] uint8 at input size.

@@ -1,4 +1,4 @@
-"""What a category is calibrated on: its prompts, held-out normal images, synthetic anomalies, as features."""
+"""Calibration data of a category as features: prompts, held-out normal images, synthetic anomalies."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gather_normals(
     """Held-out normal images of a category, joined by fitted ones where there are too few.
 
     Returns:
-        The images, and which these are, for the record.
+        The images, and their subset as the model records it.
     """
     held_out = select(samples, category=category, subset="calibration")
     normals = embed_files(network, [s.path for s in held_out[:MAX_CALIBRATION_IMAGES]])
@@ -71,7 +71,7 @@ def gather_normals(
 
 
 def embed_files(network: Network, paths: Iterable[Path]) -> list[CalibrationImage]:
-    """Features of images that nothing was fitted to: held-out normals, or synthetic anomalies."""
+    """Features of image files kept out of fitting: held-out normals, or synthetic anomalies."""
     size, device = network.params.input_size, network.coarse_mean.device
     images = (torch.tensor(resize_image(load_image(path), size)) for path in paths)
     return [CalibrationImage(network.embed(image[None].to(device))) for image in images]
@@ -80,12 +80,12 @@ def embed_files(network: Network, paths: Iterable[Path]) -> list[CalibrationImag
 def pick_anomalies(
     bank: Sequence[StoredAnomaly], category: str, *, held_out: Container[str]
 ) -> list[StoredAnomaly]:
-    """Synthetic anomalies of a category, of its held-out normal images where there are any.
+    """Synthetic anomalies of a category, made from held-out normals where there are any.
 
     Args:
         bank: of all categories.
         category: whose anomalies are wanted.
-        held_out: names of the normal images that nothing was fitted to.
+        held_out: names of the normal images kept out of fitting.
     """
     own = [stored for stored in bank if stored.category == category]
     unseen = [stored for stored in own if stored.made_from in held_out]

@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole or not at all, resumed by the same training alone."""
+"""The state of a training on disk, which only the same training resumes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ import torch
 from onenip.errors import CheckpointError
 from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
-from onenip.training.averaging import WeightAverage
 from onenip.training.batches import BatchPlan
-from onenip.training.selection import BestWeights
+from onenip.training.selection import BestWeights, WeightAverage
 
 CHECKPOINT_FILE = "last.pt"
 
 _FORMAT = 3
-_ASIDE = {"checkpoint_seconds", "log_steps"}  # change nothing in what is trained
+_ASIDE = {"checkpoint_seconds", "log_steps"}  # do not change the result
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainingState:
-    """All that a training changes.
+    """Everything a training changes.
 
     Attributes:
         network: its trained part is kept; the backbone is frozen.
@@ -65,7 +64,7 @@ class Checkpoint:
         self.identity = identity
 
     def save(self, state: TrainingState) -> None:
-        """Replace the file by today's state."""
+        """Replace the file by the current state."""
         trained = {
             key: value
             for key, value in state.network.state_dict().items()
@@ -88,7 +87,7 @@ class Checkpoint:
         os.replace(partial, self.path)
 
     def resume(self, state: TrainingState) -> None:
-        """Load the file into a state; one of another training, or none, leaves it as it is.
+        """Load the file into a state, unless it is missing or of another training.
 
         Raises:
             CheckpointError: if the file is damaged.

@@ -1,13 +1,15 @@
 """From normal images to a detector: features, training, calibration, in that order.
 
-Knows samples and params; knows nothing of command lines, experiment tracking or registries.
+Takes samples and params; knows no command line, experiment tracking or registry.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +31,6 @@ from onenip.model.weights import load_backbone_weights
 from onenip.params import Params, TrainParams
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training.allocation import keep_freed_memory
 from onenip.training.batches import BatchPlan, TrainingSet, build_training_set
 from onenip.training.calibration_images import (
     choose_state,
@@ -40,6 +41,8 @@ from onenip.training.calibration_images import (
 from onenip.training.loop import OnLog, TrainingRecord, fit
 from onenip.training.selection import SelectionSet
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
+_NEVER = 2**31 - 1  # bytes
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 
 log = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """A trained detector, and what its training tells."""
+    """A trained detector and the record of its training."""
 
     detector: Detector
     record: TrainingRecord
@@ -68,12 +71,12 @@ def fit_detector(
     """Train and calibrate one detector for all categories of the samples.
 
     Args:
-        params: everything.
+        params: all sections.
         samples: of the manifest; only normal training images are read.
         bank: synthetic anomalies for calibration.
         provenance: facts to store in the model.
-        checkpoint_dir: where a killed training left its state, and leaves it.
-        cache_dir: where resized images and features are kept from run to run; None keeps none.
+        checkpoint_dir: state of a killed training, resumed and written here.
+        cache_dir: cache of resized images and features; None for no cache.
         on_log: called with a step's number and losses.
         progress: whether to show bars.
         fabric: launched; None to launch what the params ask for.
@@ -205,7 +208,7 @@ def start_fabric(params: TrainParams) -> Fabric:
     With more than one process, each of them runs the whole program from its beginning.
     """
     on_cuda = torch.cuda.is_available()
-    keep_freed_memory()
+    _keep_freed_memory()
     devices = params.devices if params.devices != "auto" or on_cuda else 1
     precision: str = params.precision
     if precision == "auto":
@@ -224,13 +227,30 @@ def start_fabric(params: TrainParams) -> Fabric:
 
 
 def set_determinism(seed: int, *, is_deterministic: bool) -> None:
-    """Seed what libraries draw from by themselves, and have them compute alike in each run."""
+    """Seed the global generators of libraries, and make torch deterministic if asked to."""
     random.seed(seed)
     torch.manual_seed(seed)
     if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
     torch.use_deterministic_algorithms(mode=is_deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not is_deterministic
+
+
+def _keep_freed_memory() -> None:
+    """Make this process keep what it frees for its next allocations, where the C library is glibc.
+
+    A training step allocates and frees the same hundreds of megabytes each time. By default glibc gives
+    large blocks back to the kernel, which fills them with zeros anew, page by page, when they are asked for
+    again. The process grows no larger than it was at its largest.
+
+    Source: mallopt(3).
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _NEVER)
+        mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:
@@ -262,7 +282,7 @@ def _prepare_selection(
     data: TrainingSet,
     bank: Sequence[StoredAnomaly],
 ) -> SelectionSet | None:
-    """What weights are tried on; None where they are not, or where there is nothing to try them on."""
+    """Images to select weights on; None without selection, or without such images."""
     if params.train.selection_trials == 0:
         return None
     found = SelectionSet(network, params.calibrate, samples=samples, data=data, bank=bank)

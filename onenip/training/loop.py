@@ -25,15 +25,14 @@ from tqdm import trange
 from onenip.errors import CheckpointError, DivergedError
 from onenip.model.network import Network
 from onenip.params import ModelParams, TrainParams
-from onenip.training.averaging import WeightAverage
 from onenip.training.batches import Batch, BatchPlan, describe
 from onenip.training.checkpoint import Checkpoint, TrainingState, identify
-from onenip.training.selection import BestWeights, SelectionSet
+from onenip.training.selection import BestWeights, SelectionSet, WeightAverage
 from onenip.training.step import Trainee
 
 OnLog = Callable[[int, Mapping[str, float]], None]
 
-_TELL_SECONDS = 30.0  # between two lines on how far a training without a bar is
+_LOG_SECONDS = 30.0  # between two lines of progress in the log
 _BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies finds nothing
 _LAST_LOGS = 5  # logs that are judged by
 
@@ -42,11 +41,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """What a training tells of itself.
+    """Losses and trials of a training.
 
     Attributes:
         history: a row per log: losses, `step`, `epoch`, `learning_rate`.
-        trials: a row per trial of the weights, in order: `step` and what `SelectionSet.measure` gives.
+        trials: a row per trial of the weights, in order: `step` and the figures of `SelectionSet.measure`.
     """
 
     history: list[dict[str, float]]
@@ -82,11 +81,11 @@ def fit(
         model_params: the architecture, which a checkpoint must agree with.
         seed: root of dropout.
         fabric: device, precision and strategy.
-        checkpoint_dir: where the last state is kept; a state of the same params and data is resumed.
+        checkpoint_dir: of the last state; a state of the same params and data is resumed.
         on_log: called with the step and the losses every `log_steps` steps, by one process.
-        progress: whether to show a bar; without one, lines in the log say how far it is.
+        progress: whether to show a bar; without one, the log shows progress.
         workers: processes that draw batches ahead; 0 draws them in this one.
-        selection: what weights are tried on, the best being kept; None keeps the last.
+        selection: images to select weights on; None keeps the last weights.
 
     Raises:
         DivergedError: if a loss or a gradient is not finite; the last good checkpoint is kept.
@@ -137,7 +136,7 @@ def fit(
             state.history.append({"step": state.step, "epoch": epoch} | values)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
             if not progress:
-                pace.tell(state.step, values["loss"])
+                pace.log(state.step, values["loss"])
             if fabric.is_global_zero:
                 on_log(state.step, values)
         is_trial = _is_trial(state.step, total, params.selection_trials)
@@ -160,7 +159,7 @@ def fit(
 
 
 def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimizer:
-    """AdamW over all that is trained."""
+    """AdamW over the trained part."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     on_cpu = network.coarse_mean.device.type == "cpu"
     return torch.optim.AdamW(
@@ -193,7 +192,7 @@ def take_step(
         seed: root of dropout.
 
     Returns:
-        What `Trainee.forward` gives, averaged over the batches.
+        The result of `Trainee.forward`, averaged over the batches.
 
     Raises:
         DivergedError: if a loss or a gradient is not finite; the weights are as before.
@@ -244,7 +243,7 @@ def schedule_rate(params: TrainParams, step: int, total: int, steps_per_epoch: i
 
 
 class _Pace:
-    """Says in the log, now and then, how far a training is.
+    """Logs progress every half a minute.
 
     Args:
         first: steps that were done before.
@@ -255,10 +254,10 @@ class _Pace:
         self._first, self._total = first, total
         self._started_at = self._notified_at = time.monotonic()
 
-    def tell(self, step: int, loss: float) -> None:
-        """Say it, unless it was said just now."""
+    def log(self, step: int, loss: float) -> None:
+        """Log step, loss and time left, unless that was done just now."""
         now = time.monotonic()
-        if now - self._notified_at < _TELL_SECONDS:
+        if now - self._notified_at < _LOG_SECONDS:
             return
         self._notified_at = now
         seconds = (now - self._started_at) / (step - self._first)
@@ -283,20 +282,20 @@ def _start_average(network: Network, params: TrainParams) -> WeightAverage | Non
 
 
 def _trained_tensors(network: Network) -> dict[str, Tensor]:
-    """What training changes, by name."""
+    """Trained tensors by name."""
     tensors = network.state_dict()
     return {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
 
 
 def _is_trial(step: int, total: int, trials: int) -> bool:
-    """Whether weights are tried after a step, counted from 1: `trials` times, the last after the last."""
+    """True if weights are tried after a step, counted from 1: `trials` times, lastly at the end."""
     return step * trials // total > (step - 1) * trials // total
 
 
 def _try_weights(
     network: Network, selection: SelectionSet, average: WeightAverage | None, best: BestWeights
 ) -> dict[str, float]:
-    """Figures of the weights, averaged ones where there is an average, which are kept if they are best."""
+    """Figures of the weights, averaged if there is an average; the best are kept."""
     with average.applied() if average else nullcontext():
         figures = selection.measure(network)
         best.offer(figures["score"])
@@ -338,7 +337,7 @@ def _gather(fabric: Fabric, losses: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def _warn_if_blind(history: Sequence[Mapping[str, float]]) -> None:
-    """Say so if the refiner settled on empty maps, which Dice alone can make it do."""
+    """Warn if the refiner settled on empty maps, as it can under Dice alone."""
     recall = [row["mask_recall"] for row in history[-_LAST_LOGS:]]
     mean = sum(recall) / len(recall)
     if mean < _BLIND_RECALL:

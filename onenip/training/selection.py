@@ -1,6 +1,6 @@
-"""Which weights of a training are kept: those that do best on held-out normals and synthetic anomalies.
+"""Selection of weights on held-out normals and synthetic anomalies, and their running average.
 
-Test images have no say. A trial takes the trained part alone: features, memories and masks of the
+Test images are never used. A trial takes the trained part alone: features, memories and masks of the
 images are computed once.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ _PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weigh
 
 @dataclass(frozen=True)
 class _Images:
-    """What weights are tried on in one category; masks, [m, H, W] bool, are of the anomalies."""
+    """Images of one category to select weights on; masks, [m, H, W] bool, are of the anomalies."""
 
     normals: list[CalibrationImage]
     anomalies: list[CalibrationImage]
@@ -43,7 +44,7 @@ class SelectionSet:
     """Held-out normal images and synthetic anomalies made from such, of every category that has both.
 
     Args:
-        network: with its backbone's weights and standardisation; what is trained may still change.
+        network: with its backbone's weights and standardisation; the trained part may still change.
         params: how maps are fused, and how many prompts a category has.
         samples: of the manifest; those of subset `calibration` are held out.
         data: the training set.
@@ -81,11 +82,11 @@ class SelectionSet:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Categories that have a say."""
+        """Categories with images of both kinds."""
         return tuple(self._images)
 
     def measure(self, network: Network) -> dict[str, float]:
-        """How good a network's weights are; it is back in training mode afterwards.
+        """Figures of a network's weights; the network is back in training mode afterwards.
 
         Returns:
             `image_auroc` (held-out normals against anomalies), `pixel_ap` (of the anomalies' masks), and
@@ -114,7 +115,7 @@ class BestWeights:
     """The weights of the best trial so far; of equal ones the later.
 
     Args:
-        tensors: what a training changes in place, by name.
+        tensors: changed in place by a training, by name.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -123,7 +124,7 @@ class BestWeights:
         self._score = float("-inf")
 
     def offer(self, score: float) -> None:
-        """Keep the tensors as they are now, if their score is not below that of those kept."""
+        """Keep a copy of the tensors if their score is not below the best so far."""
         if score >= self._score:
             self._score = score
             self._best = {name: tensor.clone() for name, tensor in self._live.items()}
@@ -133,11 +134,60 @@ class BestWeights:
         return {"score": self._score, "tensors": self._best}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a `state`."""
         self._score, self._best = float(state["score"]), dict(state["tensors"])
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Put the best in the place of the tensors; nothing, if none was offered."""
+        """Copy the best weights into the tensors, if any were offered."""
         for name, tensor in self._best.items():
             self._live[name].copy_(tensor)
+
+
+class WeightAverage:
+    """Exponential moving average of tensors that a training changes in place.
+
+    Args:
+        tensors: to be averaged, by name; only floating-point ones are.
+        decay: share of the average that a step keeps, 0..1; less in the first steps, so that the
+            starting point is forgotten.
+
+    Source: Polyak and Juditsky 1992; the warm-up `(1 + step) / (10 + step)` is TensorFlow's.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, decay: float) -> None:
+        self._live = {k: v.detach() for k, v in tensors.items() if v.is_floating_point()}
+        self._average = {key: value.clone() for key, value in self._live.items()}
+        self._decay = decay
+
+    def update(self, step: int) -> None:
+        """Include the tensors as they are after a step, counted from 1."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self._average.values()), list(self._live.values()), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages, by name."""
+        return self._average
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore a `state`."""
+        for key, value in self._average.items():
+            value.copy_(state[key])
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Use the averages as the tensors' values within a block."""
+        live = {key: value.clone() for key, value in self._live.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for key, value in self._live.items():
+                    value.copy_(live[key])
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Copy the averages into the tensors."""
+        for key, value in self._live.items():
+            value.copy_(self._average[key])

@@ -1,4 +1,4 @@
-"""What one training step computes: reconstruction, restoration and refiner together, and their losses.
+"""Forward pass and losses of a training step: reconstruction and refiner together.
 
 Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` channels.
 """
@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from onenip.model.folding import fold_backbone
 from onenip.model.network import Network
 from onenip.model.reconstruction import jitter_features
-from onenip.model.refiner import PaperRefiner
+from onenip.model.refiner import PaperRefiner, upsample_logits
 from onenip.params import TrainParams
 from onenip.training.batches import Batch, TrainingSet
-from onenip.training.losses import dice_loss, feature_mse, mask_cross_entropy
 
 
 class Trainee(nn.Module):
-    """A network with the losses of one step, so that a strategy can wrap both.
+    """A network and the losses of one step, so that a strategy can wrap both.
 
     Args:
         network: trained in place.
@@ -64,8 +64,8 @@ class Trainee(nn.Module):
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
         dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
-        weighs = params.cross_entropy_weight > 0  # else it is told alone
-        cross_entropy = mask_cross_entropy(logits if weighs else logits.detach(), target)
+        is_trained = params.cross_entropy_weight > 0  # else it is only logged
+        cross_entropy = mask_cross_entropy(logits if is_trained else logits.detach(), target)
         loss = (
             params.feature_weight * feature_loss
             + params.dice_weight * dice
@@ -89,7 +89,7 @@ class Trainee(nn.Module):
             logits = network.refine(
                 coarse=query, restored=restored, fine=empty, distance=empty, matched=empty
             )
-            return network.enlarge(logits)[:, None]
+            return upsample_logits(logits, network.params.input_size)[:, None]
         fine, distances, matched = [], [], []
         # distances are differences of large numbers: never in half precision
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
@@ -117,7 +117,37 @@ class Trainee(nn.Module):
             distance=torch.stack(distances).to(device) if network.uses_memory else query,
             matched=torch.stack(matched).to(device) if network.uses_memory else query,
         )
-        return network.enlarge(logits)[:, None]
+        return upsample_logits(logits, network.params.input_size)[:, None]
+
+
+def dice_loss(probability: Tensor, target: Tensor, *, overlap_weight: float) -> Tensor:
+    """Dice loss, mean over samples, with squares in the denominator and smoothing 1.
+
+    Args:
+        probability: [B, ...] float, 0..1.
+        target: [B, ...] float, 0..1, the same shape.
+        overlap_weight: 2 for Dice proper, 0 at a perfect match; 1 for the authors', about 0.5
+            there.
+
+    Returns:
+        Scalar, 0..1.
+
+    Source: OneNIP section 3.5; V-Net (3DV 2016), equation 3.
+    """
+    p, t = probability.flatten(1), target.flatten(1)
+    overlap = overlap_weight * (p * t).sum(1)
+    total = (p.square() + t.square()).sum(1)
+    return (1 - (overlap + 1) / (total + 1)).mean()
+
+
+def mask_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross entropy of logits [B, ...] and soft targets, 0..1, of the same shape."""
+    return functional.binary_cross_entropy_with_logits(logits, target)
+
+
+def feature_mse(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of features of any shape: the paper's feature loss."""
+    return torch.mean((reconstruction - target).square())
 
 
 def _measure_recall(logits: Tensor, target: Tensor) -> Tensor:

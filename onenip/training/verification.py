@@ -1,4 +1,4 @@
-"""Checking what a model says of itself: all that can be recomputed, recomputed."""
+"""Verification of a model: every stated figure that can be recomputed is recomputed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _ABSOLUTE = 1e-3
 
 @dataclass(frozen=True)
 class Finding:
-    """One fact of a model.
+    """One checked fact of a model.
 
     Attributes:
         fact: what was checked.
-        agrees: whether it does; None where it could not be checked.
+        agrees: True if it was confirmed, None if it could not be checked.
         detail: stated and recomputed values, or why it could not be checked.
     """
 
@@ -49,10 +49,10 @@ def verify_model(
 
     Args:
         folder: of the model.
-        data_dir: the data that it was calibrated on; without it, what rests on images is not rechecked.
-        synthesis_dir: its synthetic anomalies; without them, what rests on these is not.
+        data_dir: its data; without it, figures that come from images are not checked.
+        synthesis_dir: its synthetic anomalies; without them, figures that come from them are not checked.
         expected_digest: what the digest should be, such as the one pinned at approval.
-        registered: what the registry says of it, by name of the fact.
+        registered: facts from the registry, by name.
 
     Raises:
         CheckpointError: if the model cannot be read at all.
@@ -70,7 +70,7 @@ def verify_model(
 
 
 def _check_names(detector: Detector, registered: Mapping[str, str]) -> list[Finding]:
-    """Whether the model, or the registry, names where it comes from; and that the two agree."""
+    """Provenance as the model and the registry state it, which must agree."""
     findings = []
     stated_by_model = detector.spec.provenance
     params = stated_by_model.get("params")
@@ -80,12 +80,12 @@ def _check_names(detector: Detector, registered: Mapping[str, str]) -> list[Find
         "calibration_images": images and f"{len(images)}, each by its sha256",
     }
     for key in ("data_version", "git_commit", "params", "calibration_images", "approver"):
-        stated, told = summaries.get(key, stated_by_model.get(key)), registered.get(key)
+        stated, known = summaries.get(key, stated_by_model.get(key)), registered.get(key)
         fact = f"names its {key}"
-        if stated and told:
-            findings.append(Finding(fact, stated == told, f"{stated}; the registry says {told}"))
-        elif told:
-            findings.append(Finding(fact, agrees=True, detail=f"{told}, says the registry"))
+        if stated and known:
+            findings.append(Finding(fact, stated == known, f"{stated}; in the registry: {known}"))
+        elif known:
+            findings.append(Finding(fact, agrees=True, detail=f"{known} (from the registry)"))
         elif stated:
             findings.append(Finding(fact, agrees=True, detail=str(stated)))
         else:
@@ -122,8 +122,8 @@ def _check_prompts(detector: Detector, name: str) -> Finding:
 def _check_calibration(
     detector: Detector, name: str, data_dir: Path | None, bank: Sequence[StoredAnomaly]
 ) -> list[Finding]:
-    """What rests on the held-out normals and on the anomalies made of them, from the images themselves."""
-    fact = f"{name}: what its calibration images say"
+    """Figures of the held-out normals and the anomalies made from them, recomputed from the images."""
+    fact = f"{name}: figures from its calibration images"
     known = detector.spec.categories[name]
     images: dict[str, str] = detector.spec.provenance.get("calibration_images", {})
     own = [image for image in images if image.split("/", 1)[0] == name]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from onenip.model.projection import Projection, project
+from onenip.model.layers import Projection, project
 
 
 @pytest.mark.parametrize("tokens", [196, 20, 13, 1], ids=lambda n: f"{n}-tokens")

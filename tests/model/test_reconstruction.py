@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from onenip.model.dropout import Dropout, ReluDropout
+from onenip.model.layers import Dropout, ReluDropout
 from onenip.model.reconstruction import (
     Attention,
     Reconstruction,

@@ -1,4 +1,4 @@
-"""Work that can wait gives way to what answers."""
+"""Low priority of batch work."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ CHILD = "import os, sys; print(os.getpriority(os.PRIO_PROCESS, 0))"
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 10), (5, 10), (15, 15)])
-def test_what_gives_way_lowers_itself_and_its_children(before, after):
-    """Down to its level, and never up."""
+def test_a_process_and_its_children_get_low_priority(before, after):
+    """Niceness goes up to 10, and never down."""
     code = (
         "import os, subprocess, sys\n"
-        "from onenip.priority import lower_priority\n"
+        "from onenip.stages.priority import lower_priority\n"
         f"os.setpriority(os.PRIO_PROCESS, 0, {before})\n"
         "lower_priority()\n"
         f"subprocess.run([sys.executable, '-c', {CHILD!r}], check=True)\n"

@@ -8,10 +8,10 @@ import pytest
 _COUNT_FAULTS = """
 import resource, sys
 import torch
-from onenip.training.allocation import keep_freed_memory
+from onenip.training.fit import _keep_freed_memory
 
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    _keep_freed_memory()
 
 def work():
     parts = [torch.ones(10 << 20) for _ in range(4)]  # 40 MiB each, beyond what glibc keeps by itself

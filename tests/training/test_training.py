@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from onenip.errors import CheckpointError, DataError, DivergedError
-from onenip.training.averaging import WeightAverage
 from onenip.training.checkpoint import CHECKPOINT_FILE
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.loop import count_steps, schedule_rate
-from onenip.training.selection import BestWeights
+from onenip.training.selection import BestWeights, WeightAverage
 from onenip.training.step import Trainee
 from tests.tiny import fit_tiny, make_tiny_params
 from tests.training.shared_training import make_params
@@ -149,9 +148,9 @@ def test_training_lowers_the_loss(tiny_data, tmp_path):
     assert last < 0.8 * first
 
 
-def test_a_training_without_a_bar_says_how_far_it_is(tiny_data, tmp_path, caplog, monkeypatch):
-    """Lines in the log tell step, loss and the time that is left, as a flow run shows them."""
-    monkeypatch.setattr("onenip.training.loop._TELL_SECONDS", 0.0)
+def test_a_training_without_a_bar_logs_its_progress(tiny_data, tmp_path, caplog, monkeypatch):
+    """Lines in the log show step, loss and the time left, as a flow run shows them."""
+    monkeypatch.setattr("onenip.training.loop._LOG_SECONDS", 0.0)
     caplog.set_level("INFO")
 
     fit_tiny(tiny_data, make_tiny_params(train={"max_steps": 4, "log_steps": 2}), tmp_path)
@@ -317,7 +316,7 @@ def test_an_average_follows_its_rule():
 
 
 def test_features_that_are_not_finite_stop_before_training(tiny_data, tmp_path):
-    """A backbone that gives no numbers is told by the images that show it."""
+    """A backbone with broken weights is an error that names images and the param."""
     params = make_tiny_params()
     state = build_network(params, start_fabric(params.train)).backbone.model.state_dict()
     broken = {k.removeprefix("model."): v.clone() for k, v in state.items()}
@@ -332,8 +331,8 @@ def test_features_that_are_not_finite_stop_before_training(tiny_data, tmp_path):
         fit_tiny(tiny_data, other, tmp_path)
 
 
-def test_a_blind_refiner_is_told(tiny_data, tmp_path, caplog):
-    """A refiner that ends on empty maps says so; the default one does not end there."""
+def test_a_blind_refiner_is_a_warning(tiny_data, tmp_path, caplog):
+    """A refiner that ends on empty maps is a warning in the log."""
     base = make_tiny_params().dump()
     params = make_tiny_params(
         model={**base["model"], "refiner_dropout": 0.99},
@@ -411,7 +410,7 @@ def test_a_killed_training_keeps_its_best_weights(tiny_data, tmp_path, monkeypat
 
 
 def test_selection_needs_held_out_images(tiny_data, tmp_path, caplog):
-    """Without held-out normals the last weights are kept, and that is said."""
+    """Without held-out normals the last weights are kept, and a warning says so."""
     base = make_tiny_params().dump()
     params = make_tiny_params(data={**base["data"], "calibration_fraction": 0.0})
 

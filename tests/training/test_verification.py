@@ -1,4 +1,4 @@
-"""`onenip verify`: what a model says of itself, recomputed."""
+"""`onenip verify`: the stated figures of a model, recomputed."""
 
 import json
 import shutil
@@ -76,7 +76,7 @@ def test_the_command_exits_with_one_if_anything_differs(copy):
     ids=["truncated", "no-spec", "no-json", "newer", "bad-field", "other-architecture"],
 )
 def test_a_damaged_model_is_one_line(copy, damage, message):
-    """Whatever is wrong with the files is said, and nothing is executed."""
+    """Every fault of the files is one clear error, and nothing is executed."""
     damage(copy)
 
     with pytest.raises(CheckpointError, match=message):
@@ -137,7 +137,7 @@ def test_what_does_not_follow_from_the_images_is_named(traceable, tmp_path, chan
 
 
 def test_a_changed_calibration_image_is_named(traceable, tmp_path):
-    """Other bytes under the same name are not scored, but told."""
+    """Other bytes under the same name are reported, not scored."""
     shutil.copytree(traceable / "data", tmp_path / "data")
     spec = json.loads((traceable / "model/detector.json").read_text())
     name = next(iter(spec["provenance"]["calibration_images"]))
@@ -161,5 +161,5 @@ def test_a_registered_version_names_its_approver(tiny_model, tmp_path, monkeypat
     missing = CliRunner().invoke(app, ["verify", "models:/onenip-disc@previous"])
 
     assert shown.exit_code == 0
-    assert "Ada, says the registry" in shown.output
+    assert "Ada (from the registry)" in shown.output
     assert isinstance(missing.exception, DataError)
