@@ -10,7 +10,6 @@ finds up to date is skipped, and a killed run goes on where it was when it is st
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -40,6 +39,7 @@ from flows.settings import STATE_DIR
 from onenip.data import versioning
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError, UnreachableError
+from onenip.evaluation.results import load_metrics
 from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
@@ -136,7 +136,7 @@ def link_report() -> State[Any]:
 @task(name="show", persist_result=False)
 def show() -> None:
     """Put the table of metrics and the heat maps beside the run."""
-    metrics = json.loads(OUTPUTS.metrics.read_text(encoding="utf-8"))
+    metrics = load_metrics(OUTPUTS.evaluation)
     rows = {**metrics["categories"], "mean": metrics["mean"]}
     create_table_artifact(
         key="metrics",
@@ -272,7 +272,7 @@ def _print_summary() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics = json.loads(OUTPUTS.metrics.read_text(encoding="utf-8"))
+    metrics = load_metrics(OUTPUTS.evaluation)
     table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
     for name, row in {**metrics["categories"], "mean": metrics["mean"]}.items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)

@@ -13,8 +13,7 @@ from onenip.data.outputs import OUTPUTS
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from onenip.evaluation.comparison import Difference
-    from onenip.evaluation.differences import Comparison
+    from onenip.evaluation.comparison import Comparison, Difference
 
 _SHOWN_CHANGES = 40
 _SHOWN_FIGURES = ("image_auroc", "image_ap", "pixel_ap", "aupro", "recall", "false_alarm_rate")
@@ -50,7 +49,7 @@ def compare(
 
     from rich.console import Console
 
-    from onenip.evaluation.differences import compare as compare_evaluations
+    from onenip.evaluation.comparison import compare as compare_evaluations
     from onenip.evaluation.results import Evaluation
 
     with tempfile.TemporaryDirectory() as scratch:

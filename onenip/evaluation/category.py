@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,28 +102,18 @@ class CategoryScores:
         labels = [GOOD, *self.defects] if defect is None else [GOOD, defect]
         chosen = [at for at, item in enumerate(self.results) if item.label in labels]
         items = [self.results[at] for at in chosen]
-        scores = np.array([item.score for item in items])
         truth = np.array([item.is_defective for item in items], dtype=bool)
-        verdicts = np.array([item.is_anomalous for item in items], dtype=bool)
         known = [label for label in labels if label in self._pixels]
         pixels = PixelScores.merged(*(self._pixels[label] for label in known))
         pixel_rows = [at for label in known for at in self._rows[label]]
-        figures = {
-            **image_figures(scores, truth),
-            **pixels.compute(),
-            **verdict_figures(verdicts, truth),
-        }
-        replicates: dict[str, Replicates] = {}
+        taken = resampling.draw_images(truth, draws=draws, rng=rng) if draws and items else None
+        figures, replicates = summarize_images(items, taken)
+        figures |= pixels.compute()
         grid = None if pixels.reason or not draws else resampling.pixel_grid(pixels)
-        if draws and items:
-            taken = resampling.draw_images(truth, draws=draws, rng=rng)
-            if not isinstance(figures["image_auroc"], Undefined):
-                replicates.update(resampling.image_replicates(scores, truth, taken))
-            replicates.update(resampling.verdict_replicates(verdicts, truth, taken))
-            if grid is not None:
-                columns = np.searchsorted(chosen, pixel_rows)
-                raw = resampling.pixel_replicates(grid, taken[:, columns])
-                replicates.update(resampling.shift(raw, figures, grid))
+        if grid is not None and taken is not None:
+            columns = np.searchsorted(chosen, pixel_rows)
+            raw = resampling.pixel_replicates(grid, taken[:, columns])
+            replicates |= resampling.shift(raw, figures, grid)
         return CategorySummary(
             figures={name: figures[name] for name in NAMES},
             replicates=replicates,
@@ -132,3 +123,24 @@ class CategoryScores:
             grid=grid,
             grid_names=tuple(self.results[at].name for at in pixel_rows),
         )
+
+
+def summarize_images(
+    results: Sequence[ImageResult], taken: resampling.Draws | None
+) -> tuple[dict[str, Figure], dict[str, Replicates]]:
+    """Image and verdict figures of some images, and their replicates.
+
+    Args:
+        results: the images.
+        taken: [draws, n] int64, how often each image is taken in each draw; None gives no replicates.
+    """
+    scores = np.array([item.score for item in results])
+    truth = np.array([item.is_defective for item in results], dtype=bool)
+    verdicts = np.array([item.is_anomalous for item in results], dtype=bool)
+    figures = {**image_figures(scores, truth), **verdict_figures(verdicts, truth)}
+    if taken is None:
+        return figures, {}
+    replicates = resampling.verdict_replicates(verdicts, truth, taken)
+    if not isinstance(figures["image_auroc"], Undefined):
+        replicates |= resampling.image_replicates(scores, truth, taken)
+    return figures, replicates

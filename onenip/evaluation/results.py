@@ -1,10 +1,9 @@
-"""A result per image, and an evaluation's folder, written whole and read back."""
+"""A score per test image, and the files of an evaluation's folder, written and read."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ _GRID_DTYPES = {
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What the model said of one test image.
+    """The score of one test image.
 
     Attributes:
         name: the image, relative to the data root; unique.
@@ -95,13 +94,23 @@ def load_metrics(path: Path) -> dict[str, Any]:
     path = path / "metrics.json" if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        for row in (content["mean"], *content["categories"].values()):
+            for value in row.values():
+                _ = None if value is None else float(value)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"{path}: no metrics; run `onenip evaluate` first", path=path) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise DataError(f"{path}: not the metrics of an evaluation: {error}", path=path) from error
-    if not isinstance(content, dict) or not {"mean", "categories"} <= content.keys():
-        raise DataError(f"{path}: not the metrics of an evaluation", path=path)
-    return content
+    return dict(content)
+
+
+def list_figures(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Figures that are defined, by name, per category and under "mean"; of a `metrics.json`."""
+    rows = {"mean": metrics["mean"], **metrics["categories"]}
+    return {
+        group: {name: float(value) for name, value in row.items() if value is not None}
+        for group, row in rows.items()
+    }
 
 
 def write_scores(path: Path, results: Sequence[ImageResult]) -> None:
@@ -142,11 +151,6 @@ def write_grids(path: Path, grids: Mapping[str, tuple[PixelGrid, Sequence[str]]]
             arrays[f"{category}/{field}"] = getattr(grid, field).astype(dtype)
     with path.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def to_json(value: float) -> float | None:
-    """A number as JSON can hold it; None if it is not finite."""
-    return float(value) if math.isfinite(value) else None
 
 
 def _to_result(row: dict[str, str]) -> ImageResult:

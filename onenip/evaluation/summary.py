@@ -1,4 +1,4 @@
-"""What `metrics.json` says: figures per category and mean, with intervals and reasons.
+"""The content of `metrics.json`: figures per category and mean, with intervals and reasons.
 
     {"mean": {<figure>: 0..1 | null}, "categories": {<category>: {...}},
      "intervals": {"mean": {<figure>: [low, high] | null}, "categories": {...}},
@@ -14,6 +14,7 @@ inputs give the same bytes.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from onenip.evaluation.category import CategorySummary
-from onenip.evaluation.metrics import NAMES, Figure, Undefined, mean_figure, resampling
-from onenip.evaluation.results import to_json
+from onenip.evaluation.metrics import NAMES, PIXEL_NAMES, Figure, Undefined, mean_figure, resampling
 
 
 def describe(
@@ -68,7 +68,7 @@ def describe(
             for name in sorted(defects)
         },
         "thresholds": {
-            name: {"image": to_json(image), "pixel": to_json(pixel)}
+            name: {"image": _to_json(image), "pixel": _to_json(pixel)}
             for name, (image, pixel) in sorted(thresholds.items())
         },
         "images": {
@@ -90,6 +90,10 @@ def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
+def _to_json(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
 def _to_values(figures: Mapping[str, Figure]) -> dict[str, float | None]:
     return {
         name: None if isinstance(value, Undefined) else value for name, value in figures.items()
@@ -104,7 +108,7 @@ def _reasons(summary: CategorySummary) -> dict[str, str]:
     }
     if summary.unmasked and summary.unmasked < summary.defective:
         text = f"{summary.unmasked} defective images without a mask are left out"
-        for name in ("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro", "aupro_05"):
+        for name in PIXEL_NAMES:
             reasons.setdefault(name, text)
     return reasons
 

@@ -14,7 +14,7 @@ from onenip.data.manifest import load_manifest
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
-from onenip.evaluation.evaluating import evaluate_test_set
+from onenip.evaluation.evaluate import evaluate_test_set
 from onenip.evaluation.report import write_report
 from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder

@@ -5,16 +5,12 @@ Read once, at the edge (`Params.load`); nothing below the stages sees more than 
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import Field, ValidationError
 
-from onenip.errors import ParamsError
 from onenip.params.detection import CalibrateParams, EvaluateParams, ModelParams, TrainParams
 from onenip.params.images import DataParams, DownloadParams, SynthesizeParams, ValidateParams
 from onenip.params.operation import (
@@ -25,7 +21,7 @@ from onenip.params.operation import (
     RegisterParams,
     RetrainParams,
 )
-from onenip.params.section import Section
+from onenip.params.reading import Section, read_yaml, to_params_error
 
 __all__ = [
     "DEFAULT_PATH",
@@ -45,8 +41,6 @@ __all__ = [
     "SynthesizeParams",
     "TrainParams",
     "ValidateParams",
-    "read_yaml",
-    "to_params_error",
 ]
 
 DEFAULT_PATH = Path("params.yaml")
@@ -59,11 +53,7 @@ class Params(Section):
     `validation` here.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, populate_by_name=False
-    )
-
-    seed: int = Field(0, ge=0, description="root of every random choice")
+    seed: int = Field(0, ge=0, description="seed of all random numbers")
     data: DataParams = DataParams()
     download: DownloadParams = DownloadParams()
     validation: ValidateParams = Field(ValidateParams(), alias="validate")
@@ -100,31 +90,3 @@ class Params(Section):
     def dump(self) -> dict[str, Any]:
         """Plain values with the file's own keys; `Params.parse` of them gives equal params."""
         return self.model_dump(mode="json", by_alias=True)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML 1.2 file (`1e-4` is a number there, as DVC reads it).
-
-    Raises:
-        ParamsError: if the file is missing or holds no mapping.
-    """
-    try:
-        values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ParamsError(f"{path}: no such params file") from error
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise ParamsError(f"{path}: expected keys and values")
-    return values
-
-
-def to_params_error(error: ValidationError, *, origin: str) -> ParamsError:
-    """One readable error that names every offending key of a failed validation."""
-    problems = []
-    for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
-        message = "unknown key" if detail["type"] == "extra_forbidden" else detail["msg"]
-        problems.append((key, f"{key}: {message}" if key else message))
-    text = "; ".join(problem for _, problem in problems)
-    return ParamsError(f"{origin}: {text}", key=problems[0][0])

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from onenip.params.section import Fraction, Section
+from onenip.params.reading import Section
 
 SYNTHETIC_KINDS = frozenset(
     {"cutpaste", "scar", "perlin", "misplaced", "stain", "scratch", "erased"}
@@ -14,21 +14,21 @@ SYNTHETIC_KINDS = frozenset(
 
 
 class DataParams(Section):
-    """Where the images are and how normal ones are divided."""
+    """The data set and how its normal images are divided."""
 
     root: str = Field("data", description="folder in MVTec layout, versioned by data.dvc")
-    calibration_fraction: Fraction = Field(
+    calibration_fraction: float = Field(
         0.15,
         ge=0,
         lt=1,
-        description="share of normal training images kept for thresholds and scales, by hash",
+        description="share of normal training images used for thresholds and scales, chosen by hash",
     )
-    holdout_fraction: Fraction = Field(
+    holdout_fraction: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="share of normal training images that nothing is fitted to, by hash; the gate counts "
-        "false alarms on them and on test/good",
+        description="share of normal training images held out from all fitting, chosen by hash; the gate "
+        "counts false alarms on them and on test/good",
     )
 
     @model_validator(mode="after")
@@ -39,57 +39,60 @@ class DataParams(Section):
 
 
 class DownloadParams(Section):
-    """Limits of what `onenip download` accepts."""
+    """Limits of `onenip download`."""
 
     workers: int = Field(8, ge=1, description="parallel transfers")
     max_unpacked_gib: float = Field(
-        100.0, gt=0, description="GiB that an archive may unpack to, at most"
+        100.0, gt=0, description="maximum size of an unpacked archive in GiB"
     )
     max_unpacked_ratio: float = Field(
-        200.0, gt=1, description="times its size that an archive may unpack to, from 64 MiB on"
+        200.0,
+        gt=1,
+        description="maximum ratio of an archive's unpacked to its packed size, from 64 MiB on",
     )
-    textures: str = Field("textures", description="folder that texture sources (dtd) go to")
+    textures: str = Field("textures", description="folder of downloaded textures (dtd)")
     urls: dict[str, str] = Field(
-        {}, description="other addresses of mvtec, visa, btad, dtd, magnetic-tile, such as mirrors"
+        {},
+        description="addresses that replace those of mvtec, visa, btad, dtd, magnetic-tile, such as mirrors",
     )
 
 
 class ValidateParams(Section):
-    """What a usable image is."""
+    """Rules that usable images satisfy."""
 
-    min_side_px: int = Field(16, ge=1, description="shortest side of a usable image in px")
-    max_pixels: int = Field(
-        100_000_000, ge=1, description="height times width of the largest image that is decoded"
-    )
+    min_side_px: int = Field(16, ge=1, description="minimum side of an image in px")
+    max_pixels: int = Field(100_000_000, ge=1, description="maximum height times width of an image")
     min_contrast: float = Field(
-        0.004, ge=0, le=1, description="least standard deviation of grey values, 0..1"
+        0.004, ge=0, le=1, description="minimum standard deviation of grey values, 0..1"
     )
     brightness_range: tuple[float, float] = Field(
-        (0.004, 0.996), description="mean grey value of an image that is not black or white, 0..1"
+        (0.004, 0.996),
+        description="mean grey value between those of black and of white images, 0..1",
     )
     max_deviation: float = Field(
         8.0,
         gt=0,
-        description="usual range of size, aspect, brightness and sharpness, in robust deviations",
+        description="maximum deviation of size, aspect, brightness and sharpness from the median, "
+        "in robust standard deviations",
     )
     near_duplicate_bits: int = Field(
         2,
         ge=0,
         le=64,
-        description="bits of 64 in which perceptual hashes of near-duplicates differ",
+        description="maximum distance of the perceptual hashes of near-duplicates, in bits of 64",
     )
     min_train_images: int = Field(
-        8, ge=1, description="normal training images that a category should have"
+        8, ge=1, description="minimum number of normal training images per category"
     )
     severities: dict[str, Literal["error", "quarantine", "warning", "off"]] = Field(
-        {}, description="rules whose severity differs from the built-in one, by name of the rule"
+        {}, description="severity by name of the rule, where it differs from the built-in one"
     )
 
 
 class SynthesizeParams(Section):
-    """How normal images are turned into anomalous ones; lengths in px are for a side of 224 px."""
+    """Synthetic anomalies on normal images; lengths in px refer to a side of 224 px."""
 
-    per_image: int = Field(2, ge=1, description="synthetic anomalies stored per normal image")
+    per_image: int = Field(2, ge=1, description="synthetic anomalies per normal image")
     kinds: dict[str, float] = Field(
         {
             "cutpaste": 0.1,
@@ -100,51 +103,66 @@ class SynthesizeParams(Section):
             "scratch": 0.15,
             "erased": 0.1,
         },
-        description="kinds of anomaly and their shares, which need not add up to 1",
+        description="relative frequency of each kind of anomaly",
     )
     textures: str | None = Field(
-        None, description="folder of texture photos; null: textures that onenip draws itself"
+        None, description="folder of texture photos; null: built-in procedural textures"
     )
     foreground_only: bool = Field(
-        True, description="keep anomalies off a plain background, where one can be told"
+        True, description="keep anomalies off a plain background, where one is recognised"
     )
-    mask_visible_only: bool = Field(
-        True, description="mask only what visibly changed, not all that was pasted"
+    mask_visible_only: bool = Field(True, description="mask only the pixels that visibly changed")
+    grey_stays_grey: bool = Field(True, description="give grey images grey anomalies")
+    min_change: int = Field(
+        8, ge=1, le=255, description="minimum visible change of a pixel in grey levels"
     )
-    grey_stays_grey: bool = Field(
-        True, description="give grey images grey anomalies, as a grey camera would"
+    min_area_px: int = Field(
+        12,
+        ge=1,
+        description="minimum number of visibly changed pixels; below it the anomaly is drawn again",
     )
-    min_change: int = Field(8, ge=1, le=255, description="levels by which a pixel visibly changes")
-    min_area_px: int = Field(12, ge=1, description="px that must visibly change, else redrawn")
     colour_jitter: float = Field(
-        0.4, ge=0, le=1, description="brightness, contrast and saturation of a pasted patch"
+        0.4,
+        ge=0,
+        le=1,
+        description="jitter of brightness, contrast and saturation of a pasted patch",
     )
-    hue_jitter: float = Field(0.1, ge=0, le=0.5, description="hue of a pasted patch, in turns")
-    cutpaste_area_fraction: tuple[float, float] = Field((0.02, 0.15), description="of the image")
+    hue_jitter: float = Field(
+        0.1, ge=0, le=0.5, description="jitter of the hue of a pasted patch, in turns"
+    )
+    cutpaste_area_fraction: tuple[float, float] = Field(
+        (0.02, 0.15), description="area of a pasted patch, share of the image"
+    )
     cutpaste_aspect: tuple[float, float] = Field(
-        (0.3, 3.3), description="width over height: first..1 as often as 1..second"
+        (0.3, 3.3), description="width over height of a patch: first..1 as often as 1..second"
     )
-    scar_width_px: tuple[float, float] = Field((2.0, 16.0), description="breadth of a scar in px")
+    scar_width_px: tuple[float, float] = Field((2.0, 16.0), description="width of a scar in px")
     scar_length_px: tuple[float, float] = Field((10.0, 25.0), description="length of a scar in px")
-    scar_angle_degrees: tuple[float, float] = Field((-45.0, 45.0), description="turn of a scar")
+    scar_angle_degrees: tuple[float, float] = Field((-45.0, 45.0), description="rotation of a scar")
     perlin_period_powers: tuple[int, int] = Field(
-        (1, 5), description="noise periods per axis, as powers of 2"
+        (1, 5), description="noise periods per axis, powers of 2"
     )
-    perlin_angle_degrees: tuple[float, float] = Field((-5.0, 5.0), description="turn of the noise")
-    perlin_threshold: float = Field(0.5, gt=-1, lt=1, description="noise above it is anomalous")
+    perlin_angle_degrees: tuple[float, float] = Field(
+        (-5.0, 5.0), description="rotation of the noise"
+    )
+    perlin_threshold: float = Field(
+        0.5, gt=-1, lt=1, description="noise above this level is anomalous"
+    )
     perlin_image_share: tuple[float, float] = Field(
-        (0.0, 0.8), description="share of the image that shines through the texture"
+        (0.0, 0.8), description="opacity of the image below the texture"
     )
     blob_area_fraction: tuple[float, float] = Field(
-        (0.0008, 0.06), description="area of irregular spots, of the image"
+        (0.0008, 0.06), description="area of irregular spots, share of the image"
     )
     shade_levels: tuple[float, float] = Field(
-        (12.0, 120.0), description="levels by which stains and scratches darken or lighten"
+        (12.0, 120.0), description="grey levels by which stains and scratches darken or lighten"
     )
     scratch_length_fraction: tuple[float, float] = Field(
-        (0.05, 0.7), description="length of a scratch, of the image's shorter side"
+        (0.05, 0.7), description="length of a scratch, share of the image's shorter side"
     )
-    scratch_width_px: tuple[float, float] = Field((1.0, 5.0), description="breadth of a scratch")
+    scratch_width_px: tuple[float, float] = Field(
+        (1.0, 5.0), description="width of a scratch in px"
+    )
 
     @model_validator(mode="after")
     def _order_ranges(self) -> Self:

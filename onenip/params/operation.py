@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from onenip.errors import ParamsError
-from onenip.params.section import Fraction, Section
+from onenip.params.reading import Section
 
 GATE_METRICS = (
     "image_auroc",
@@ -33,32 +33,35 @@ REGISTRY_EVENTS = (
 
 
 class RegisterParams(Section):
-    """Names in the model registry."""
+    """The model registry."""
 
-    experiment: str = Field("onenip", description="MLflow experiment that runs are logged to")
+    experiment: str = Field("onenip", description="MLflow experiment of the runs")
 
 
 class CategoryGateParams(Section):
-    """Limits of the gate for one category; what is left out is as for all."""
+    """Limits of the gate for one category; those left out are the general ones."""
 
     floors: dict[str, float] | None = Field(
-        None, description="least figure on the test set by name, fractions"
+        None, description="minimum figures on the test set, fractions"
     )
     synthetic_floors: dict[str, float] | None = Field(
-        None, description="the same on synthetic anomalies, where the test set has no defects"
+        None,
+        description="minimum figures on synthetic anomalies, where the test set has no defects",
     )
     margins: dict[str, float] | None = Field(
-        None, description="by how much a figure may be worse than the champion's, fractions"
+        None, description="maximum decrease of a figure from the champion's, fractions"
     )
-    max_false_alarm_rate: Fraction | None = Field(
-        None, ge=0, le=1, description="share of held-out normal images called anomalous"
+    max_false_alarm_rate: float | None = Field(
+        None, ge=0, le=1, description="maximum share of held-out normal images called anomalous"
     )
     min_normals: int | None = Field(
-        None, ge=1, description="held-out normal images needed to count alarms on"
+        None, ge=1, description="minimum number of held-out normal images"
     )
-    max_seconds: float | None = Field(None, gt=0, description="median time an image, in seconds")
+    max_seconds: float | None = Field(
+        None, gt=0, description="maximum median time per image in seconds"
+    )
     max_slowdown: float | None = Field(
-        None, gt=0, description="median time an image, as a multiple of the champion's"
+        None, gt=0, description="maximum median time per image, as a multiple of the champion's"
     )
 
     @model_validator(mode="after")
@@ -72,36 +75,38 @@ class CategoryGateParams(Section):
 
 
 class GateParams(CategoryGateParams):
-    """What a challenger must reach to be promoted."""
+    """Limits that a challenger must satisfy to be promoted."""
 
     floors: dict[str, float] | None = Field(
-        {"image_auroc": 0.7}, description="least figure on the test set by name, fractions"
+        {"image_auroc": 0.7}, description="minimum figures on the test set, fractions"
     )
     synthetic_floors: dict[str, float] | None = Field(
         {"image_auroc": 0.7},
-        description="the same on synthetic anomalies, where the test set has no defects",
+        description="minimum figures on synthetic anomalies, where the test set has no defects",
     )
     margins: dict[str, float] | None = Field(
         {"image_auroc": 0.02, "pixel_auroc": 0.02},
-        description="by how much a figure may be worse than the champion's, fractions",
+        description="maximum decrease of a figure from the champion's, fractions",
     )
-    max_false_alarm_rate: Fraction | None = Field(
-        0.1, ge=0, le=1, description="share of held-out normal images called anomalous"
+    max_false_alarm_rate: float | None = Field(
+        0.1, ge=0, le=1, description="maximum share of held-out normal images called anomalous"
     )
     min_normals: int | None = Field(
-        10, ge=1, description="held-out normal images needed to count alarms on"
+        10, ge=1, description="minimum number of held-out normal images"
     )
-    max_seconds: float | None = Field(2.0, gt=0, description="median time an image, in seconds")
+    max_seconds: float | None = Field(
+        2.0, gt=0, description="maximum median time per image in seconds"
+    )
     max_slowdown: float | None = Field(
-        1.5, gt=0, description="median time an image, as a multiple of the champion's"
+        1.5, gt=0, description="maximum median time per image, as a multiple of the champion's"
     )
-    confidence: Fraction = Field(0.95, gt=0, lt=1, description="of every interval")
-    draws: int = Field(2000, ge=100, description="resamples of the test images")
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the intervals")
+    draws: int = Field(2000, ge=100, description="bootstrap resamples of the test images")
     synthetic_per_image: int = Field(
         2, ge=1, description="synthetic anomalies per normal image, where there are no defects"
     )
     categories: dict[str, CategoryGateParams] = Field(
-        {}, description="own limits by category; what is left out is as above"
+        {}, description="limits by category; those left out are as above"
     )
 
     def limits_of(self, category: str) -> CategoryGateParams:
@@ -115,23 +120,25 @@ class GateParams(CategoryGateParams):
 
 
 class RetrainParams(Section):
-    """New normal images, and what is done with them by itself."""
+    """Arriving normal images and retraining."""
 
     inbox: str | None = Field(
         None, description="folder or s3://bucket/prefix that holds <category>/<image>; null: none"
     )
-    cron: str = Field("*/15 * * * *", description="when to look into the inbox, UTC")
+    cron: str = Field("*/15 * * * *", description="schedule of looks into the inbox, UTC")
     min_new_images: int = Field(
-        20, ge=1, description="new normal images of a category that start retraining"
+        20,
+        ge=1,
+        description="minimum number of new normal images of a category that starts retraining",
     )
     max_wait_hours: float = Field(
-        24.0, gt=0, description="hours that an image waits at most for retraining"
+        24.0, gt=0, description="maximum hours that an image waits for retraining"
     )
     warm_start: Literal["champion", "scratch"] = Field(
-        "champion", description="weights that retraining starts from"
+        "champion", description="initial weights of retraining"
     )
     policy: Literal["manual", "auto"] = Field(
-        "manual", description="whether a person approves, or the gate's word suffices"
+        "manual", description="who approves a version: a person (manual), or the gate (auto)"
     )
     policies: dict[str, Literal["manual", "auto"]] = Field(
         {}, description="policy by category, where it differs"
@@ -140,23 +147,26 @@ class RetrainParams(Section):
         168.0, gt=0, description="hours that a flow run waits for a person's form"
     )
     new_categories: bool = Field(
-        True, description="whether images of an unknown category found it; if not they are held"
+        True, description="create a category from images of an unknown one; false holds them"
     )
     hold_anomalous: bool = Field(
         True, description="hold normal images that the champion calls anomalous, for review"
     )
     hold_foreign: bool = Field(
-        True, description="hold images that look like another category, or a new one named like it"
+        True,
+        description="hold images that look like another category, and new categories named like one",
     )
     near_duplicate_levels: float = Field(
-        0.7, ge=0, description="mean grey difference, 0..255, below which images are the same"
+        0.7, ge=0, description="mean grey difference, 0..255, below which two images are the same"
     )
     settle_seconds: float = Field(
-        10.0, ge=0, description="age of a file in an inbox folder before it counts as complete"
+        10.0,
+        ge=0,
+        description="age in seconds at which a file in an inbox folder counts as complete",
     )
     branch: str = Field("onenip/arrivals", description="Git branch that arrivals are committed to")
     git_remote: str | None = Field(
-        "origin", description="Git remote that it is pushed to, where there is one; null: none"
+        "origin", description="Git remote that this branch is pushed to; null: none"
     )
 
     def policy_of(self, category: str) -> Literal["manual", "auto"]:
@@ -176,25 +186,27 @@ class RetrainParams(Section):
 
 
 class DriftParams(Section):
-    """When arriving normal images no longer look like those at approval."""
+    """Alarms when arriving normal images differ from those at approval."""
 
-    cron: str = Field("0 * * * *", description="when to look, UTC")
-    window: int = Field(200, ge=5, description="latest arrived images per category to look at")
-    min_images: int = Field(20, ge=5, description="fewer images than this raise no alarm")
-    max_alarm_share: Fraction = Field(
-        0.2, ge=0, le=1, description="share of them that the champion may call anomalous"
+    cron: str = Field("0 * * * *", description="schedule, UTC")
+    window: int = Field(200, ge=5, description="number of latest arrivals per category")
+    min_images: int = Field(20, ge=5, description="minimum number of images for an alarm")
+    max_alarm_share: float = Field(
+        0.2, ge=0, le=1, description="maximum share of them that the champion calls anomalous"
     )
-    max_score_distance: Fraction = Field(
-        0.5, gt=0, le=1, description="Kolmogorov-Smirnov distance of image scores"
+    max_score_distance: float = Field(
+        0.5, gt=0, le=1, description="maximum Kolmogorov-Smirnov distance of the image scores"
     )
     max_embedding_distance: float = Field(
-        4.0, gt=0, description="distance from the prompts, as a multiple of that at approval"
+        4.0,
+        gt=0,
+        description="maximum distance from the prompts, as a multiple of that at approval",
     )
-    retrain: bool = Field(False, description="whether drift starts retraining by itself")
+    retrain: bool = Field(False, description="start retraining on drift")
 
 
 class NotifyParams(Section):
-    """Who is told when a person is needed."""
+    """Notices to people."""
 
     webhook: str | None = Field(
         None, description="URL that gets a JSON POST; $NAME is taken from the environment"
@@ -206,9 +218,9 @@ class NotifyParams(Section):
             "model_version_alias.created",
             "model_version_alias.deleted",
         ),
-        description="what MLflow's server itself POSTs there, in its own words; [] for a chat room",
+        description="events that MLflow's server POSTs there in its own format; [] for a chat room",
     )
-    timeout_seconds: float = Field(10.0, gt=0, description="of one attempt to tell")
+    timeout_seconds: float = Field(10.0, gt=0, description="timeout of one attempt in seconds")
 
     @field_validator("registry_events")
     @classmethod

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onenip.errors import DataError, RegistryError
 from onenip.registry import store
-from onenip.registry.metrics import Metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -94,7 +93,7 @@ class Version(BaseModel):
     decided_at: datetime | None = None
     reason: str = ""
     approved_digest: str = ""
-    metrics: Metrics
+    metrics: dict[str, float]
     gate: GateResult | None = None
     data_version: str = ""
     git_commit: str = ""
@@ -276,7 +275,7 @@ def to_tags(
     digest: str,
     weights_uri: str,
     threshold: float,
-    metrics: Metrics,
+    metrics: dict[str, float],
     facts: dict[str, str],
     approval: Approval = "pending",
 ) -> dict[str, str]:

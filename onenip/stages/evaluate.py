@@ -14,7 +14,7 @@ from onenip.data.manifest import load_manifest, select
 from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
 from onenip.errors import DataError
-from onenip.evaluation.evaluating import evaluate_test_set
+from onenip.evaluation.evaluate import evaluate_test_set
 from onenip.evaluation.report import write_report
 from onenip.evaluation.results import REPORT
 from onenip.folders import replace_folder

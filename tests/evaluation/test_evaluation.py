@@ -17,7 +17,7 @@ from onenip.cli import app
 from onenip.data.manifest import MANIFEST_COLUMNS
 from onenip.detector.detector import Detector
 from onenip.errors import DataError, RegistryError
-from onenip.evaluation.differences import compare
+from onenip.evaluation.comparison import compare
 from onenip.evaluation.gallery import load_index
 from onenip.evaluation.metrics import NAMES, Undefined
 from onenip.evaluation.results import Evaluation, load_metrics, load_scores

@@ -130,8 +130,12 @@ def test_figures_agree_with_the_reference():
 
     figures = compute(list(fused.astype(np.float32)), list(masks))
 
-    assert metrics.image_auroc(scores, truth) == pytest.approx(stated["a_max_auc"] / 100, abs=1e-4)
-    assert metrics.image_ap(scores, truth) == pytest.approx(stated["a_max_ap"] / 100, abs=1e-4)
+    assert metrics.image_figures(scores, truth)["image_auroc"] == pytest.approx(
+        stated["a_max_auc"] / 100, abs=1e-4
+    )
+    assert metrics.image_figures(scores, truth)["image_ap"] == pytest.approx(
+        stated["a_max_ap"] / 100, abs=1e-4
+    )
     assert figures["pixel_auroc"] == pytest.approx(stated["a_pixel_auc"] / 100, abs=1e-4)
     assert figures["pixel_ap"] == pytest.approx(stated["a_pixel_ap"] / 100, abs=1e-4)
     assert figures["aupro"] == pytest.approx(stated["aupro_200_steps"] / 100, abs=0.01)
@@ -198,8 +202,10 @@ def test_image_figures_are_scikit_learns():
     rng = np.random.default_rng(3)
     scores, truth = rng.integers(0, 9, 80) + 0.5, rng.random(80) > 0.6
 
-    assert metrics.image_auroc(scores, truth) == roc_auc_score(truth, scores)
-    assert metrics.image_ap(scores, truth) == average_precision_score(truth, scores)
+    assert metrics.image_figures(scores, truth)["image_auroc"] == roc_auc_score(truth, scores)
+    assert metrics.image_figures(scores, truth)["image_ap"] == average_precision_score(
+        truth, scores
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,8 +232,8 @@ def test_equal_scores_are_chance():
     mask = np.zeros((4, 4), bool)
     mask[0] = True
 
-    assert metrics.image_auroc([2.0] * 4, truth) == 0.5
-    assert metrics.image_ap([2.0] * 4, truth) == 0.25
+    figures = metrics.image_figures([2.0] * 4, truth)
+    assert (figures["image_auroc"], figures["image_ap"]) == (0.5, 0.25)
     figures = compute([np.full((4, 4), 3, np.float32)], [mask])
     assert figures["pixel_auroc"] == 0.5
     assert figures["pixel_ap"] == 0.25

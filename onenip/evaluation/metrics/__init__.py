@@ -1,9 +1,9 @@
 """Figures of merit: exact, streaming, and honest about what is not defined.
 
-- `figures`: a figure is a number or `Undefined` with the reason; the mean over categories
-- `images`: AUROC, AP and F1-max of image scores; accuracy, recall and false-alarm rate of verdicts
+- `figures`: AUROC, AP and F1-max of image scores; accuracy, recall and false-alarm rate of verdicts
 - `pixels`: `PixelScores`, which takes one map at a time and never holds all of them
 - `areas`: pixel AUROC, AP, F1-max and AUPRO from counts in descending order of score
+- `segments`: sorted pixels of each image, kept in files
 - `resampling`: bootstrap over images, for intervals of every figure
 
 All figures are fractions in 0..1.
@@ -21,13 +21,8 @@ from onenip.evaluation.metrics.figures import (
     VERDICT_NAMES,
     Figure,
     Undefined,
-    mean_figure,
-)
-from onenip.evaluation.metrics.images import (
-    image_ap,
-    image_auroc,
-    image_f1_max,
     image_figures,
+    mean_figure,
     verdict_figures,
 )
 from onenip.evaluation.metrics.pixels import PixelScores
@@ -40,9 +35,6 @@ __all__ = [
     "Figure",
     "PixelScores",
     "Undefined",
-    "image_ap",
-    "image_auroc",
-    "image_f1_max",
     "image_figures",
     "mean_figure",
     "verdict_figures",

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from onenip.evaluation.comparison import Difference
-from onenip.evaluation.differences import MEAN, ChangedVerdict, compare
+from onenip.evaluation.comparison import MEAN, ChangedVerdict, Difference, compare
 from onenip.evaluation.metrics import Undefined
 from onenip.evaluation.results import Evaluation
 

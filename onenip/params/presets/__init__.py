@@ -12,7 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from onenip.errors import ParamsError
-from onenip.params import Params, read_yaml
+from onenip.params import Params
+from onenip.params.reading import read_yaml
 
 _PAPER_SETS = {
     "mvtec": "MVTec AD (15 categories)",

@@ -1,0 +1,49 @@
+"""Strict reading of params: YAML 1.2, exact types, no unknown keys, errors that name the key."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from onenip.errors import ParamsError
+
+
+class Section(BaseModel):
+    """Base of every section: strict types, no unknown keys, immutable, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML 1.2 file (`1e-4` is a number there, as DVC reads it).
+
+    Raises:
+        ParamsError: if the file is missing or holds no mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ParamsError(f"{path}: no such params file") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path}: expected keys and values")
+    return values
+
+
+def to_params_error(error: ValidationError, *, origin: str) -> ParamsError:
+    """One readable error that names every offending key of a failed validation."""
+    problems = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        message = "unknown key" if detail["type"] == "extra_forbidden" else detail["msg"]
+        problems.append((key, f"{key}: {message}" if key else message))
+    text = "; ".join(problem for _, problem in problems)
+    return ParamsError(f"{origin}: {text}", key=problems[0][0])
