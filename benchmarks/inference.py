@@ -1,8 +1,8 @@
-"""One image, from array to verdict: ours beside the reference's own forward, ONNX Runtime and OpenVINO.
+"""One image, from array to verdict: ours beside the authors' forward, ONNX Runtime and OpenVINO.
 
     python -m benchmarks.inference [--rounds 40] [--threads 2] [--model FOLDER]
 
-The reference's forward is written plainly from the paper (`benchmarks.plain`, sizes of the preset
+The authors' forward is written plainly from the paper (`benchmarks.plain`, sizes of the preset
 `paper-lite2`): for each image it runs all stages of the backbone on image and prompt, as one batch of two,
 and the encoder on both, with attention that is not fused and a neighbour mask built by loops. It stops at the
 same verdict. All ways take turns in one run, so that a busy machine slows each alike; a ratio is the median
@@ -67,14 +67,14 @@ def build_ours(params: Params) -> Detector:
     spec = DetectorSpec(
         model=params.model, calibrate=CalibrateParams(), categories={}, provenance={}
     )
-    empty = Detector(network, spec=spec, prompts={}, references={})
+    empty = Detector(network, spec=spec, prompts={}, statistics={})
     rng = np.random.default_rng(0)
     normals = [rng.integers(0, 255, (SIDE_PX, SIDE_PX, 3), np.uint8) for _ in range(12)]
     return empty.add_category(CATEGORY, normals)
 
 
 def judge_as_authors_code(params: Params) -> Judge:
-    """The reference's way: query and prompt through the whole network, for each image."""
+    """The authors' way: query and prompt through the whole network, for each image."""
     torch.manual_seed(0)
     plain = PlainNetwork(Network(params.model)).eval()
     rng = np.random.default_rng(1)
@@ -127,7 +127,7 @@ def main() -> None:
             name: EdgeDetector.load(file, threads=options.threads) for name, file in files.items()
         }
         judges = {
-            "the reference's forward": judge_as_authors_code(load_preset("paper-lite2")),
+            "the authors' forward": judge_as_authors_code(load_preset("paper-lite2")),
             "ours, PyTorch": judge_with(ours),
             "ours, ONNX Runtime": judge_with(edge["onnx"]),
             "ours, OpenVINO": judge_with(edge["openvino"]),
@@ -142,7 +142,7 @@ def main() -> None:
         for size in BATCHES
     }
     together = take_turns(batched, rounds=max(options.rounds // 4, 2), warmup=1, clock=clock)
-    base = "the reference's forward"
+    base = "the authors' forward"
     peak, own = measure_peak(clock=clock), count_gflop(ways["ours, PyTorch"])
     print(f"Peak, a float32 product of {PEAK_SIDE} x {PEAK_SIDE}: {peak:.0f} GFLOP/s\n")
     print("| way | ms, median | 10-90 % | faster, median (10-90 %) | GFLOP | of the peak |")

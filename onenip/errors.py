@@ -3,7 +3,8 @@
 OneNIPError
 ├── ParamsError(ValueError)     params missing, malformed or contradictory
 ├── DataError                   image, mask or manifest not as promised
-│   └── ImageError              one image file cannot be used
+│   ├── ImageError              one image file cannot be used
+│   └── UnknownCategoryError    no such category
 ├── SourceError                 a data source could not be read, or is unsafe
 ├── CheckpointError             model or checkpoint missing, foreign, damaged, or made by other params
 ├── DivergedError               a loss or a feature stopped being finite
@@ -25,6 +26,8 @@ keeps its traceback:
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -67,6 +70,24 @@ class ImageError(DataError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[Path | str, str]]:
         return type(self), (self.path or "", self.reason)  # it crosses processes
+
+
+class UnknownCategoryError(DataError):
+    """There is no such category; the message names the closest one and all that there are.
+
+    Args:
+        name: the unknown one.
+        known: names of all categories.
+        kind: of the categories, such as "served".
+    """
+
+    def __init__(self, name: str, known: Iterable[str], *, kind: str = "known") -> None:
+        names = sorted(known)
+        folded = {other.casefold(): other for other in names}
+        close = difflib.get_close_matches(name.casefold(), folded, n=1)
+        hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
+        listed = ", ".join(names) or "none"
+        super().__init__(f"unknown category {name!r}; {kind} categories: {listed}{hint}")
 
 
 class SourceError(OneNIPError):

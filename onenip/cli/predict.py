@@ -78,12 +78,18 @@ def predict(
     """
     from tqdm import tqdm
 
+    from onenip.errors import OneNIPError
     from onenip.serving.files import list_images, load_model, predict_files, save_heatmap, save_map
 
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         files = list_images(images, scratch=Path(scratch) / "objects")
-        loaded = load_model(model, category)
+        try:
+            loaded = load_model(model, category)
+        except OneNIPError:
+            for name in (name for name, path in files if not path.exists()):
+                typer.echo(f"onenip: {name}: no such file", err=True)
+            raise
         if tile is not None:
             loaded = calibrate_tiles(loaded, tile, overlap, category, tile_normals)
         answers = predict_files(loaded, files, category=category)

@@ -1,10 +1,12 @@
-"""The test set, scored: results per image, figures per category, curves and pictures.
+"""Evaluation of the test set: scores per image, figures per category, curves, pictures, report.
 
-- `evaluating`: the test images, one at a time, into one folder
-- `results`: a result per image, and the folder `artifacts/evaluation` read back
-- `category`: collects one category's scores; figures, intervals, defects
-- `summary`: what `metrics.json` says
+- `evaluate`: scores the test images, one at a time, into one folder
+- `results`: a score per image, and the files of the folder `artifacts/evaluation`
+- `category`: scores of one category; figures, intervals, kinds of defect
+- `summary`: content of `metrics.json`
+- `metrics`: figures of merit and their bootstrap
 - `curves`: tables behind the plots
-- `differences`: two evaluations of the same images
-- `gallery`: the worst misses, the worst false alarms and a sample, as pictures
+- `comparison`: two models on the same images
+- `gallery`: pictures of the worst misses, the worst false alarms and a sample
+- `report`: one HTML file
 """

@@ -1,4 +1,4 @@
-"""One category's test images: collected one by one, then turned into figures with intervals."""
+"""Scores of one category's test images, and their figures with bootstrap replicates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from onenip.evaluation.results import ImageResult
 
 @dataclass(frozen=True)
 class CategorySummary:
-    """What the test images of one category, or of one kind of defect, say.
+    """Figures of the test images of one category, or of one kind of defect.
 
     Attributes:
         figures: by name of `metrics.NAMES`.

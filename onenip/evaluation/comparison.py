@@ -141,8 +141,8 @@ class ChangedVerdict:
     """A test image that two models judge differently.
 
     Attributes:
-        before: what the first model said of it.
-        after: what the second one says.
+        before: its score by the first model.
+        after: its score by the second model.
     """
 
     before: ImageResult

@@ -1,6 +1,6 @@
-"""The test set scored, one image at a time: figures, tables and pictures in one folder.
+"""Evaluate the test set, one image at a time: figures, tables and pictures in one folder.
 
-A category is scored by the detector that is given for it: one unified model, or what serves each.
+A category is scored by the detector that is given for it: one unified model, or the champion of each.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def evaluate_test_set(
 
 
 class _Scored:
-    """What is known of all categories so far."""
+    """Scores of all categories so far."""
 
     def __init__(self) -> None:
         self.summaries: dict[str, CategorySummary] = {}

@@ -1,4 +1,4 @@
-"""Pictures worth looking at: the worst misses, the worst false alarms and a sample of the rest.
+"""Pictures of the worst misses, the worst false alarms and a sample of the rest.
 
 Chosen while images stream by, by rules that depend on nothing but scores and content; only the
 chosen few are held in memory.
@@ -33,7 +33,7 @@ class Picture:
     Attributes:
         file: its path, relative to the evaluation's folder.
         kind: "miss": a defective image with one of the lowest scores; "false_alarm": a good image
-            with one of the highest; "sample": any. The verdict says whether it really is one.
+            with one of the highest; "sample": any. Only the verdict decides whether it is a miss or an alarm.
         result: the image, its score and its threshold.
     """
 
@@ -64,7 +64,7 @@ class Gallery:
         mask: NDArray[np.bool_] | None,
         pixel_threshold: float,
     ) -> None:
-        """Keep an image's picture if it is among the most telling so far.
+        """Keep an image's picture if it ranks among the first so far.
 
         Args:
             result: the image, its score and its threshold.

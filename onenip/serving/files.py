@@ -1,4 +1,4 @@
-"""Many images to answers: which files are meant, which model answers, and what a line of JSON says.
+"""Predictions of files: find the images, load the model, one answer per image as JSON.
 
 Yields an answer per image as it comes; a file that is no image is an answer too, with its reason.
 Imports neither torch nor MLflow unless the model needs it, so that an edge runs the same command.
@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from PIL import Image
 
 from onenip.detector.prediction import Prediction
-from onenip.errors import DataError, ImageError, OneNIPError
+from onenip.errors import DataError, ImageError, OneNIPError, UnknownCategoryError
 from onenip.images import IMAGE_SUFFIXES, load_image
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
@@ -26,7 +26,7 @@ _REGISTERED = "models:/onenip-"
 
 
 class Predictor(Protocol):
-    """Whatever answers: a detector, one that tiles, or an exported file."""
+    """A detector, one that tiles, or an exported file."""
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -34,13 +34,13 @@ class Predictor(Protocol):
         ...
 
     def predict(self, images: Sequence[Path], *, category: str | None = None) -> list[Prediction]:
-        """Scores, maps, regions and verdicts; None tells each image's category."""
+        """Scores, maps, regions and verdicts; None infers each image's category."""
         ...
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of one file.
+    """The answer to one file.
 
     Attributes:
         name: the file, as the user named it or found in a folder.
@@ -62,7 +62,7 @@ class Answer:
 
 
 def list_images(names: Sequence[str], *, scratch: Path) -> list[tuple[str, Path]]:
-    """Files that paths, folders, globs and `s3://bucket/prefix` mean, each with its name.
+    """Image files at paths, in folders, of globs and of `s3://bucket/prefix`, each with its name.
 
     Args:
         names: as the user gave them.
@@ -98,8 +98,7 @@ def predict_files(
         DataError: if the model does not know the category.
     """
     if category is not None and category not in model.categories:
-        known = ", ".join(model.categories)
-        raise DataError(f"unknown category {category!r}; this model knows {known}")
+        raise UnknownCategoryError(category, model.categories)
     for name, path in files:
         try:
             prediction = model.predict([path], category=category)[0]
@@ -110,13 +109,13 @@ def predict_files(
 
 
 def load_model(model: str, category: str | None) -> Predictor:
-    """The model that an address means.
+    """The model at an address.
 
     Args:
         model: a model folder, an exported file (.onnx, .xml of OpenVINO, .pt of TorchScript),
-            `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for what serves `category`: its
-            champion, else its provisional model.
-        category: None without a model means what serves any category.
+            `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for the champion of
+            `category`, else its provisional model.
+        category: None without a model means the champions of all categories.
 
     Raises:
         DataError: if there is no such version.
@@ -171,7 +170,7 @@ def save_map(answer: Answer, folder: Path) -> Path:
 
 
 def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
-    """Where an answer's picture goes: below `folder` as the image was named; never outside of it."""
+    """Path of an answer's picture: below `folder`, named as the image; never outside of it."""
     named = Path(answer.name.removeprefix("s3://"))
     parts = [part for part in named.parts if part not in (named.anchor, "..", ".")]
     path = folder.joinpath(*parts).with_name(f"{named.name}{suffix}")
@@ -181,7 +180,7 @@ def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
 
 def _load_registered(model: str, category: str | None) -> Predictor:
     if model and not model.startswith(_REGISTERED):
-        raise DataError(f"{model}: not a model of onenip; say {_REGISTERED}CATEGORY@champion")
+        raise DataError(f"{model}: not a model of onenip; use {_REGISTERED}CATEGORY@champion")
     from onenip.registry.loading import (
         load_all_serving,
         load_champion,

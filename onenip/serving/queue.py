@@ -1,7 +1,7 @@
-"""Requests judged in turn: what waits is gathered into batches, and too much waiting is refused.
+"""Queue of requests, judged in batches by one worker; more requests than may wait are refused.
 
-What waits while a batch is judged becomes the next one, as far as it may be that large; nobody waits for a
-batch to fill. It may hold one image, unless told otherwise, so that a score never depends on its batch.
+The requests that wait while a batch is judged become the next one, up to the batch size; no request waits
+for a batch to fill. The batch size is 1 by default, so that a score never depends on its batch.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class JudgingQueue:
     async def judge(
         self, model: ServedDetectors, image: NDArray[np.uint8], category: str | None
     ) -> Prediction:
-        """What a model says of an image [H, W, 3] uint8; None tells its category.
+        """Prediction of an image [H, W, 3] uint8; category None infers it.
 
         Raises:
             BusyQueueError: if too many wait.
-            DataError: if nothing serves the category.
-            ImageError: if no category is given, and the image looks like one that nothing serves.
+            DataError: if the category is unknown.
+            ImageError: if no category is given, and the image looks like one without a champion.
         """
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         try:
@@ -86,7 +86,7 @@ class JudgingQueue:
                 await self._judge_together(jobs)
 
     async def _judge_together(self, jobs: list[_Job]) -> None:
-        """Answer jobs of one model and category; what goes wrong is their answer, and the worker goes on."""
+        """Answer jobs of one model and category; an error is their answer, and the worker goes on."""
         first = jobs[0]
         judging = asyncio.to_thread(
             first.model.predict,

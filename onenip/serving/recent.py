@@ -1,6 +1,6 @@
 """The latest answers with their images, kept in a folder so that a person can look at them.
 
-Promises never to hold more than it was told to: the oldest go first. Knows nothing of models.
+The oldest are deleted first. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Recent:
 
     Attributes:
         image: file with the bytes of the image, as they came.
-        answer: what was said, as `onenip predict` prints it.
+        answer: as `onenip predict` prints it.
     """
 
     image: Path
@@ -28,7 +28,7 @@ class Recent:
 
     @property
     def title(self) -> str:
-        """When, and what was said, for a list."""
+        """Time, category, verdict and score, for a list."""
         when = time.strftime("%H:%M:%S", time.gmtime(int(self.image.stem) / 1e9))
         return (
             f"{when} {self.answer['category']}: {self.answer['verdict']} {self.answer['score']:.2f}"
@@ -38,7 +38,7 @@ class Recent:
 def remember(
     folder: Path, content: bytes, answer: dict[str, Any], *, max_kept: int = MAX_KEPT
 ) -> None:
-    """Keep an image's bytes and what was said of it; forget the oldest above `max_kept`."""
+    """Keep an image's bytes and its answer; delete the oldest above `max_kept`."""
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.time_ns():020}"
     (folder / f"{name}.image").write_bytes(content)

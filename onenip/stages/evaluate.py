@@ -13,7 +13,7 @@ from typing import Any
 from onenip.data.manifest import load_manifest, select
 from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
-from onenip.errors import DataError
+from onenip.errors import UnknownCategoryError
 from onenip.evaluation.evaluate import evaluate_test_set
 from onenip.evaluation.report import write_report
 from onenip.evaluation.results import REPORT
@@ -66,8 +66,7 @@ def run(
     detector = Detector.load(model_dir)
     tests = select(samples, subset="test")
     for name in sorted({sample.category for sample in tests} - set(detector.categories)):
-        known = ", ".join(detector.categories)
-        raise DataError(f"{name}: not a category of this model, which knows {known}")
+        raise UnknownCategoryError(name, detector.categories)
     with replace_folder(out_dir) as draft:
         content = evaluate_test_set(
             dict.fromkeys(detector.categories, detector),

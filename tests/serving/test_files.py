@@ -175,5 +175,5 @@ def test_models_that_are_not_there(tmp_path, monkeypatch, model, category, error
 
 def test_an_unknown_category_is_refused_before_any_answer(tiny_model, test_folder):
     """The categories that the model knows are named."""
-    with pytest.raises(DataError, match="knows disc, stripes"):
+    with pytest.raises(DataError, match="known categories: disc, stripes"):
         predict(test_folder, "-c", "nut", "--model", tiny_model)

@@ -132,11 +132,6 @@ def to_keys(values: NDArray[np.float32]) -> Keys:
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 
-def to_values(keys: Keys) -> NDArray[np.float32]:
-    """Scores that `to_keys` made integers of."""
-    return np.where(keys & _SIGN, keys ^ _SIGN, ~keys).view(np.float32)
-
-
 def _count(normal: Keys, defective: Marks, *, above: int) -> Block:
     """Counts of a slice, highest first; `above` normal pixels lie in the slices before it."""
     keys, shares = split_marks(defective)

@@ -1,7 +1,7 @@
-"""Bootstrap over images: how far every figure may be off because other images could have come.
+"""Bootstrap over images: intervals of every figure.
 
 Good and defective images are drawn separately, with replacement, as many as there are of each (the
-stratified percentile bootstrap). A draw is how often each image was taken, so that one draw serves
+stratified percentile bootstrap). A draw is how often each image was taken, so that one draw gives
 every figure, and two models on the same images. Image figures are exact in every draw. Pixel
 figures are summed up per image at some hundred scores of the test set, the `PixelGrid`; what the
 grid loses on the full test set is added back to each draw.

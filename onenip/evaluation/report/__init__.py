@@ -1,7 +1,8 @@
 """The report of an evaluation: one HTML file that needs nothing else, made from its folder.
 
 - `charts`: curves and histograms as inline SVG
-- `content`: everything that the page says, gathered from the folders
+- `content`: the content of the page, gathered from the folders
+- `champion_side`: the champion's figures and the changed verdicts
 - `page.html.j2`: the page; no script, no address, readable on a phone and on paper
 """
 

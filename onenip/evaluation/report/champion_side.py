@@ -18,7 +18,7 @@ _SHOWN_CHANGES = 12
 
 @dataclass(frozen=True)
 class FigureChange:
-    """How a figure moved from champion to challenger, in percent, ready to be read.
+    """Change of a figure from champion to challenger, in percent, as text.
 
     Attributes:
         before: the champion's figure, such as "was 85.0".

@@ -1,4 +1,4 @@
-"""Everything that the report says, gathered from the evaluation's folder and its neighbours.
+"""Content of the report, gathered from the evaluation's folder and its neighbours.
 
 What is missing is left out of the page; nothing is computed here that `metrics.json` does not say.
 """
@@ -22,6 +22,7 @@ from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.report import charts
 from onenip.evaluation.report.champion_side import ChampionSide, FigureChange
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores
+from onenip.folders import write_whole
 from onenip.version import __version__
 
 COLUMNS = {
@@ -131,10 +132,8 @@ def write_report(
         training=_training_charts(training_dir),
         facts=_facts(metrics, detector),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.partial")
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(out)
+    with write_whole(out) as draft:
+        draft.write_text(page, encoding="utf-8")
 
 
 def _table(
@@ -230,7 +229,7 @@ def _show(picture: Picture, folder: Path) -> Shown:
 
 
 def describe_verdict(result: ImageResult) -> str:
-    """What a verdict means, beside the truth: found, missed, false alarm or passed."""
+    """A verdict beside the truth: found, missed, false alarm or passed."""
     if result.is_defective:
         return "found" if result.is_anomalous else "missed"
     return "false alarm" if result.is_anomalous else "passed"

@@ -1,6 +1,7 @@
-"""The page that people look at: `onenip inspect`.
+"""The web page of `onenip inspect`.
 
-- `models`: which detectors there are to look with
+- `models`: the detectors to show
 - `drawing`: pictures for the page
+- `decision`: the form that approves or rejects a challenger
 - `page`: the page itself, run by Streamlit
 """

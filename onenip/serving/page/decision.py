@@ -1,4 +1,4 @@
-"""The part of the page with which a person decides about a challenger."""
+"""The form that approves or rejects a challenger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DONE = "decided"
 
 
 def draw_decision(category: str, candidates: Sequence[Candidate]) -> bool:
-    """The comparison and the form, if a challenger waits; gives whether a person decided just now.
+    """Draw the comparison and the form, if a challenger waits; True if a person just decided.
 
     Raises:
         RegistryError: if the name or the reason is missing, or the registry refuses.
@@ -28,7 +28,7 @@ def draw_decision(category: str, candidates: Sequence[Candidate]) -> bool:
     serving = next((c.version for c in candidates if c.role == "champion"), None)
     st.dataframe(compare_figures(serving, waiting), hide_index=True)
     if waiting.gate is not None:
-        st.markdown(f"The gate says **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
+        st.markdown(f"Gate: **{waiting.gate.verdict}**: {'; '.join(waiting.gate.reasons)}")
     is_refused = waiting.gate is not None and waiting.gate.verdict == "reject"
     with st.form("decision"):
         by = st.text_input("Your name")

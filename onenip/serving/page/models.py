@@ -1,4 +1,4 @@
-"""Which detectors there are to look with: a folder's, or a category's champion and challenger."""
+"""Detectors for the page: a folder's, or a category's champion and challenger."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from onenip.registry.versions import Version, challenger, list_categories, servi
 
 @dataclass(frozen=True)
 class Candidate:
-    """A detector to look with.
+    """A detector to show.
 
     Attributes:
         role: champion, provisional, challenger or folder.
-        detector: what answers.
+        detector: the model.
         version: in the registry; None for a folder.
     """
 
@@ -35,14 +35,14 @@ class Candidate:
 
     @property
     def title(self) -> str:
-        """What a person calls it."""
+        """Its title on the page."""
         if self.version is None:
             return "this model"
         return f"{self.role}: version {self.version.number}"
 
 
 def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
-    """Categories to choose from, and what is wrong with the registry, if anything."""
+    """Categories to choose from, and the problem with the registry, if there is one."""
     if folder is not None:
         return list(Detector.load(folder).categories), ""
     try:
@@ -84,7 +84,7 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
 
 @dataclass(frozen=True)
 class JudgedUpload:
-    """What is shown of an uploaded image.
+    """An uploaded image and its predictions.
 
     Attributes:
         image: [H, W, 3] uint8.
@@ -98,7 +98,7 @@ class JudgedUpload:
 
 
 def judge_upload(content: bytes, category: str, candidates: Sequence[Candidate]) -> JudgedUpload:
-    """What each candidate says of a file's bytes.
+    """Predictions of each candidate for a file's bytes.
 
     Raises:
         ImageError: if the bytes are no usable image.

@@ -60,18 +60,18 @@ def _draw(model: Path | None) -> None:
     categories, problem = list_known_categories(model)
     st.sidebar.title("onenip")
     if problem:
-        st.sidebar.warning(f"The registry cannot be asked: {problem}")
+        st.sidebar.warning(f"The registry cannot be reached: {problem}")
     if not categories:
-        st.info("There is no model yet: run the pipeline, or name a folder with --model.")
+        st.info("There is no model yet. Run the pipeline, or give a model folder with --model.")
         return
     category = st.sidebar.selectbox("Category", categories)
     candidates = _load_candidates(category, str(model or ""))
     chosen = _choose_images(category)
     if not chosen:
-        st.info("Drop images on the left, or choose some of the folder or of the recent ones.")
+        st.info("Drop images on the left, or choose some from the folder or the recent ones.")
     for name, content in chosen:
         _draw_image(name, content, category, candidates)
-    with st.expander("What the model was told is normal: its prompts"):
+    with st.expander("Prompts: the normal images that the model compares with"):
         for candidate in candidates:
             st.caption(candidate.title)
             st.image(list(candidate.detector.prompt_images(category)), width=140)
