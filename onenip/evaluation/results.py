@@ -104,12 +104,12 @@ def load_metrics(path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-def list_figures(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Figures that are defined, by name, per category and under "mean"; of a `metrics.json`."""
-    rows = {"mean": metrics["mean"], **metrics["categories"]}
+def group_figures(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Defined figures per category, and their mean under "mean", of what `load_metrics` gives."""
+    groups = {**metrics["categories"], "mean": metrics["mean"]}
     return {
-        group: {name: float(value) for name, value in row.items() if value is not None}
-        for group, row in rows.items()
+        group: {name: float(value) for name, value in figures.items() if value is not None}
+        for group, figures in groups.items()
     }
 
 

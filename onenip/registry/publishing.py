@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from onenip.errors import RegistryError
-from onenip.evaluation.results import list_figures, load_metrics
 from onenip.registry import audit, runs, store, tracking
 from onenip.registry.environment import flatten
 from onenip.registry.lock import hold_lock
+from onenip.registry.metrics import Metrics, load_metrics
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
 from onenip.registry.versions import (
@@ -79,14 +79,13 @@ def publish(
         The version of each category, sorted by category.
 
     Raises:
-        DataError: if there are no metrics.
-        RegistryError: if MLflow cannot be reached.
+        RegistryError: if there are no metrics, or MLflow cannot be reached.
         CheckpointError: if the folder holds no usable model.
     """
     from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
-    metrics = list_figures(load_metrics(evaluation_dir))
+    metrics = load_metrics(evaluation_dir)
     client = store.connect()
     run_id = _ensure_run(client, detector.digest, params=params, facts=facts, experiment=experiment)
     runs.log_evaluation(client, run_id, evaluation_dir)
@@ -266,7 +265,7 @@ def _ensure_version(
     *,
     weights_uri: str,
     run_id: str,
-    metrics: dict[str, float],
+    metrics: Metrics,
     facts: dict[str, str],
     by: str,
 ) -> Version:
@@ -290,7 +289,7 @@ def _find_or_create(
     category: str,
     weights_uri: str,
     run_id: str,
-    metrics: dict[str, float],
+    metrics: Metrics,
     facts: dict[str, str],
     approval: Approval,
 ) -> Version:

@@ -167,12 +167,11 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         folder: `artifacts/evaluation`.
 
     Raises:
-        DataError: if there are no metrics.
-        RegistryError: if the store cannot be reached.
+        RegistryError: if there are no metrics, or the store cannot be reached.
     """
-    from onenip.evaluation.results import list_figures, load_metrics
+    from onenip.registry.metrics import load_metrics
 
-    metrics = list_figures(load_metrics(folder))
+    metrics = load_metrics(folder)
     digest = hashlib.sha256(json.dumps(metrics, sort_keys=True).encode()).hexdigest()
     with store.refusals(f"metrics of run {run_id}"):
         run = client.get_run(run_id)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from onenip.errors import DataError, RegistryError
 from onenip.registry import store
+from onenip.registry.metrics import Metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -93,7 +94,7 @@ class Version(BaseModel):
     decided_at: datetime | None = None
     reason: str = ""
     approved_digest: str = ""
-    metrics: dict[str, float]
+    metrics: Metrics
     gate: GateResult | None = None
     data_version: str = ""
     git_commit: str = ""
@@ -275,7 +276,7 @@ def to_tags(
     digest: str,
     weights_uri: str,
     threshold: float,
-    metrics: dict[str, float],
+    metrics: Metrics,
     facts: dict[str, str],
     approval: Approval = "pending",
 ) -> dict[str, str]:
