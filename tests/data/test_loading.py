@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from onenip.data.loading import load_resized
 from onenip.data.manifest import GOOD, Sample
 from onenip.errors import ImageError
 from onenip.images import hash_file, load_image, resize_image
-from onenip.data.loading import load_resized
 
 
 def list_samples(root, category="disc"):

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from onenip.data.manifest import MANIFEST_COLUMNS, load_manifest
+from onenip.data.validation import validate
 from onenip.errors import DataError, ParamsError
 from onenip.params import DataParams, ValidateParams
-from onenip.data.validation import validate
 
 
 def run(data_dir, out_dir, **params):

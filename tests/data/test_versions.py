@@ -16,16 +16,16 @@ import boto3
 import pytest
 from typer.testing import CliRunner
 
-from onenip.data import versioning
 from onenip.cli import app
+from onenip.data import versioning
 from onenip.errors import DataError
-from onenip.registry.history import compare_files, compare_versions, list_history
 from onenip.images import hash_file
+from onenip.registry.history import compare_files, compare_versions, list_history
 from onenip.stages import download
-from tests.sources.originals import pack_zip, picture
-from tests.tiny import make_tiny_params
-from tests.sources.web import Web, running_web
 from tests.paths import ROOT
+from tests.sources.originals import pack_zip, picture
+from tests.sources.web import Web, running_web
+from tests.tiny import make_tiny_params
 
 IDENTITY = ["-c", "user.name=A", "-c", "user.email=a@example.com"]
 
