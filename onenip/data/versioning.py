@@ -21,8 +21,8 @@ import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from onenip.errors import DataError, StageError
 from onenip.data.processes import RemoteError, VersioningError, call, stream
+from onenip.errors import DataError, StageError
 
 HERE = Path()
 DATA_POINTER = Path("data.dvc")

@@ -20,13 +20,13 @@ from typing import Any
 import pandas as pd
 
 from onenip.data.manifest import GOOD, MANIFEST_COLUMNS, assign_subset
-from onenip.errors import DataError
-from onenip.folders import replace_folder
-from onenip.params import DataParams, ValidateParams
 from onenip.data.validation.frames import make_category_frame, make_file_frame
 from onenip.data.validation.measuring import list_category_folders, list_files, measure
 from onenip.data.validation.rules import category_rules, check_names, file_rules
 from onenip.data.validation.suite import Breach, Judge
+from onenip.errors import DataError
+from onenip.folders import replace_folder
+from onenip.params import DataParams, ValidateParams
 
 _INTEGERS = ("width", "height", "bytes")
 
