@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError
 
+from onenip.addresses import HIDDEN, hide_secrets
 from onenip.params.detection import CalibrateParams, EvaluateParams, ModelParams, TrainParams
 from onenip.params.images import DataParams, DownloadParams, SynthesizeParams, ValidateParams
 from onenip.params.operation import (
@@ -90,3 +91,22 @@ class Params(Section):
     def dump(self) -> dict[str, Any]:
         """Plain values with the file's own keys; `Params.parse` of them gives equal params."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def dump_public(self) -> dict[str, Any]:
+        """Plain values as they may be kept where others read them: addresses without secrets.
+
+        With most services the path of `notify.webhook` is the secret: all of it is hidden, but for `$NAME`.
+        """
+        values = _hide(self.dump())
+        if self.notify.webhook is not None and not self.notify.webhook.startswith("$"):
+            values["notify"]["webhook"] = HIDDEN
+        return values
+
+
+def _hide(value: Any) -> Any:
+    """Plain values with the secrets of every address in them hidden."""
+    if isinstance(value, dict):
+        return {key: _hide(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_hide(inner) for inner in value]
+    return hide_secrets(value) if isinstance(value, str) else value

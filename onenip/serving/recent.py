@@ -45,7 +45,7 @@ def remember(
     draft = folder / f"{name}.draft"
     draft.write_text(json.dumps(answer), encoding="utf-8")
     draft.replace(folder / f"{name}.json")  # complete from the moment that it can be seen
-    for path in sorted(folder.glob("*.json"))[:-max_kept]:
+    for path in sorted(folder.glob("*.json"))[: -max_kept or None]:
         path.unlink(missing_ok=True)
         path.with_suffix(".image").unlink(missing_ok=True)
 

@@ -28,7 +28,7 @@ def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Versio
     return publishing.publish(
         model_dir,
         evaluation_dir=evaluation_dir,
-        params=params.dump(),
+        params=params.dump_public(),
         facts=describe_checkout(),
         experiment=params.register_.experiment,
     )

@@ -76,7 +76,7 @@ def run(
         logging.getLogger("onenip").setLevel(logging.ERROR)
         return TrainResult("", fit(lambda _step, _values: None).detector.categories)
     with training_run(
-        params.dump(),
+        params.dump_public(),
         manifest=manifest,
         tags=versioning.describe_checkout(),
         experiment=params.register_.experiment,
