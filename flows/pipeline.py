@@ -36,7 +36,8 @@ from flows.command import require_server, run_command
 from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.pictures import to_data_uri
 from flows.settings import STATE_DIR
-from onenip.data import versioning
+from onenip.data import dvc
+from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError, UnreachableError
 from onenip.evaluation.results import load_metrics
@@ -72,7 +73,7 @@ def download(request: dict[str, Any]) -> State[Any]:
         stage.run(
             params,
             sources=tuple(request["sources"]),
-            data_dir=Path(params.data.root),
+            data_dir=DATA_DIR,
             accept_license=request["accept_license"],
             endpoint_url=request["endpoint_url"],
             sign_request=request["sign_request"],
@@ -85,7 +86,7 @@ def download(request: dict[str, Any]) -> State[Any]:
 def reproduce(stage: str) -> State[Any]:
     """Ask DVC to bring one stage up to date; its lines join the run's log."""
     logger = get_run_logger()
-    return _settle(stage, lambda: versioning.repro(stage, on_line=logger.info))
+    return _settle(stage, lambda: dvc.repro(stage, on_line=logger.info))
 
 
 @network_task("register")

@@ -30,10 +30,7 @@ from flows.pipeline import (
     reproduce,
     show,
 )
-from onenip.data import (
-    branch,
-    versioning,
-)
+from onenip.data import git
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal
@@ -134,9 +131,9 @@ def commit_training(last: int) -> None:
     params = Params.load()
     paths = [p for p in (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH) if p.is_file()]
     name, remote = params.retrain.branch, params.retrain.git_remote
-    versioning.commit(paths, message="Retrain on arrived images", branch=name)
-    if remote is not None and branch.has_remote(remote):
-        branch.push(name, remote=remote)
+    git.commit(paths, message="Retrain on arrived images", branch=name)
+    if remote is not None and git.has_remote(remote):
+        git.push(name, remote=remote)
     with open_journal() as journal:
         journal.mark_trained(digest=hash_model(OUTPUTS.model), last=last)
 

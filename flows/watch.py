@@ -9,7 +9,6 @@ somebody announces images with `onenip notify`.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 import typer
@@ -31,6 +30,7 @@ from flows.approval import ask_people, close_forms, list_waiting
 from flows.command import require_server, run_command
 from flows.failures import notify_failure
 from flows.retrain import retrain
+from onenip.data.manifest import DATA_DIR
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
 from onenip.ingestion.waiting import choose_due, count_waiting, list_new_categories
@@ -64,7 +64,7 @@ def watch() -> State[Any]:
     counts = ", ".join(f"{one.count} {one.category or 'unsorted'}" for one in waiting) or "nothing"
     due = choose_due(waiting, params.retrain, now=datetime.now(tz=UTC))
     if params.retrain.new_categories:
-        new = list_new_categories(waiting, Path(params.data.root))
+        new = list_new_categories(waiting, DATA_DIR)
         due += [f"the first of {name}" for name in new if name not in due]
     get_run_logger().info("waiting: %s; due: %s", counts, ", ".join(due) or "nothing")
     if not due:

@@ -12,6 +12,8 @@ OneNIPError
 ├── UnreachableError            a server is down or broke off: trying again may help
 │   ├── SourceUnreachableError      (also a SourceError)
 │   └── RegistryUnreachableError    (also a RegistryError)
+├── VersioningError             DVC or Git refused
+│   └── RemoteError                 (also an UnreachableError) a remote of DVC or Git did
 ├── StageError                  a pipeline stage exited non-zero
 └── BusyError                   another pipeline holds this checkout
 
@@ -120,6 +122,14 @@ class SourceUnreachableError(SourceError, UnreachableError):
 
 class RegistryUnreachableError(RegistryError, UnreachableError):
     """The model registry's server is down or broke off."""
+
+
+class VersioningError(OneNIPError):
+    """DVC or Git refused; the message ends with what they printed."""
+
+
+class RemoteError(VersioningError, UnreachableError):
+    """A remote of DVC or Git did not take or give what it was asked for; it may be down."""
 
 
 class StageError(OneNIPError):

@@ -22,7 +22,7 @@ DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
 STAGES = ("download", *DVC_STAGES, "register")
 COMMAND_LINE = get_command(app)
 # what these say about a run changes nothing in what the stage writes
-ASIDE = ("onenip.registry", "onenip.data.versioning", "onenip.cli", "onenip.stages")
+ASIDE = ("onenip.registry", "onenip.data.dvc", "onenip.data.git", "onenip.cli", "onenip.stages")
 
 
 def read_graph():

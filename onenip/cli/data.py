@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from onenip.cli.options import PARAMS, ParamsOption
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +15,7 @@ SHOWN_FILES = 20
 _VERSION_DIGITS = 10
 
 
-def log(*, params: ParamsOption = PARAMS) -> None:
+def log() -> None:
     """List the versions of the data, newest first: date, images per category, models trained on each.
 
     Reads the history of data.dvc in Git. Images are counted where DVC's cache knows that version;
@@ -28,7 +26,7 @@ def log(*, params: ParamsOption = PARAMS) -> None:
 
     from onenip.registry.history import list_history
 
-    entries = list_history(Path(), pointer=_pointer(params))
+    entries = list_history(Path())
     if not entries:
         typer.echo("No version of the data yet: run `onenip download`.")
         return
@@ -57,12 +55,11 @@ def diff(
     all_files: Annotated[
         bool, typer.Option("--all", help=f"Show every file, not only {SHOWN_FILES} of each kind.")
     ] = False,
-    params: ParamsOption = PARAMS,
 ) -> None:
     """Show which images were added, removed, changed or moved between two versions of the data."""
     from onenip.registry.history import compare_versions
 
-    change = compare_versions(old, new, root=Path(), pointer=_pointer(params))
+    change = compare_versions(old, new, root=Path())
     typer.echo(f"{change.old} -> {change.new}")
     moved = tuple(f"{before} -> {after}" for before, after in change.moved)
     for sign, word, paths in (
@@ -77,12 +74,6 @@ def diff(
             typer.echo(f"  {sign} {path}")
         if len(shown) < len(paths):
             typer.echo(f"    and {len(paths) - len(shown)} more; --all shows them")
-
-
-def _pointer(params: Path) -> Path:
-    from onenip.params import Params
-
-    return Path(f"{Params.load(params).data.root}.dvc")
 
 
 def _console() -> Console:

@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 PARAMS = Path("params.yaml")
+DATA = Path("data")
 
 ParamsOption = Annotated[
     Path, typer.Option("--params", metavar="FILE", help="YAML file with all settings.")
 ]
 DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Images in MVTec layout. [default: data.root]"),
+    Path, typer.Option("--data", metavar="FOLDER", help="Images in MVTec layout.")
 ]
 ManifestOption = Annotated[
     Path, typer.Option("--manifest", metavar="FILE", help="CSV written by `onenip validate`.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onenip.cli.options import (
+    DATA,
     PARAMS,
     DataOption,
     ManifestOption,
@@ -55,7 +56,7 @@ def download(
         ),
     ] = None,
     params: ParamsOption = PARAMS,
-    data: DataOption = None,
+    data: DataOption = DATA,
     accept_license: Annotated[
         bool,
         typer.Option(
@@ -94,7 +95,7 @@ def download(
     result = stage.run(
         loaded,
         sources=tuple(source or ()),
-        data_dir=data or Path(loaded.data.root),
+        data_dir=data,
         accept_license=accept_license,
         endpoint_url=endpoint_url,
         sign_request=not no_sign_request,
@@ -106,7 +107,7 @@ def download(
 def validate(
     *,
     params: ParamsOption = PARAMS,
-    data: DataOption = None,
+    data: DataOption = DATA,
     out: Annotated[
         Path,
         typer.Option(metavar="FOLDER", help="For the manifest, quarantine, summary and Data Docs."),
@@ -127,7 +128,7 @@ def validate(
 
     lower_priority()
     loaded = _read_params(params)
-    result = stage.run(loaded, data_dir=data or Path(loaded.data.root), out_dir=out)
+    result = stage.run(loaded, data_dir=data, out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
     table = Table(
         "category", "fit", "calibration", "holdout", "test good", "defective", "quarantined"
@@ -152,7 +153,7 @@ def validate(
 def synthesize(
     *,
     params: ParamsOption = PARAMS,
-    data: DataOption = None,
+    data: DataOption = DATA,
     manifest: ManifestOption = OUTPUTS.manifest,
     out: Annotated[
         Path,
@@ -164,13 +165,13 @@ def synthesize(
 
     lower_priority()
     loaded = _read_params(params)
-    stage.run(loaded, data_dir=data or Path(loaded.data.root), manifest=manifest, out_dir=out)
+    stage.run(loaded, data_dir=data, manifest=manifest, out_dir=out)
 
 
 def train(
     *,
     params: ParamsOption = PARAMS,
-    data: DataOption = None,
+    data: DataOption = DATA,
     manifest: ManifestOption = OUTPUTS.manifest,
     synthesis: SynthesisOption = OUTPUTS.synthesis,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the model.")] = OUTPUTS.model,
@@ -185,7 +186,7 @@ def train(
     loaded = _read_params(params)
     stage.run(
         loaded,
-        data_dir=data or Path(loaded.data.root),
+        data_dir=data,
         manifest=manifest,
         synthesis_dir=synthesis,
         out_dir=out,
@@ -196,7 +197,7 @@ def train(
 def evaluate(
     *,
     params: ParamsOption = PARAMS,
-    data: DataOption = None,
+    data: DataOption = DATA,
     manifest: ManifestOption = OUTPUTS.manifest,
     model: ModelOption = OUTPUTS.model,
     out: Annotated[
@@ -230,7 +231,7 @@ def evaluate(
     loaded = Params.load(params)
     result = stage.run(
         loaded,
-        data_dir=data or Path(loaded.data.root),
+        data_dir=data,
         manifest=manifest,
         model_dir=model,
         out_dir=out,

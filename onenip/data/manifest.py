@@ -17,6 +17,7 @@ from onenip.images import IMAGE_SUFFIXES, hash_file
 
 Subset = Literal["fit", "calibration", "holdout", "test"]
 GOOD = "good"
+DATA_DIR = Path("data")  # below the checkout, as in dvc.yaml; versioned by data.dvc
 MANIFEST_COLUMNS = (
     "path",  # relative to the data root, POSIX separators
     "category",

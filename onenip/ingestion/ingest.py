@@ -21,10 +21,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip.data import branch, versioning
+from onenip.data import dvc, git
+from onenip.data.git import HERE
+from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
-from onenip.data.processes import VersioningError
-from onenip.errors import BusyError, DataError
+from onenip.errors import BusyError, DataError, VersioningError
 from onenip.ingestion.arrival_check import Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
@@ -66,12 +67,12 @@ def ingest(
     inbox: Inbox,
     find_champion: FindChampion,
     find_unified: Callable[[], Detector | None] = lambda: None,
-    root: Path = versioning.HERE,
+    root: Path = HERE,
 ) -> IngestResult:
     """Take in everything that waits in the inbox; also completes what an earlier run left.
 
     Args:
-        params: where the data lie, and what is held.
+        params: what is held.
         inbox: where images arrive.
         find_champion: gives the detector that serves a category, or None.
         find_unified: gives the detector that serves most categories, or None.
@@ -102,11 +103,11 @@ def ingest(
             if len(page) < _BATCH:
                 break
             last = page[-1].id
-        return tally.finish(commit, versioning.read_data_version(root, pointer=steps.pointer))
+        return tally.finish(commit, dvc.read_data_version(root))
 
 
 @contextmanager
-def open_journal(root: Path = versioning.HERE) -> Iterator[Journal]:
+def open_journal(root: Path = HERE) -> Iterator[Journal]:
     """The journal of a checkout.
 
     Raises:
@@ -127,47 +128,43 @@ class _Steps:
 
     @property
     def data_dir(self) -> Path:
-        return self.root / self.params.data.root
-
-    @property
-    def pointer(self) -> Path:
-        return Path(f"{self.params.data.root}.dvc")
+        return self.root / DATA_DIR
 
     @cached_property
     def git_remote(self) -> str | None:
         """Git remote that the branch is shared through, None if there is none."""
         name = self.params.retrain.git_remote
-        return name if branch.has_remote(name, root=self.root) else None
+        return name if git.has_remote(name, root=self.root) else None
 
     def follow_branch(self) -> None:
         """Learn of arrivals that another checkout pushed."""
         if self.git_remote:
-            branch.follow(self.params.retrain.branch, remote=self.git_remote, root=self.root)
+            git.follow(self.params.retrain.branch, remote=self.git_remote, root=self.root)
 
     def require_same_line(self) -> None:
         """Refuse to build on data that lack what the branch of arrivals has."""
         name = self.params.retrain.branch
-        tip = versioning.find_commit(f"refs/heads/{name}", root=self.root)
-        if tip is None or versioning.is_ancestor(tip, root=self.root):
+        tip = git.find_commit(f"refs/heads/{name}", root=self.root)
+        if tip is None or git.is_ancestor(tip, root=self.root):
             return
-        theirs = versioning.read_version_at(tip, root=self.root, pointer=self.pointer)
-        if theirs == versioning.read_data_version(self.root, pointer=self.pointer):
+        theirs = dvc.read_version_at(tip, root=self.root)
+        if theirs == dvc.read_data_version(self.root):
             return
         if self.journal.list_items(state="placed", limit=1) and self._has_all(theirs):
             return  # killed between placing and committing
         raise DataError(
-            f"{self.pointer} is not that of the branch {name}, which has newer arrivals; "
-            f"merge it, or `git checkout {name} -- {self.pointer} && dvc pull {self.pointer}`",
-            path=self.pointer,
+            f"{dvc.DATA_POINTER} is not that of the branch {name}, which has newer arrivals; "
+            f"merge it, or `git checkout {name} -- {dvc.DATA_POINTER} && dvc pull {dvc.DATA_POINTER}`",
+            path=dvc.DATA_POINTER,
         )
 
     def require_whole_data(self) -> None:
         """Refuse to version data of which a part is not laid out here: it would count as deleted."""
-        named = versioning.count_files(self.root, pointer=self.pointer)
+        named = dvc.count_files(self.root)
         present = sum(path.is_file() for path in self.data_dir.rglob("*"))
         if present < named:
             raise DataError(
-                f"{self.data_dir}: {named - present} of {named} files that {self.pointer} names are "
+                f"{self.data_dir}: {named - present} of {named} files that {dvc.DATA_POINTER} names are "
                 "missing here; run `dvc pull`",
                 path=self.data_dir,
             )
@@ -207,20 +204,20 @@ class _Steps:
         items = self.journal.list_items(state="placed")
         if not items:
             return None
-        versioning.add([self.params.data.root], root=self.root)
-        if versioning.has_remote(root=self.root):
-            versioning.push([str(self.pointer)], root=self.root)
+        dvc.add([DATA_DIR], root=self.root)
+        if dvc.has_remote(root=self.root):
+            dvc.push([str(dvc.DATA_POINTER)], root=self.root)
         counts = Counter(item.category for item in items)
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         name = self.params.retrain.branch
-        commit = versioning.commit(
-            [self.pointer],
+        commit = git.commit(
+            [dvc.DATA_POINTER],
             message=f"Add arrived normal images: {summary}",
             branch=name,
             root=self.root,
         )
         if self.git_remote:
-            branch.push(name, remote=self.git_remote, root=self.root)
+            git.push(name, remote=self.git_remote, root=self.root)
         with self.journal.transaction():
             for item in items:
                 self.journal.update(item, {"state": "committed"})
@@ -240,7 +237,7 @@ class _Steps:
     def _has_all(self, version: str) -> bool:
         """Whether all files of a version of the data lie here."""
         try:
-            names = versioning.list_files(version, root=self.root)
+            names = dvc.list_files(version, root=self.root)
         except VersioningError:  # made elsewhere
             return False
         return all((self.data_dir / name).is_file() for name in names)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from onenip.data.manifest import load_manifest
+from onenip.data.manifest import DATA_DIR, load_manifest
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
@@ -137,7 +137,7 @@ def _evaluate(
     with replace_folder(folder) as draft:
         evaluate_test_set(
             detectors,
-            load_manifest(manifest, Path(params.data.root)),
+            load_manifest(manifest, DATA_DIR),
             params=params.evaluate,
             seed=params.seed,
             out_dir=draft,

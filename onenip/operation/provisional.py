@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onenip.data.manifest import GOOD
+from onenip.data.dvc import describe_checkout
+from onenip.data.manifest import DATA_DIR, GOOD
 from onenip.data.outputs import Outputs
-from onenip.data.versioning import describe_checkout
 from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.params import Params
@@ -48,7 +48,7 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     Does nothing while no model serves, or where nothing changed since the last time.
 
     Args:
-        params: where the data lie.
+        params: what is held.
         root: the checkout; the model is written to `artifacts/provisional/`.
 
     Returns:
@@ -62,7 +62,7 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     base = choose_unified(serving)
     if base is None:
         return []
-    images = _list_first_images(root / params.data.root, known={v.category for v in serving})
+    images = _list_first_images(root / DATA_DIR, known={v.category for v in serving})
     if not images:
         return []
     detector = load_version(base)

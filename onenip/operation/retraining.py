@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from ruamel.yaml import YAML
 
-from onenip.data.manifest import load_manifest, select
+from onenip.data.dvc import read_data_version
+from onenip.data.manifest import DATA_DIR, load_manifest, select
 from onenip.data.outputs import OUTPUTS, Outputs
-from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
 from onenip.folders import replace_folder
 from onenip.images import load_image
@@ -138,7 +138,7 @@ def judge_categories(
         DataError: if an image or the manifest cannot be read.
     """
     challenger = Detector.load(model_dir)
-    samples = load_manifest(manifest, Path(params.data.root))
+    samples = load_manifest(manifest, DATA_DIR)
     results = {}
     for category in challenger.categories if categories is None else categories:
         serving = champions.version(category)
@@ -228,7 +228,7 @@ def look_for_drift(
         arrived = _list_arrived(params, journal, detector, category)
         if arrived.scores.size < params.drift.min_images:
             continue
-        approved = _list_approved(params, detector, category, manifest)
+        approved = _list_approved(detector, category, manifest)
         result = measure_drift(category, arrived=arrived, approved=approved, params=params.drift)
         if result is not None:
             found.append(result)
@@ -257,7 +257,7 @@ def _plan_warm_start(params: Params, root: Path) -> str | None:
     if params.retrain.warm_start == "scratch":
         return None
     path = Outputs(root).warm_start / "plan.json"
-    version = read_data_version(root, pointer=Path(f"{params.data.root}.dvc"))
+    version = read_data_version(root)
     if path.is_file():
         plan = json.loads(path.read_text(encoding="utf-8"))
         if plan["data_version"] == version and (
@@ -296,18 +296,18 @@ def _list_arrived(params: Params, journal: Journal, detector: Detector, category
         if item.digest == detector.digest and item.score is not None:
             assert item.threshold is not None
             rows.append((item.score, item.score > item.threshold, item.distance or 0.0))
-        elif item.outcome == "accepted" and (path := Path(params.data.root) / item.name).is_file():
+        elif item.outcome == "accepted" and (path := DATA_DIR / item.name).is_file():
             rows.append(_ask(detector, path, category))
     return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
 
 
-def _list_approved(params: Params, detector: Detector, category: str, manifest: Path) -> Sightings:
+def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightings:
     """The champion's own calibration scores, and distances of the images they came from."""
     spec = detector.spec.categories[category]
     used = set(detector.spec.provenance.get("calibration_images", {}))
     samples: Sequence[Any] = []
     if manifest.is_file():
-        known = load_manifest(manifest, Path(params.data.root))
+        known = load_manifest(manifest, DATA_DIR)
         samples = [s for s in select(known, category=category) if s.name in used]
     distances = [
         detector.measure_distances(load_image(sample.path))[category]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,6 @@ SYNTHETIC_KINDS = frozenset(
 class DataParams(Section):
     """The data set and how its normal images are divided."""
 
-    root: str = Field("data", description="folder in MVTec layout, versioned by data.dvc")
     calibration_fraction: float = Field(
         0.15,
         ge=0,
@@ -30,6 +29,18 @@ class DataParams(Section):
         description="share of normal training images held out from all fitting, chosen by hash; the gate "
         "counts false alarms on them and on test/good",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_another_folder(cls, values: Any) -> Any:
+        """Params written before the folder was fixed may still name it."""
+        if not isinstance(values, dict) or "root" not in values:
+            return values
+        if values["root"] != "data":
+            raise ValueError(
+                "data.root is gone: the images lie in data/, or in a link of that name"
+            )
+        return {key: value for key, value in values.items() if key != "root"}
 
     @model_validator(mode="after")
     def _leave_images_to_fit(self) -> Self:

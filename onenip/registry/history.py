@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from onenip.data import versioning
-from onenip.data.processes import VersioningError
-from onenip.errors import DataError
+from onenip.data import dvc, git
+from onenip.errors import DataError, VersioningError
 from onenip.registry.versions import Version, list_categories, list_versions
 
 UNCOMMITTED = "uncommitted"
@@ -59,7 +58,7 @@ class DataChange:
     moved: tuple[tuple[str, str], ...]
 
 
-def list_history(root: Path, *, pointer: Path = versioning.DATA_POINTER) -> list[HistoryEntry]:
+def list_history(root: Path) -> list[HistoryEntry]:
     """Versions of the data in the history of HEAD, newest first; one not committed yet leads.
 
     Raises:
@@ -67,43 +66,40 @@ def list_history(root: Path, *, pointer: Path = versioning.DATA_POINTER) -> list
         VersioningError: if Git refuses.
     """
     models = [model for category in list_categories() for model in list_versions(category)]
-    revisions = versioning.list_revisions(root, pointer=pointer)
+    revisions = dvc.list_revisions(root)
     entries = [
         _describe(revision.commit, revision.date, revision.subject, revision.version, models, root)
         for revision in revisions
     ]
-    present = versioning.read_data_version(root, pointer=pointer)
+    present = dvc.read_data_version(root)
     if present is not None and (not revisions or revisions[0].version != present):
         entries.insert(0, _describe("", None, UNCOMMITTED, present, models, root))
     return entries
 
 
-def compare_versions(
-    old: str, new: str | None, *, root: Path, pointer: Path = versioning.DATA_POINTER
-) -> DataChange:
+def compare_versions(old: str, new: str | None, *, root: Path) -> DataChange:
     """Which files came, went, changed or moved from one version of the data to another.
 
     Args:
         old: Git revision, or version of the data as `list_history` names it, or the beginning of one.
         new: the same; None means what `data.dvc` names now.
         root: the checkout.
-        pointer: the file of DVC, relative to `root`.
 
     Raises:
         DataError: if a name means no version, or several.
         VersioningError: if DVC's cache lacks a list of files.
     """
-    known = {entry.version for entry in versioning.list_revisions(root, pointer=pointer)}
-    present = versioning.read_data_version(root, pointer=pointer)
+    known = {entry.version for entry in dvc.list_revisions(root)}
+    present = dvc.read_data_version(root)
     known |= {present} - {None}  # type: ignore[arg-type]  # only text is left
     if new is None and present is None:
-        raise DataError(f"{pointer}: no data yet; run `onenip download` first", path=pointer)
+        raise DataError("data.dvc: no data yet; run `onenip download` first", path=dvc.DATA_POINTER)
     versions = [
-        name if name == present else _find_version(name, known, root, pointer)
+        name if name == present else _find_version(name, known, root)
         for name in (old, new or present or "")
     ]
     return compare_files(
-        *(versioning.list_files(version, root=root) for version in versions),
+        *(dvc.list_files(version, root=root) for version in versions),
         names=(versions[0], versions[1]),
     )
 
@@ -144,19 +140,19 @@ def _describe(
     root: Path,
 ) -> HistoryEntry:
     try:
-        images = count_images(list(versioning.list_files(version, root=root)))
+        images = count_images(list(dvc.list_files(version, root=root)))
     except VersioningError:
         images = None
     trained = tuple(model for model in models if model.data_version == version)
     return HistoryEntry(commit, date, subject, version, images, trained)
 
 
-def _find_version(name: str, known: set[str], root: Path, pointer: Path) -> str:
+def _find_version(name: str, known: set[str], root: Path) -> str:
     """Version of the data that a user's word means."""
     found = sorted(version for version in known if len(name) >= 4 and version.startswith(name))
     if len(found) == 1:
         return found[0]
-    if versioning.find_commit(name, root=root) is not None:
-        return versioning.read_version_at(name, root=root, pointer=pointer)
+    if git.find_commit(name, root=root) is not None:
+        return dvc.read_version_at(name, root=root)
     problem = f"means {len(found)} versions" if found else "is no version of the data or of Git"
     raise DataError(f"{name}: {problem}; `onenip data log` lists them")

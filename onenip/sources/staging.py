@@ -30,8 +30,8 @@ _DISK_ERRORS = {
     errno.EACCES: "no permission to write or read",
     errno.EPERM: "no permission to write or read",
     errno.EROFS: "the file system is read-only",
-    errno.EXDEV: "it is a mount point and cannot be swapped; point data.root below it",
-    errno.EBUSY: "it is a mount point and cannot be swapped; point data.root below it",
+    errno.EXDEV: "it is a mount point and cannot be swapped; mount a folder above it",
+    errno.EBUSY: "it is a mount point and cannot be swapped; mount a folder above it",
     errno.ENAMETOOLONG: "the name is too long for this file system",
 }
 

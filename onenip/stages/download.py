@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onenip.data import versioning
+from onenip.data import dvc, git
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import SourceError
 from onenip.folders import write_whole
@@ -152,18 +152,18 @@ def _check_categories(fetched: Sequence[Fetched]) -> None:
 
 
 def _read_version(data_dir: Path) -> str | None:
-    return versioning.read_data_version(data_dir.parent, pointer=Path(f"{data_dir.name}.dvc"))
+    return dvc.read_data_version(data_dir.parent, pointer=Path(f"{data_dir.name}.dvc"))
 
 
 def _version(data_dir: Path) -> str | None:
     """Put the data set under DVC, where there is one."""
     root = data_dir.parent
-    if not (versioning.is_dvc_checkout(root) and versioning.is_git_checkout(root)):
+    if not (dvc.is_checkout(root) and git.is_checkout(root)):
         logger.warning(
             "%s: not in a checkout of DVC and Git, so this data has no version", data_dir
         )
         return None
-    versioning.add([data_dir.name], root=root)
+    dvc.add([data_dir.name], root=root)
     return _read_version(data_dir)
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onenip.data.dvc import read_data_version
 from onenip.data.manifest import load_manifest, select
-from onenip.data.versioning import read_data_version
 from onenip.detector.detector import Detector
 from onenip.errors import UnknownCategoryError
 from onenip.evaluation.evaluate import evaluate_test_set

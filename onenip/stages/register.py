@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from onenip.data.versioning import describe_checkout
+from onenip.data.dvc import describe_checkout
 from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.versions import Version

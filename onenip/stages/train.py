@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip.data import versioning
+from onenip.data import dvc
 from onenip.data.manifest import load_manifest, select
 from onenip.data.outputs import OUTPUTS
 from onenip.folders import replace_folder
@@ -53,7 +53,7 @@ def run(
     bank = synthetic_bank.read(synthesis_dir)
     provenance = {
         "onenip_version": __version__,
-        "data_version": versioning.read_data_version(),
+        "data_version": dvc.read_data_version(),
         "manifest_sha256": hash_file(manifest),
         "params": {key: value for key, value in params.dump().items() if key in _SHAPING},
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
@@ -78,7 +78,7 @@ def run(
     with training_run(
         params.dump_public(),
         manifest=manifest,
-        tags=versioning.describe_checkout(),
+        tags=dvc.describe_checkout(),
         experiment=params.register_.experiment,
     ) as tracked:
         result = fit(tracked.log)

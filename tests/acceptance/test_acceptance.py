@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from onenip.data import versioning
+from onenip.data import dvc, git
 from onenip.registry import audit, versions
 from onenip.registry.loading import load_champion
 from tests.acceptance import plant
@@ -173,12 +173,12 @@ def check_arrivals(client, checkout: Path) -> None:
     assert sum(key.startswith("inbox-quarantine/") for key in images) == 2
     assert any("slipped-in" in key for key in images if key.startswith("inbox-held"))
     assert any("again" in key for key in images if key.startswith("inbox-duplicates"))
-    arrived = versioning.read_version_at("onenip/arrivals", root=checkout)
-    assert arrived != versioning.read_version_at("main", root=checkout)
+    arrived = dvc.read_version_at("onenip/arrivals", root=checkout)
+    assert arrived != dvc.read_version_at("main", root=checkout)
     origin = checkout.with_name(f"{checkout.name}.git")
     reference = "refs/heads/onenip/arrivals"
-    pushed = versioning.find_commit(reference, root=origin)
-    assert pushed == versioning.find_commit(reference, root=checkout)
+    pushed = git.find_commit(reference, root=origin)
+    assert pushed == git.find_commit(reference, root=checkout)
 
 
 def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeypatch, capsys):
@@ -212,7 +212,7 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
             wait_for_retraining(servers.api)
             ends.append(describe(checkout, products))
         reference = "refs/heads/onenip/arrivals"
-        tips = {versioning.find_commit(reference, root=root) for root in (checkout, team)}
+        tips = {git.find_commit(reference, root=root) for root in (checkout, team)}
         assert len(tips) == 1  # all was pushed
 
     assert len(hits) == 10
@@ -307,7 +307,7 @@ def describe(checkout: Path, products: plant.Products) -> dict[str, object]:
     listed = boto3.client("s3").list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")
     keys = [entry["Key"] for entry in listed["Contents"]]
     return {
-        "data": versioning.read_version_at("onenip/arrivals", root=checkout),
+        "data": dvc.read_version_at("onenip/arrivals", root=checkout),
         "champions": standing,
         "shelves": sorted(key for key in keys if not key.endswith(".json")),
         "left": [key for key in keys if key.startswith("inbox/")],

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.data import versioning
-from onenip.errors import DataError
+from onenip.data import dvc
+from onenip.errors import DataError, VersioningError
 from onenip.images import hash_file
 from onenip.registry.history import compare_files, compare_versions, list_history
 from onenip.stages import download
@@ -36,11 +36,15 @@ def git(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
-def dvc(folder: Path, *arguments: str) -> None:
-    """Run DVC."""
-    subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, check=True, capture_output=True
-    )
+def run_dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC; gives what it prints."""
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def is_up_to_date(folder: Path) -> bool:
+    """Whether `dvc repro` would do nothing."""
+    return json.loads(run_dvc(folder, "status", "--json") or "{}") == {}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,7 @@ def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template") / "checkout"
     folder.mkdir()
     git(folder, "init", "-q", "-b", "main")
-    dvc(folder, "init", "-q")
+    run_dvc(folder, "init", "-q")
     for name in ("params.yaml", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     git(folder, "add", ".")
@@ -92,11 +96,11 @@ def test_a_download_names_its_version_and_a_failure_keeps_it(checkout, tmp_path)
 
     result = bring(first)
 
-    assert result.version == versioning.read_data_version()
+    assert result.version == dvc.read_data_version()
     assert git(checkout, "status", "--porcelain").split() == ["??", "data.dvc"]
     before, pointer = tree(Path("data")), Path("data.dvc").read_bytes()
     (checkout / "dvc.yaml").write_text("stages: [")
-    with pytest.raises(versioning.VersioningError):
+    with pytest.raises(VersioningError):
         bring(second)
     assert (tree(Path("data")), Path("data.dvc").read_bytes()) == (before, pointer)
     (checkout / "dvc.yaml").unlink()
@@ -108,7 +112,7 @@ def test_a_refused_first_download_leaves_nothing(checkout, tmp_path):
     """Where there was no data before, none is left by a download that could not be versioned."""
     (checkout / "dvc.yaml").write_text("stages: [")
 
-    with pytest.raises(versioning.VersioningError):
+    with pytest.raises(VersioningError):
         bring(make_source(tmp_path / "one", range(3)))
 
     assert not Path("data").exists()
@@ -145,11 +149,11 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, k
     result = bring(new)
 
     assert len(tree(Path("data"))) == 300
-    assert result.version == versioning.read_data_version()
+    assert result.version == dvc.read_data_version()
     folder = checkout / ".onenip/download/data"
     assert [path.name for path in folder.iterdir()] == ["lock"]
     shutil.rmtree("data")
-    versioning.checkout(["data.dvc"])
+    run_dvc(checkout, "checkout", "data.dvc")
     assert len(tree(Path("data"))) == 300
 
 
@@ -203,7 +207,7 @@ def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, 
     found = {p.relative_to("data").as_posix(): p for p in Path("data").rglob("*.png")}
     assert {name: path.read_bytes() for name, path in found.items()} == expected
     assert [path.name for path in Path(".onenip/download/data").iterdir()] == ["lock"]
-    assert versioning.is_up_to_date(root=checkout)
+    assert is_up_to_date(checkout)
 
 
 @pytest.mark.parametrize("text", ["", '{"read": {}, "wri', "zombie"])
@@ -229,23 +233,23 @@ def test_the_circle_through_s3_ends_without_work(checkout, s3_server, tmp_path, 
         f"    cmd: echo run >> {counter} && ls -R data > listing.txt\n"
         "    deps: [data]\n    outs: [listing.txt]\n"
     )
-    dvc(checkout, "remote", "add", "-q", "-d", "team", "s3://dvc-cache/circle")
+    run_dvc(checkout, "remote", "add", "-q", "-d", "team", "s3://dvc-cache/circle")
     bring(make_source(tmp_path / "one", range(6)))
-    versioning.repro()
-    assert versioning.has_remote()
-    versioning.push()
+    dvc.repro()
+    assert dvc.has_remote()
+    dvc.push()
     git(checkout, "add", ".")
     git(checkout, "commit", "-q", "-m", "Add data")
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(checkout), str(clone))
 
-    versioning.pull(root=clone)
-    versioning.repro(root=clone)
+    run_dvc(clone, "pull")
+    dvc.repro(root=clone)
 
     assert tree(clone / "data") == tree(checkout / "data")
     assert counter.read_text() == "run\n"
-    assert versioning.is_up_to_date(root=clone)
-    assert versioning.read_data_version(clone) == versioning.read_data_version(checkout)
+    assert is_up_to_date(clone)
+    assert dvc.read_data_version(clone) == dvc.read_data_version(checkout)
 
 
 def test_the_history_names_every_version_and_what_changed(checkout, tmp_path, monkeypatch):

@@ -54,7 +54,8 @@ def test_two_dask_workers_judge_as_this_process_does(
     """The same verdicts and reasons but for the time an image took; each category on some worker."""
     from flows.judging import choose_task_runner, judge_model
 
-    params = make_tiny_params(data={"root": str(tiny_data)})
+    params = make_tiny_params()
+    (tmp_path / "data").symlink_to(tiny_data)
     (tmp_path / "params.yaml").write_text(render(params))
     manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
     approval.approve("disc", by="Ada", reason="good")

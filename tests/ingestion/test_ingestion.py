@@ -17,10 +17,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onenip.data import versioning
+from onenip.data import dvc, git
 from onenip.data.outputs import Outputs
-from onenip.data.processes import RemoteError
-from onenip.errors import BusyError, DataError, SourceError, SourceUnreachableError
+from onenip.errors import (
+    BusyError,
+    DataError,
+    RemoteError,
+    SourceError,
+    SourceUnreachableError,
+    VersioningError,
+)
 from onenip.ingestion.ingest import _only_one, ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
@@ -136,7 +142,7 @@ def test_every_arrival_ends_where_it_belongs(checkout, tmp_path):
     """Good images are in the data under names of their content; the others lie on shelves with reasons."""
     inbox = tmp_path / "inbox"
     fill(inbox, checkout / "data")
-    before = versioning.read_data_version(checkout)
+    before = dvc.read_data_version(checkout)
 
     result = ingest(
         make_tiny_params(retrain=CLOSED),
@@ -156,9 +162,9 @@ def test_every_arrival_ends_where_it_belongs(checkout, tmp_path):
     }
     assert len(added) == 6
     assert result.data_version != before
-    assert versioning.read_version_at("onenip/arrivals", root=checkout) == result.data_version
-    assert versioning.read_version_at("main", root=checkout) == before
-    assert versioning.current_branch(checkout) == "main"
+    assert dvc.read_version_at("onenip/arrivals", root=checkout) == result.data_version
+    assert dvc.read_version_at("main", root=checkout) == before
+    assert git.current_branch(checkout) == "main"
 
 
 def test_a_second_run_changes_nothing_and_a_repeated_arrival_is_a_duplicate(checkout, tmp_path):
@@ -262,11 +268,11 @@ def test_nothing_leaves_the_inbox_when_the_remote_is_down(checkout, tmp_path):
     subprocess.run([*dvc, "remote", "add", "-d", "-q", "r", str(blocked)], cwd=checkout, check=True)
     params, box = make_tiny_params(), FolderInbox(inbox)
 
-    with pytest.raises(versioning.VersioningError):
+    with pytest.raises(VersioningError):
         ingest(params, inbox=box, find_champion=nobody, root=checkout)
 
     assert look(inbox)["inbox"] == {"a.png"}
-    assert versioning.find_commit("onenip/arrivals", root=checkout) is None
+    assert git.find_commit("onenip/arrivals", root=checkout) is None
     blocked.unlink()
     result = ingest(params, inbox=box, find_champion=nobody, root=checkout)
     assert result.commit is not None
@@ -428,13 +434,13 @@ def test_an_image_leaves_the_inbox_only_when_data_and_commit_are_pushed(
     result = ingest(params, inbox=box, find_champion=nobody, root=checkout)
 
     assert look(inbox)["inbox"] == set()
-    assert versioning.find_commit("onenip/arrivals", root=origin) == result.commit
+    assert git.find_commit("onenip/arrivals", root=origin) == result.commit
     clone = tmp_path / "clone"
     subprocess.run(
         ["git", "clone", "-q", "-b", "onenip/arrivals", str(origin), str(clone)], check=True
     )
     shutil.copy(checkout / ".dvc/config", clone / ".dvc/config")  # names the remote
-    versioning.pull(["data.dvc"], root=clone)
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "data.dvc"], cwd=clone, check=True)
     assert len(list((clone / "data/disc/train/good").iterdir())) == 5
 
 
@@ -459,7 +465,7 @@ def test_two_checkouts_share_one_branch(checkout, tmp_path):
     ):
         subprocess.run(command, cwd=other, check=True)
     result = ingest(params, inbox=box, find_champion=nobody, root=other)
-    assert versioning.find_commit("onenip/arrivals", root=tmp_path / "origin.git") == result.commit
+    assert git.find_commit("onenip/arrivals", root=tmp_path / "origin.git") == result.commit
     assert len(list((other / "data/disc/train/good").iterdir())) == 6
 
 
@@ -544,7 +550,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, k
             if attempt < count:
                 _kill_after_start(process, checkout, chance)
             assert process.wait(timeout=120) in (0, -signal.SIGKILL)
-        ends.append((look(inbox), versioning.read_version_at("onenip/arrivals", root=checkout)))
+        ends.append((look(inbox), dvc.read_version_at("onenip/arrivals", root=checkout)))
 
     assert ends[0] == ends[1]
     assert ends[0][0] == EXPECTED

@@ -116,9 +116,11 @@ def test_drift_is_seen_in_what_the_champion_said_of_arrivals(tmp_path, tiny_dete
 
 
 @pytest.mark.usefixtures("registry")
-def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data):
+def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data, monkeypatch):
     """Only categories for which the model is new come back."""
-    params = make_tiny_params(data={"root": str(tiny_data)})
+    (tmp_path / "data").symlink_to(tiny_data)
+    monkeypatch.chdir(tmp_path)
+    params = make_tiny_params()
     manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
     approval.approve("disc", by="Ada", reason="good")
 
@@ -135,7 +137,9 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     tmp_path, tiny_model, tiny_data, monkeypatch
 ):
     """Only categories with another champion; the same images; asked once; the report is kept by model."""
-    params = make_tiny_params(data={"root": str(tiny_data)}, evaluate={"bootstrap_draws": 100})
+    (tmp_path / "data").symlink_to(tiny_data)
+    monkeypatch.chdir(tmp_path)
+    params = make_tiny_params(evaluate={"bootstrap_draws": 100})
     manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
     detector = Detector.load(tiny_model)
     detector.spec = detector.spec.model_copy(update={"provenance": {"note": "another"}})

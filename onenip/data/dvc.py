@@ -1,15 +1,16 @@
-"""The one module that knows DVC and Git: which data, which code, is it up to date.
+"""DVC, through its command line: which data, is it up to date, in cache and remote.
 
-Both are asked through their command lines. A DVC command takes seconds: callers batch, and ask for
-`read_data_version`, which only reads `data.dvc`, wherever that is enough.
+A DVC command takes seconds: callers batch, and ask for `read_data_version`, which only reads `data.dvc`,
+wherever that is enough.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,14 @@ import psutil
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from onenip.data.processes import RemoteError, VersioningError, call, stream
-from onenip.errors import DataError, StageError
+from onenip.data import git
+from onenip.data.git import HERE, QUIET
+from onenip.errors import DataError, RemoteError, StageError, VersioningError
 
-HERE = Path()
 DATA_POINTER = Path("data.dvc")
 
 _SETTLE_SECONDS = 0.2
+_TAIL_LINES = 15
 _PID = re.compile(r'"pid": (\d+)')
 
 
@@ -50,12 +52,7 @@ class DataRevision:
     version: str
 
 
-def is_git_checkout(root: Path = HERE) -> bool:
-    """Whether `root` lies in a working tree of Git."""
-    return try_git(["rev-parse", "--is-inside-work-tree"], root) == "true"
-
-
-def is_dvc_checkout(root: Path = HERE) -> bool:
+def is_checkout(root: Path = HERE) -> bool:
     """Whether `root` is the top of a project that DVC versions."""
     return (root / ".dvc").is_dir()
 
@@ -72,33 +69,13 @@ def read_data_version(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> str
         return None
 
 
-def count_files(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> int:
+def count_files(root: Path = HERE) -> int:
     """How many files `data.dvc` names; 0 without such a file, or if it does not say."""
     try:
-        out = YAML(typ="safe", pure=True).load((root / pointer).read_text(encoding="utf-8"))
+        out = YAML(typ="safe", pure=True).load((root / DATA_POINTER).read_text(encoding="utf-8"))
         return int(out["outs"][0].get("nfiles", 0))
     except (FileNotFoundError, YAMLError, KeyError, IndexError, TypeError):
         return 0
-
-
-def current_commit(root: Path = HERE) -> str | None:
-    """Commit of HEAD, 40 hex digits; None outside of Git or before the first commit."""
-    return try_git(["rev-parse", "--verify", "-q", "HEAD"], root)
-
-
-def current_branch(root: Path = HERE) -> str | None:
-    """Name of the branch that is checked out; None if HEAD is detached, or outside of Git."""
-    return try_git(["symbolic-ref", "--short", "-q", "HEAD"], root)
-
-
-def find_commit(revision: str, *, root: Path = HERE) -> str | None:
-    """Commit that a revision (commit, tag, branch) names, 40 hex digits; None if there is none."""
-    return try_git(["rev-parse", "--verify", "-q", f"{revision}^{{commit}}"], root)
-
-
-def is_ancestor(commit: str, *, root: Path = HERE) -> bool:
-    """Whether HEAD is a commit or has it in its history."""
-    return try_git(["merge-base", commit, "HEAD"], root) == commit
 
 
 def has_remote(*, root: Path = HERE) -> bool:
@@ -109,11 +86,6 @@ def has_remote(*, root: Path = HERE) -> bool:
         return False
 
 
-def is_dirty(root: Path = HERE) -> bool:
-    """Whether files known to Git were changed since HEAD."""
-    return bool(try_git(["status", "--porcelain", "--untracked-files=no"], root))
-
-
 def describe_checkout(root: Path = HERE) -> dict[str, str]:
     """Which data and which code this checkout holds, as tags of a model.
 
@@ -122,8 +94,8 @@ def describe_checkout(root: Path = HERE) -> dict[str, str]:
     """
     return {
         "data_version": read_data_version(root) or "unknown",
-        "git_commit": current_commit(root) or "unknown",
-        "git_dirty": str(is_dirty(root)).lower(),
+        "git_commit": git.current_commit(root) or "unknown",
+        "git_dirty": str(git.is_dirty(root)).lower(),
     }
 
 
@@ -146,24 +118,6 @@ def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path =
         RemoteError: if there is no remote, or it refuses.
     """
     _ask_remote(["push", *_remote_option(remote), *targets], root)
-
-
-def pull(targets: Sequence[str] = (), *, remote: str | None = None, root: Path = HERE) -> None:
-    """Fetch what the checkout names from the team's remote and lay it out.
-
-    Raises:
-        RemoteError: if there is no remote, it refuses, or misses a file.
-    """
-    _ask_remote(["pull", *_remote_option(remote), *targets], root)
-
-
-def checkout(targets: Sequence[str] = (), *, root: Path = HERE) -> None:
-    """Lay out what the checkout's `.dvc` files and `dvc.lock` name, from DVC's cache.
-
-    Raises:
-        VersioningError: if the cache misses a file; `pull` fetches it.
-    """
-    _dvc(["checkout", *targets], root)
 
 
 def repro(
@@ -190,88 +144,37 @@ def repro(
     options = ["--force"] * force + ["--pull", "--allow-missing"] * pull_missing
     command = [*_dvc_command(), "repro", *options, *([stage] if stage else [])]
     _drop_dead_locks(root)
-    code, tail = stream(command, root, on_line)
+    code, tail = _stream(command, root, on_line)
     if code:
         name = stage or "pipeline"
         raise StageError(f"{name}: `dvc repro` failed with status {code}\n{tail}".rstrip())
 
 
-def is_up_to_date(stage: str | None = None, *, root: Path = HERE) -> bool:
-    """Whether `dvc repro` of the stage, or of all, would do nothing."""
-    output = _dvc(["status", "--json", *([stage] if stage else [])], root)
-    return not json.loads(output or "{}")
-
-
-def commit(
-    paths: Sequence[Path | str],
-    *,
-    message: str,
-    branch: str | None = None,
-    root: Path = HERE,
-) -> str:
-    """Commit files, and only those, on a branch.
-
-    On another branch than the one checked out, the files of the working tree are committed there without
-    touching the working tree or the index; a new branch starts at HEAD.
-
-    Args:
-        paths: relative to `root`; a path that no longer exists is a deletion.
-        message: of the commit.
-        branch: where to; None means the branch that is checked out.
-        root: the checkout.
-
-    Returns:
-        The commit, 40 hex digits; the branch's present one if the files are in it already.
-
-    Raises:
-        VersioningError: if Git refuses.
-    """
-    names = [str(path) for path in paths]
-    if branch is None or branch == current_branch(root):
-        run_git(["add", "--", *names], root)
-        if run_git(["status", "--porcelain", "--", *names], root):
-            run_git([*_identity(root), "commit", "-q", "-m", message, "--", *names], root)
-        return run_git(["rev-parse", "HEAD"], root)
-    reference = f"refs/heads/{branch}"
-    tip = try_git(["rev-parse", "--verify", "-q", reference], root)
-    parent = tip or run_git(["rev-parse", "HEAD"], root)
-    with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        run_git(["read-tree", parent], root, index)
-        run_git(["add", "--", *names], root, index)
-        tree = run_git(["write-tree"], root, index)
-    if tree == run_git(["rev-parse", f"{parent}^{{tree}}"], root):
-        new = parent
-    else:
-        new = run_git([*_identity(root), "commit-tree", tree, "-p", parent, "-m", message], root)
-    run_git(["update-ref", reference, new, tip or "0" * 40], root)
-    return new
-
-
-def list_revisions(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> list[DataRevision]:
+def list_revisions(root: Path = HERE) -> list[DataRevision]:
     """Every version of the data in the history of HEAD, newest first."""
-    log = try_git(
-        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=ACMRT", "--", str(pointer)], root
+    log = git.try_run(
+        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=ACMRT", "--", str(DATA_POINTER)],
+        root,
     )
     revisions = []
     for line in (log or "").splitlines():
         commit_, date, author, subject = line.split("\0")
-        text = run_git(["show", f"{commit_}:./{pointer}"], root)
-        version = _parse_pointer(text, f"{commit_[:9]}:{pointer}")
+        text = git.run(["show", f"{commit_}:./{DATA_POINTER}"], root)
+        version = _parse_pointer(text, f"{commit_[:9]}:{DATA_POINTER}")
         revisions.append(
             DataRevision(commit_, datetime.fromisoformat(date), author, subject, version)
         )
     return revisions
 
 
-def read_version_at(revision: str, *, root: Path = HERE, pointer: Path = DATA_POINTER) -> str:
+def read_version_at(revision: str, *, root: Path = HERE) -> str:
     """What `data.dvc` named at a Git revision (commit, tag, branch).
 
     Raises:
         VersioningError: if there is no such revision, or it has no `data.dvc`.
     """
-    text = run_git(["show", f"{revision}:./{pointer}"], root)
-    return _parse_pointer(text, f"{revision}:{pointer}")
+    text = git.run(["show", f"{revision}:./{DATA_POINTER}"], root)
+    return _parse_pointer(text, f"{revision}:{DATA_POINTER}")
 
 
 def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
@@ -292,23 +195,6 @@ def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
         )
     entries = json.loads(listing.read_text(encoding="utf-8"))
     return {entry["relpath"]: entry["md5"] for entry in entries}
-
-
-def run_git(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
-    """What a Git command prints, stripped.
-
-    Raises:
-        VersioningError: if Git refuses.
-    """
-    return call(["git", *arguments], root, "git", env or {}).strip()
-
-
-def try_git(arguments: Sequence[str], root: Path) -> str | None:
-    """What a Git command prints, None if that is nothing or it refuses."""
-    try:
-        return run_git(arguments, root) or None
-    except VersioningError:
-        return None
 
 
 def _parse_pointer(text: str, name: str) -> str:
@@ -333,7 +219,7 @@ def _dvc_command() -> list[str]:
 
 def _dvc(arguments: Sequence[str], root: Path) -> str:
     _drop_dead_locks(root)
-    return call([*_dvc_command(), *arguments], root, "dvc", {})
+    return git.run_command([*_dvc_command(), *arguments], root, "dvc", {})
 
 
 def _ask_remote(arguments: Sequence[str], root: Path) -> None:
@@ -341,6 +227,25 @@ def _ask_remote(arguments: Sequence[str], root: Path) -> None:
         _dvc(arguments, root)
     except VersioningError as error:
         raise RemoteError(str(error)) from error
+
+
+def _stream(
+    command: Sequence[str], root: Path, on_line: Callable[[str], None] | None
+) -> tuple[int, str]:
+    """Exit status and last lines of a command whose lines are handed on as they come, if anybody listens."""
+    if on_line is None:
+        return subprocess.run(command, cwd=root, env=os.environ | QUIET, check=False).returncode, ""
+    tail: list[str] = []
+    env = os.environ | QUIET | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.rstrip()
+            on_line(text)
+            tail = [*tail, text][-_TAIL_LINES:]
+    return process.returncode, "\n".join(tail)
 
 
 def _drop_dead_locks(root: Path) -> None:
@@ -365,10 +270,3 @@ def _is_alive(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
-
-
-def _identity(root: Path) -> list[str]:
-    """Options that name a committer where the machine names none, as a container does."""
-    if try_git(["var", "GIT_COMMITTER_IDENT"], root) and try_git(["config", "user.email"], root):
-        return []
-    return ["-c", "user.name=onenip", "-c", "user.email=onenip@localhost"]
