@@ -31,7 +31,8 @@ import torch
 from onenip.data.loading import load_resized
 from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
-from onenip.detector.scoring import resize_map, score_maps
+from onenip.detector.prediction import resize_map
+from onenip.detector.scoring import score_maps
 from onenip.evaluation.metrics import PixelScores, image_figures
 from onenip.images import load_image, load_mask, resize_image
 from onenip.model.memory import match_tokens

@@ -1,11 +1,11 @@
 """Prompts, statistics, score scales and thresholds of a category, all from normal training images.
 
-Whatever is decided here is decided without test data, and stored in the model.
+Test data have no part in any of this; the results are stored in the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.detector.category import CategoryState, draw_maps, embed_globally
-from onenip.detector.scoring import fuse_maps, measure_scale, score_maps
+from onenip.detector.category import CategoryState, draw_fused, draw_maps, embed_globally
+from onenip.detector.scoring import Fusion, measure_scale, score_maps
 from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
 from onenip.images import resize_image
@@ -23,11 +23,11 @@ from onenip.model.memory import select_coreset
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.params import CalibrateParams
 
-MIN_CALIBRATION_IMAGES = 4  # fewer held-out normals than this tell no scale: fitted ones then join
-MAX_CALIBRATION_IMAGES = 200  # more change nothing but the time
+MIN_CALIBRATION_IMAGES = 4  # held-out normals; with fewer, fitted ones join them
+MAX_CALIBRATION_IMAGES = 200  # more cost time and change little
 
-_CORESET_TOKENS = 100_000  # tokens that a memory is chosen from, at most
-_SHIFTS = ((0, 0), (3, 0), (-3, 0), (0, 3), (0, -3))  # px, copies of a lone normal image
+_CORESET_TOKENS = 100_000  # upper limit of the tokens that a memory is chosen from
+_SHIFTS = ((0, 0), (3, 0), (-3, 0), (0, 3), (0, -3))  # px, of the copies of a single normal image
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class CalibrationImage:
 
 
 def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
-    """Indices of the normal images that show a category best.
+    """Indices of the normal images that represent a category.
 
     The first is the one nearest to the mean, each further one the farthest from those chosen.
 
     Args:
-        embeddings: [n, C] float, global ones of the normal images.
-        count: how many; all where there are fewer.
+        embeddings: [n, C] float, global embeddings of the normal images.
+        count: number of prompts; all images where there are fewer.
     """
     picks = [int((embeddings - embeddings.mean(0)).norm(dim=1).argmin())]
     distance = (embeddings - embeddings[picks[0]]).norm(dim=1)
@@ -63,12 +63,12 @@ def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
 def measure_statistics(
     network: Network, fine: Tensor, *, generator: torch.Generator
 ) -> tuple[CategoryStatistics, Tensor]:
-    """A category's statistics, and which image each memory token comes from.
+    """Statistics and memory of a category, and which image each memory token comes from.
 
     Args:
-        network: says how tokens are averaged and how many are kept.
+        network: its params say how tokens are averaged and how many are kept.
         fine: [n, C, h, w], fine features of the normal images; float of any width.
-        generator: source of the choice of tokens.
+        generator: random numbers for the choice of tokens.
 
     Returns:
         The statistics, and owners [M] int64, indices into the images.
@@ -95,8 +95,8 @@ class FusedMaps:
     """Fused maps of calibration images, and the scales that they are fused by.
 
     Attributes:
-        params: the rule.
-        scales: usual values of each kind of map over the normal images.
+        params: rates and rules.
+        scales: mean and standard deviation of each kind of map over the normal images.
         fusion_constant: of the paper's rule.
         normals: [1, H, W] float of each normal image.
         anomalies: [1, H, W] float of each synthetic anomaly.
@@ -109,30 +109,29 @@ class FusedMaps:
     anomalies: list[Tensor]
 
     @property
+    def fusion(self) -> Fusion:
+        """The rule by which the maps were fused."""
+        return Fusion(self.params, self.scales, self.fusion_constant)
+
+    @property
     def normal_scores(self) -> list[float]:
-        """Of the normal images."""
+        """Image scores of the normal images."""
         return self.score(self.normals)
 
     @property
     def anomaly_scores(self) -> list[float]:
-        """Of the synthetic anomalies."""
+        """Image scores of the synthetic anomalies."""
         return self.score(self.anomalies)
 
     @property
     def pixel_threshold(self) -> float:
-        """That the wanted share of the normal images' pixels lies above."""
+        """Value that `pixel_false_alarm_rate` of the normal images' pixels lie above."""
         pixels = torch.cat(self.normals).cpu().numpy()
         return float(np.quantile(pixels, 1 - self.params.pixel_false_alarm_rate))
 
     def score(self, fused: Sequence[Tensor]) -> list[float]:
-        """Scores of maps, each by itself."""
+        """Image scores of fused maps [1, H, W]."""
         return [float(score_maps(one, pooling_px=self.params.pooling_px)) for one in fused]
-
-    def fuse(self, maps: Mapping[str, Tensor]) -> Tensor:
-        """One map [1, H, W] of every kind of map of a further image."""
-        return fuse_maps(
-            maps, params=self.params, scales=self.scales, fusion_constant=self.fusion_constant
-        )
 
 
 def fuse_calibration_maps(
@@ -156,8 +155,8 @@ def fuse_calibration_maps(
     )
     return replace(
         empty,
-        normals=[empty.fuse(maps) for maps in own],
-        anomalies=[empty.fuse(maps) for maps in wrong],
+        normals=[empty.fusion.fuse(maps) for maps in own],
+        anomalies=[empty.fusion.fuse(maps) for maps in wrong],
     )
 
 
@@ -180,8 +179,8 @@ def calibrate_category(
         state: the category's prompts and statistics.
         normals: normal images, not fitted to if there are enough such.
         anomalies: synthetic anomalies made from normal images.
-        prompt_names: of the prompts, for the record.
-        calibrated_on: which normals these are, for the record.
+        prompt_names: file names of the prompts, to be recorded.
+        calibrated_on: which subset the normals are of, to be recorded.
         is_provisional: whether the category was added without training.
 
     Raises:
@@ -196,8 +195,8 @@ def calibrate_category(
         normals=normals[:MAX_CALIBRATION_IMAGES],
         anomalies=anomalies[:MAX_CALIBRATION_IMAGES],
     )
-    prompts = [CalibrationImage(_embed(network, image.numpy())) for image in state.prompts.cpu()]
-    prompt_maps = [fused.fuse(_draw(network, state, image)) for image in prompts]
+    prompts = [_embed(network, image.numpy()) for image in state.prompts.cpu()]
+    prompt_maps = [draw_fused(network, image, state, fused.fusion) for image in prompts]
     scores = fused.normal_scores
     return CategorySpec(
         image_threshold=false_alarm_threshold(scores, params.false_alarm_rate),
@@ -221,7 +220,8 @@ def calibrate_given(
     Args:
         network: trained on others.
         params: rates and rules.
-        images: normal images [H, W, 3] uint8, at least one; a lone one is shifted to tell the spread.
+        images: normal images [H, W, 3] uint8, at least one; the spread of a single one is that of
+            shifted copies.
     """
     with torch.inference_mode():
         resized = [resize_image(image, network.params.input_size) for image in images]
@@ -255,11 +255,8 @@ def calibrate_given(
 
 
 def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:
-    features = image.features
-    nearest = torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
-    restored = network.decode(network.encode(features.coarse), state.encoded[nearest])
     excluded = None if image.excluded is None else image.excluded[None]
-    return draw_maps(network, features, restored, state.statistics, excluded=excluded)
+    return draw_maps(network, image.features, state, excluded=excluded)
 
 
 def _embed(network: Network, image: NDArray[np.uint8]) -> Features:

@@ -1,21 +1,18 @@
-"""What a network keeps of a category, and the maps that it draws with that.
+"""Per-category state (prompts, statistics, memory) and the anomaly maps computed from it.
 
 Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` channels, `D` width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onenip.detector.scoring import fuse_maps
-from onenip.model.file import CategorySpec
+from onenip.detector.scoring import Fusion
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.refiner import upsample_logits
-from onenip.params import CalibrateParams
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,8 @@ class CategoryState:
     Attributes:
         prompts: [K, H, W, 3] uint8 at input size.
         encoded: [K, N, D] float, the prompts' encoded tokens.
-        embeddings: [K, C] float, the prompts' mean coarse features, which tell categories apart.
-        statistics: usual features and memory.
+        embeddings: [K, C] float, the prompts' mean coarse features, by which categories are told apart.
+        statistics: channel statistics and memory.
     """
 
     prompts: Tensor
@@ -36,7 +33,7 @@ class CategoryState:
 
 
 def build_state(network: Network, prompts: Tensor, statistics: CategoryStatistics) -> CategoryState:
-    """What the network needs of a category, from its prompts [K, H, W, 3] uint8 and its statistics."""
+    """State of a category from its prompts [K, H, W, 3] uint8 and its statistics."""
     device = network.coarse_mean.device
     with torch.inference_mode():
         coarse = torch.cat(
@@ -46,7 +43,38 @@ def build_state(network: Network, prompts: Tensor, statistics: CategoryStatistic
     return CategoryState(prompts, encoded, embed_globally(coarse), statistics)
 
 
+def draw_fused(
+    network: Network, features: Features, state: CategoryState, fusion: Fusion
+) -> Tensor:
+    """Fused maps [B, H, W] of images of one category, from their features."""
+    return fusion.fuse(draw_maps(network, features, state))
+
+
 def draw_maps(
+    network: Network,
+    features: Features,
+    state: CategoryState,
+    *,
+    excluded: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Every kind of map of images of one category, each restored with the prompt nearest to it.
+
+    Args:
+        network: in eval mode.
+        features: of the images.
+        state: of the category.
+        excluded: [B, M] bool, memory tokens that an image may not match, being its own.
+
+    Returns:
+        As `draw_restored`.
+    """
+    distances = measure_distances(embed_globally(features.coarse), state.embeddings)  # [B, K]
+    prompts = state.encoded.index_select(0, distances.argmin(1))  # [B, N, D]
+    restored = network.decode(network.encode(features.coarse), prompts)  # [B, C, h, w]
+    return draw_restored(network, features, restored, state.statistics, excluded=excluded)
+
+
+def draw_restored(
     network: Network,
     features: Features,
     restored: Tensor,
@@ -54,13 +82,13 @@ def draw_maps(
     *,
     excluded: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Every kind of map of a batch of one category.
+    """Every kind of map of images of one category, given their reconstruction.
 
     Args:
         network: in eval mode.
-        features: of the queries.
-        restored: their reconstruction, [B, C, h, w].
-        statistics: the category's.
+        features: of the images.
+        restored: their reconstructed coarse features, [B, C, h, w].
+        statistics: of the category.
         excluded: [B, M] bool, memory tokens that an image may not match, being its own.
 
     Returns:
@@ -80,13 +108,11 @@ def draw_maps(
     return maps
 
 
-def fuse_for(maps: Mapping[str, Tensor], params: CalibrateParams, category: CategorySpec) -> Tensor:
-    """Fused map [B, H, W] by a category's own scales."""
-    return fuse_maps(
-        maps, params=params, scales=category.scales, fusion_constant=category.fusion_constant
-    )
-
-
 def embed_globally(coarse: Tensor) -> Tensor:
-    """Mean of coarse features [B, C, h, w] over positions, [B, C]: what an image looks like."""
+    """Mean of coarse features [B, C, h, w] over positions, [B, C]: a description of the whole image."""
     return coarse.float().mean((2, 3))
+
+
+def measure_distances(embeddings: Tensor, prompts: Tensor) -> Tensor:
+    """Euclidean distances [B, K] of images' global embeddings [B, C] from those of prompts [K, C]."""
+    return (embeddings[:, None] - prompts).square().sum(2).sqrt()

@@ -1,6 +1,6 @@
-"""The detector: a network and what it knows of each category, from images to verdicts.
+"""The detector: a network and the state of each category, from images to predictions.
 
-Knows images and categories; knows nothing of training, data sets on disk, or registries.
+Knows images and categories; knows no training, no data set on disk and no registry.
 
 Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` channels, `D` width.
 """
@@ -19,11 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onenip.detector.calibration import calibrate_given
-from onenip.detector.category import CategoryState, build_state, draw_maps, embed_globally, fuse_for
+from onenip.detector.category import (
+    CategoryState,
+    build_state,
+    draw_fused,
+    draw_restored,
+    embed_globally,
+    measure_distances,
+)
 from onenip.detector.devices import choose_device
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction, find_regions
-from onenip.detector.scoring import resize_map, score_maps
+from onenip.detector.prediction import Prediction, make_prediction
+from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError
 from onenip.images import resize_image
 from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
@@ -53,7 +60,7 @@ class Detector:
         network: trained, on the device that it is to run on.
         spec: description; its categories are those of `prompts` and `statistics`.
         prompts: [K, H, W, 3] uint8 at input size, by category.
-        statistics: usual features and memory, by category.
+        statistics: channel statistics and memory, by category.
 
     Example:
         >>> detector = Detector.load("artifacts/model")  # doctest: +SKIP
@@ -70,7 +77,7 @@ class Detector:
         statistics: Mapping[str, CategoryStatistics],
     ) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)
-        self.folded = fold_network(self.network)  # what everything is scored with
+        self.folded = fold_network(self.network)  # every image is scored with this one
         self.spec = spec
         self.digest = ""
         self._states = {
@@ -81,26 +88,20 @@ class Detector:
     # -- files ------------------------------------------------------------------------------------
 
     @classmethod
-    def load(
-        cls, path: Path | str, *, device: str | None = None, expected_digest: str | None = None
-    ) -> Self:
+    def load(cls, path: Path | str, *, device: str | None = None) -> Self:
         """Detector of a model folder.
 
         Args:
             path: folder with `detector.json` and `model.safetensors`.
             device: torch device to run on; None for that of ONENIP_DEVICE, or else the CPU.
-            expected_digest: if given, the model must have this digest.
 
         Raises:
             DeviceError: if this machine has no such device.
-            CheckpointError: if the model is missing, damaged, of another format, or not the expected.
+            CheckpointError: if the model is missing, damaged or of another format.
         """
         folder = Path(path)
         chosen = choose_device(device)
         spec, tensors = read_model(folder)
-        digest = hash_model(folder)
-        if expected_digest is not None and digest != expected_digest:
-            raise CheckpointError(f"{folder}: digest {digest}, but {expected_digest} was approved")
         network = Network(spec.model)
         own = {
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
@@ -118,7 +119,7 @@ class Detector:
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
         detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
-        detector.digest = digest
+        detector.digest = hash_model(folder)
         return detector
 
     def save(self, path: Path | str) -> None:
@@ -131,7 +132,7 @@ class Detector:
             tensors[f"category.{name}.memory"] = state.statistics.memory.half()
         self.digest = write_model(Path(path), self.spec, tensors)
 
-    # -- what it is -------------------------------------------------------------------------------
+    # -- properties -------------------------------------------------------------------------------
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -145,7 +146,7 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """Device that it runs on."""
         return self.network.coarse_mean.device
 
     def prompt_images(self, category: str) -> NDArray[np.uint8]:
@@ -175,13 +176,13 @@ class Detector:
     ) -> list[Prediction]:
         """Scores, maps, regions and verdicts.
 
-        One at a time, what is said of an image never depends on the others. Several in one pass may differ
-        from that in the last bits.
+        With a batch size of 1 the prediction of an image never depends on other images. Larger batches
+        may change the last bits.
 
         Args:
             images: paths, PIL images, uint8 arrays [H, W, 3] or [H, W], or tensors [3, H, W] (uint8
                 0..255, or float 0..1); RGB, any size.
-            category: of all the images; None to tell each one's from the prompts.
+            category: of all the images; None to infer each one's from the prompts.
             batch_size: images that are judged in one pass.
 
         Raises:
@@ -193,28 +194,25 @@ class Detector:
         return [prediction for batch in batches for prediction in batch]
 
     def infer_category(self, image: NDArray[np.uint8]) -> str:
-        """Category whose prompt looks most like an image [H, W, 3] uint8."""
-        with torch.inference_mode():
-            return self._infer_category(self._embed(image))
+        """Category whose nearest prompt is nearest to an image [H, W, 3] uint8."""
+        distances = self.measure_distances(image)
+        return min(distances, key=lambda name: distances[name])
 
     def measure_distances(self, image: NDArray[np.uint8]) -> dict[str, float]:
-        """How far an image [H, W, 3] uint8 looks from each category's nearest prompt."""
+        """Distance of an image [H, W, 3] uint8 from each category's nearest prompt, by category."""
         with torch.inference_mode():
             return self._measure_distances(self._embed(image))
 
-    def score_image(self, image: NDArray[np.uint8], category: str) -> NDArray[np.float32]:
-        """Map [h, w] float32 at input size of an image [H, W, 3] uint8 of any size."""
-        with torch.inference_mode():
-            maps = self.draw_maps(self._embed(image), category)
-            return self._fuse(maps, category)[0].float().cpu().numpy()
+    def score_images(
+        self, images: Sequence[NDArray[np.uint8]], category: str
+    ) -> list[tuple[NDArray[np.float32], float]]:
+        """Fused map [h, w] at input size and image score of each image [H, W, 3] uint8, in one pass.
 
-    def draw_maps(self, features: Features, category: str) -> dict[str, Tensor]:
-        """Every kind of map, [B, H, W] float each, of features of images of one category."""
-        state = self.state(category)
-        encoded_query = self.folded.encode(features.coarse)  # [B, N, D]
-        nearest = self._nearest_prompt(features, state)  # [B]
-        restored = self.folded.decode(encoded_query, state.encoded[nearest])  # [B, C, h, w]
-        return draw_maps(self.folded, features, restored, state.statistics)
+        Raises:
+            DataError: if the category is unknown.
+        """
+        with torch.inference_mode():
+            return self._score(self._embed(*images), category)
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -232,11 +230,11 @@ class Detector:
             encoded = self.folded.encode(torch.cat([query, prompt])).chunk(2)
             restored = self.folded.decode(encoded[0], encoded[1])
             empty = CategoryStatistics.measure(query[:, :0])
-            maps = draw_maps(self.folded, Features(query, query[:, :0]), restored, empty)
+            maps = draw_restored(self.folded, Features(query, query[:, :0]), restored, empty)
         return ReconstructionResult(restored, maps["restoration"], maps["refined"].sigmoid())
 
     def add_category(self, name: str, normal_images: Sequence[ImageLike]) -> Detector:
-        """A detector that knows one category more, without training.
+        """A detector with one more category, without training.
 
         Args:
             name: of the new category.
@@ -271,55 +269,41 @@ class Detector:
         pixels = [to_array(image) for image in images]
         with torch.inference_mode():
             features = self._embed(*pixels)
-            singles = [
-                Features(features.coarse[i : i + 1], features.fine[i : i + 1])
-                for i in range(len(pixels))
+            names = [
+                category or self._infer_category(features[i : i + 1]) for i in range(len(pixels))
             ]
-            names = [self._infer_category(one) if category is None else category for one in singles]
-            fused: dict[int, Tensor] = {}  # [H, W], by position
+            scored: dict[int, tuple[NDArray[np.float32], float]] = {}  # by position
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
-                own = features
-                if len(rows) < len(names):
-                    own = Features(features.coarse[rows], features.fine[rows])
-                fused |= zip(rows, self._fuse(self.draw_maps(own, name), name), strict=True)
-            predictions = [
-                self._describe(image, fused[i], names[i], category_inferred=category is None)
-                for i, image in enumerate(pixels)
-            ]
+                own = features if len(rows) == len(names) else features[rows]
+                scored |= zip(rows, self._score(own, name), strict=True)
+        predictions = [
+            make_prediction(
+                scored[i][0],
+                score=scored[i][1],
+                size=(image.shape[0], image.shape[1]),
+                input_size=self.input_size,
+                limits=self.spec.categories[names[i]],
+                category=names[i],
+                category_inferred=category is None,
+                seconds=0.0,
+            )
+            for i, image in enumerate(pixels)
+        ]
         seconds = (time.perf_counter() - started_at) / len(pixels)
         return [replace(prediction, seconds=seconds) for prediction in predictions]
 
-    def _describe(
-        self, image: NDArray[np.uint8], fused: Tensor, category: str, *, category_inferred: bool
-    ) -> Prediction:
-        """What a fused map [H, W] says of an image [h, w, 3]."""
-        known = self.spec.categories[category]
-        score = float(score_maps(fused[None], pooling_px=self.spec.calibrate.pooling_px)[0])
-        input_map = fused.cpu().numpy()
-        native = resize_map(input_map, (image.shape[0], image.shape[1]))
-        return Prediction(
-            category=category,
-            category_inferred=category_inferred,
-            score=score,
-            threshold=known.image_threshold,
-            map=native,
-            input_map=input_map,
-            pixel_threshold=known.pixel_threshold,
-            regions=find_regions(native, threshold=known.pixel_threshold),
-            seconds=0.0,
-            is_provisional=known.is_provisional,
-        )
+    def _score(self, features: Features, category: str) -> list[tuple[NDArray[np.float32], float]]:
+        """Fused map [h, w] at input size and image score of each image of one category."""
+        state, known = self.state(category), self.spec.categories[category]
+        fusion = Fusion(self.spec.calibrate, known.scales, known.fusion_constant)
+        fused = draw_fused(self.folded, features, state, fusion)  # [B, h, w]
+        scores = score_maps(fused, pooling_px=self.spec.calibrate.pooling_px)
+        return list(zip(fused.float().cpu().numpy(), scores.tolist(), strict=True))
 
     def _embed(self, *images: NDArray[np.uint8]) -> Features:
         resized = np.stack([resize_image(image, self.input_size) for image in images])
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
-
-    def _fuse(self, maps: Mapping[str, Tensor], category: str) -> Tensor:
-        return fuse_for(maps, self.spec.calibrate, self.spec.categories[category])
-
-    def _nearest_prompt(self, features: Features, state: CategoryState) -> Tensor:
-        return torch.cdist(embed_globally(features.coarse), state.embeddings).argmin(1)
 
     def _infer_category(self, features: Features) -> str:
         distances = self._measure_distances(features)
@@ -328,7 +312,7 @@ class Detector:
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)
         return {
-            name: float(torch.cdist(query, state.embeddings).min())
+            name: float(measure_distances(query, state.embeddings).min())
             for name, state in self._states.items()
         }
 

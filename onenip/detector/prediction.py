@@ -6,7 +6,7 @@ Uses numpy and scipy only, so that exported models on the edge answer with the s
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,25 @@ from scipy import ndimage
 Verdict = Literal["normal", "anomalous"]
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
+
+
+class Limits(Protocol):
+    """The thresholds of a category, and how they came about."""
+
+    @property
+    def image_threshold(self) -> float:
+        """An image scoring above it is anomalous."""
+        ...
+
+    @property
+    def pixel_threshold(self) -> float:
+        """A pixel of the map above it is defective."""
+        ...
+
+    @property
+    def is_provisional(self) -> bool:
+        """Whether the category was added without training, from normal images only."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,63 @@ class Prediction:
             "regions": [asdict(region) for region in self.regions],
             "seconds": round(self.seconds, 4),
         }
+
+
+def make_prediction(
+    fused: NDArray[np.float32],
+    *,
+    score: float,
+    size: tuple[int, int],
+    input_size: tuple[int, int],
+    limits: Limits,
+    category: str,
+    category_inferred: bool,
+    seconds: float,
+) -> Prediction:
+    """The prediction that a fused map and its score amount to.
+
+    Args:
+        fused: [h, w] float32, the map at any size.
+        score: image score.
+        size: (height, width) of the image in px.
+        input_size: (height, width) of the model's input in px.
+        limits: thresholds of the category.
+        category: that the image was judged as.
+        category_inferred: whether it was inferred from the prompts.
+        seconds: wall-clock time that the image took.
+    """
+    native = resize_map(fused, size)
+    return Prediction(
+        category=category,
+        category_inferred=category_inferred,
+        score=score,
+        threshold=limits.image_threshold,
+        map=native,
+        input_map=resize_map(fused, input_size),
+        pixel_threshold=limits.pixel_threshold,
+        regions=find_regions(native, threshold=limits.pixel_threshold),
+        seconds=seconds,
+        is_provisional=limits.is_provisional,
+    )
+
+
+def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map [h, w] at another size (H, W) in px: bilinear between pixel centres, no antialiasing."""
+    if values.shape == size:
+        return values
+    rows, below, down = _weigh(values.shape[0], size[0])
+    columns, right, across = _weigh(values.shape[1], size[1])
+    wide = values[:, columns] * (1 - across) + values[:, right] * across  # [h, W]
+    tall = wide[rows] * (1 - down[:, None]) + wide[below] * down[:, None]  # [H, W]
+    return tall.astype(np.float32, copy=False)
+
+
+def _weigh(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """For each new position: the old one before it, the one after, and the weight of that."""
+    scale = np.float32(old) / np.float32(new)
+    place = np.maximum((np.arange(new, dtype=np.float32) + 0.5) * scale - 0.5, 0)
+    before = np.minimum(place.astype(np.int64), old - 1)
+    return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)
 
 
 def find_regions(

@@ -1,4 +1,4 @@
-"""Decision thresholds from scores of normal images and synthetic anomalies, never of test images.
+"""The image threshold, from scores of normal images, never of test images.
 
 A score above its threshold is anomalous; one equal to it is not.
 """
@@ -43,32 +43,6 @@ def false_alarm_threshold(scores: ArrayLike, rate: float) -> float:
         return float(ordered[0])
     reach = stats.t.ppf(1 - rate, count - 1) * ordered.std(ddof=1) * math.sqrt(1 + 1 / count)
     return max(float(ordered[-1]), float(ordered.mean() + reach))
-
-
-def separating_threshold(normal: ArrayLike, anomalous: ArrayLike) -> float:
-    """Threshold of the best F1 between scores of normal and of anomalous images, or pixels.
-
-    Lies half way between the two neighbouring scores that it separates; of equally good ones it is
-    the highest, which alarms least.
-
-    Args:
-        normal: [n] float.
-        anomalous: [m] float.
-
-    Raises:
-        DataError: if either is empty, or a score is not finite.
-    """
-    low, high = _to_finite(normal), np.sort(_to_finite(anomalous))
-    values = np.unique(np.concatenate([low, high]))
-    found = high.size - np.searchsorted(high, values, side="left")
-    alarms = low.size - np.searchsorted(np.sort(low), values, side="left")
-    f1 = 2 * found / (found + alarms + high.size)
-    best = int(np.flatnonzero(f1 == f1.max())[-1])
-    if best == 0:
-        return float(np.nextafter(values[0], -np.inf))
-    below, above = float(values[best - 1]), float(values[best])
-    middle = below + (above - below) / 2
-    return middle if below <= middle < above else below
 
 
 def _to_finite(scores: ArrayLike) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Exported files, run with numpy, pillow and scipy and the file's own runtime. Imports no torch.
 
-Promises the verdicts of the detector that was exported, up to rounding of the runtime. (TorchScript files
+Promises the verdicts of the exported detector, but for rounding in the runtime. (TorchScript files
 are the exception: their runtime is torch, which is then imported.)
 """
 
@@ -10,30 +10,48 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from onenip.detector.prediction import Prediction, find_regions
+from onenip.detector.image_like import ImageLike, to_array
+from onenip.detector.prediction import Prediction, make_prediction
 from onenip.errors import CheckpointError, DataError
-from onenip.images import hash_file, load_image, resize_image, to_rgb
-from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
+from onenip.images import hash_file, resize_image
+from onenip.inference.tiles import score_in_tiles
 
-FORMAT_VERSIONS = (1, 2)  # 2 looks at tiles
+FORMAT_VERSIONS = (1, 2)  # 2 judges in tiles
 
 # [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
 Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
 
 
+@dataclass(frozen=True)
+class ExportedCategory:
+    """A category of an exported file.
+
+    Attributes:
+        number: that the graph knows it by.
+        image_threshold: an image scoring above it is anomalous.
+        pixel_threshold: a pixel of the map above it is defective.
+        is_provisional: whether the category was added without training.
+    """
+
+    number: int
+    image_threshold: float
+    pixel_threshold: float
+    is_provisional: bool
+
+
 class EdgeDetector:
-    """An exported detector; answers as `Detector.predict` does.
+    """An exported detector; predicts as `Detector.predict` does.
 
     Args:
         run: the graph.
-        description: what `onenip export` wrote beside it.
+        description: content of the file that `onenip export` wrote beside it.
 
     Example:
         >>> EdgeDetector.load("bottle.onnx").predict(["part.png"])[0].score  # doctest: +SKIP
@@ -42,7 +60,15 @@ class EdgeDetector:
 
     def __init__(self, run: Run, description: dict[str, Any]) -> None:
         self._run = run
-        self._known: dict[str, Any] = description["categories"]
+        self._known = {
+            name: ExportedCategory(
+                number=known["number"],
+                image_threshold=known["image_threshold"],
+                pixel_threshold=known["pixel_threshold"],
+                is_provisional=known.get("is_provisional", False),
+            )
+            for name, known in description["categories"].items()
+        }
         self.input_size = (int(description["input_size"][0]), int(description["input_size"][1]))
         self.digest = str(description["model_digest"])
         self._tiles: dict[str, Any] = description.get("tiles", {})
@@ -78,15 +104,15 @@ class EdgeDetector:
 
     def predict(
         self,
-        images: Sequence[Path | str | Image.Image | NDArray[np.uint8]],
+        images: Sequence[ImageLike],
         *,
         category: str | None = None,
     ) -> list[Prediction]:
         """Scores, maps, regions and verdicts, one image at a time.
 
         Args:
-            images: paths, PIL images or uint8 arrays [H, W, 3]; RGB, any size.
-            category: of all the images; None to tell each one's from the prompts.
+            images: as `Detector.predict` takes them.
+            category: of all the images; None to infer each one's from the prompts.
 
         Raises:
             DataError: if the category is unknown, or an array is no image.
@@ -98,67 +124,50 @@ class EdgeDetector:
             )
         return [self._predict(image, category) for image in images]
 
-    def _predict(
-        self, image: Path | str | Image.Image | NDArray[np.uint8], category: str | None
-    ) -> Prediction:
+    def _predict(self, image: ImageLike, category: str | None) -> Prediction:
         started_at = time.perf_counter()
-        pixels = _to_array(image)
+        pixels = to_array(image)
         name = category or self._infer_category(pixels)
-        known = self._known[name]
         if self._tiles:
-            score, native = self._look_at_tiles(pixels, name)
-            drawn = resize_bilinear(native, self.input_size)
+            fused, score = score_in_tiles(
+                pixels,
+                lambda tiles: (self._score(tile, name) for tile in tiles),
+                tile_px=self._tiles["tile_px"],
+                overlap=self._tiles["overlap"],
+            )
         else:
-            score, drawn = self._look(pixels, name)
-            native = resize_bilinear(drawn, (pixels.shape[0], pixels.shape[1]))
-        return Prediction(
+            fused, score = self._score(pixels, name)
+        return make_prediction(
+            fused,
+            score=score,
+            size=(pixels.shape[0], pixels.shape[1]),
+            input_size=self.input_size,
+            limits=self._known[name],
             category=name,
             category_inferred=category is None,
-            score=score,
-            threshold=known["image_threshold"],
-            map=native,
-            input_map=drawn,
-            pixel_threshold=known["pixel_threshold"],
-            regions=find_regions(native, threshold=known["pixel_threshold"]),
             seconds=time.perf_counter() - started_at,
         )
 
-    def _look(self, pixels: NDArray[np.uint8], category: str) -> tuple[float, NDArray[np.float32]]:
-        """Score of an image [H, W, 3] of any size, and its map [h, w] at input size."""
+    def _score(self, pixels: NDArray[np.uint8], category: str) -> tuple[NDArray[np.float32], float]:
+        """Map [h, w] at input size and score of an image [H, W, 3] of any size."""
         resized = resize_image(pixels, self.input_size)[None]  # [1, h, w, 3]
         outputs = self._run(resized, self._number(category))
-        return float(outputs[1][0]), outputs[0][0]
-
-    def _look_at_tiles(
-        self, pixels: NDArray[np.uint8], category: str
-    ) -> tuple[float, NDArray[np.float32]]:
-        """Score of the worst tile, and the blended map [H, W] at the image's own size."""
-        size = (pixels.shape[0], pixels.shape[1])
-        total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        score = -np.inf
-        for box in list_tiles(size, self._tiles["tile_px"], self._tiles["overlap"]):
-            y, x, height, width = box
-            own, drawn = self._look(cut_tile(pixels, box), category)
-            window = np.outer(weigh_tile(height), weigh_tile(width))
-            total[y : y + height, x : x + width] += window * resize_bilinear(drawn, (height, width))
-            weights[y : y + height, x : x + width] += window
-            score = max(score, own)
-        return score, total / weights
+        return outputs[0][0], float(outputs[1][0])
 
     def _infer_category(self, pixels: NDArray[np.uint8]) -> str:
         if len(self._known) == 1:
             return self.categories[0]
         resized = resize_image(pixels, self.input_size)[None]
         distances = self._run(resized, self._number(self.categories[0]))[2]
-        numbers = {known["number"]: name for name, known in self._known.items()}
+        numbers = {known.number: name for name, known in self._known.items()}
         return numbers[int(distances.argmin())]
 
     def _number(self, category: str) -> NDArray[np.int64]:
-        return np.array([self._known[category]["number"]], np.int64)
+        return np.array([self._known[category].number], np.int64)
 
 
 def read_description(file: Path) -> dict[str, Any]:
-    """What `onenip export` wrote beside a file, after the file's checksums were found right.
+    """Description beside an exported file, once the checksums in it have been found right.
 
     Raises:
         CheckpointError: if something is missing, damaged or of another format.
@@ -182,37 +191,6 @@ def read_description(file: Path) -> dict[str, Any]:
         if not part.is_file() or hash_file(part) != digest:
             raise CheckpointError(f"{part}: missing, or not what was exported")
     return content
-
-
-def resize_bilinear(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A map [h, w] at another size (H, W): bilinear between pixel centres, no antialiasing."""
-    if values.shape == size:
-        return values
-    rows, below, down = _weigh(values.shape[0], size[0])
-    columns, right, across = _weigh(values.shape[1], size[1])
-    wide = values[:, columns] * (1 - across) + values[:, right] * across  # [h, W]
-    tall = wide[rows] * (1 - down[:, None]) + wide[below] * down[:, None]  # [H, W]
-    return tall.astype(np.float32)
-
-
-def _weigh(old: int, new: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each new position: the old one before it, the one after, and the weight of that."""
-    scale = np.float32(old) / np.float32(new)
-    place = np.maximum((np.arange(new, dtype=np.float32) + 0.5) * scale - 0.5, 0)
-    before = np.minimum(place.astype(np.int64), old - 1)
-    return before, np.minimum(before + 1, old - 1), (place - before).astype(np.float32)
-
-
-def _to_array(image: Path | str | Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if isinstance(image, (str, Path)):
-        return load_image(image)
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise DataError(
-            f"an image array must be [H, W, 3] uint8, not {list(image.shape)} {image.dtype}"
-        )
-    return image
 
 
 def _open_onnx(file: Path, threads: int) -> Run:

@@ -13,15 +13,21 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from onenip.detector.category import CategoryState, draw_maps, embed_globally
+from onenip.detector.category import (
+    CategoryState,
+    draw_fused,
+    embed_globally,
+    measure_distances,
+)
 from onenip.detector.detector import Detector
-from onenip.detector.scoring import score_maps
+from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import DataError, OneNIPError
 from onenip.images import hash_file
 from onenip.inference.tiling import TiledDetector
@@ -30,10 +36,18 @@ from onenip.model.network import CategoryStatistics
 Format = Literal["onnx", "openvino", "torchscript"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
 FORMAT_VERSION = 1
-TILED_FORMAT_VERSION = 2  # a runner of 1 would look at the whole image
+TILED_FORMAT_VERSION = 2  # version 1 would judge the whole image
 
 _OPSET = 18
 _OUTPUTS = ("map", "score", "distances")
+
+
+@dataclass(frozen=True)
+class ExportedScale:
+    """Scale of one kind of map of the category that the graph was asked for, as tensors."""
+
+    mean: Tensor
+    std: Tensor
 
 
 class ExportedNetwork(nn.Module):
@@ -52,24 +66,27 @@ class ExportedNetwork(nn.Module):
     mean: Tensor
     std: Tensor
     memory: Tensor
-    factors: Tensor
-    offsets: Tensor
+    scale_mean: Tensor
+    scale_std: Tensor
+    constant: Tensor
 
     def __init__(self, detector: Detector, categories: Sequence[str]) -> None:
         super().__init__()
         states = [detector.state(name) for name in categories]
         self.network = detector.network
-        self.pooling_px = detector.spec.calibrate.pooling_px
         self.register_buffer("encoded", _stack([s.encoded for s in states]))  # [S, K, N, D]
         self.register_buffer("embeddings", _stack([s.embeddings for s in states]))  # [S, K, C]
         self.register_buffer("mean", torch.stack([s.statistics.mean for s in states]))  # [S, C]
         self.register_buffer("std", torch.stack([s.statistics.std for s in states]))  # [S, C]
         self.register_buffer("memory", _stack([s.statistics.memory for s in states]))  # [S, M, C]
-        self.kinds = _list_kinds(states[0], detector)
-        self.is_paper = detector.spec.calibrate.fusion == "paper"
-        scales = [_plan_fusion(detector, name, self.kinds) for name in categories]
-        self.register_buffer("factors", torch.tensor([f for f, _ in scales]))  # [S, kinds]
-        self.register_buffer("offsets", torch.tensor([o for _, o in scales]))  # [S, kinds]
+        self.params = detector.spec.calibrate
+        specs = [detector.spec.categories[name] for name in categories]
+        self.kinds = sorted(specs[0].scales)
+        means = [[spec.scales[kind].mean for kind in self.kinds] for spec in specs]
+        stds = [[spec.scales[kind].std for kind in self.kinds] for spec in specs]
+        self.register_buffer("scale_mean", torch.tensor(means))  # [S, kinds]
+        self.register_buffer("scale_std", torch.tensor(stds))  # [S, kinds]
+        self.register_buffer("constant", torch.tensor([spec.fusion_constant for spec in specs]))
 
     def forward(self, image: Tensor, category: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map [1, H, W], score [1] and distances [S] of an image.
@@ -79,32 +96,34 @@ class ExportedNetwork(nn.Module):
             category: [1] int64, its number.
         """
         features = self.network.embed(image)
-        query = embed_globally(features.coarse)  # [1, C]
-        distances = (self.embeddings - query).square().sum(2).sqrt()  # [S, K]
-        encoded = self.encoded.index_select(0, category)[0]  # [K, N, D]
-        nearest = distances.index_select(0, category).argmin(1)  # [1]
-        restored = self.network.decode(
-            self.network.encode(features.coarse), encoded.index_select(0, nearest)
-        )
-        statistics = CategoryStatistics(
-            self.mean.index_select(0, category)[0],
-            self.std.index_select(0, category)[0],
-            self.memory.index_select(0, category)[0],
-        )
-        maps = draw_maps(self.network, features, restored, statistics)
-        fused = self._fuse(maps, category)  # [1, H, W]
-        return fused, score_maps(fused, pooling_px=self.pooling_px), distances.amin(1)
+        distances = measure_distances(
+            embed_globally(features.coarse), self.embeddings.flatten(0, 1)
+        ).unflatten(1, self.embeddings.shape[:2])  # [1, S, K]
+        fused = draw_fused(
+            self.network, features, self._select_state(category), self._select_fusion(category)
+        )  # [1, H, W]
+        scores = score_maps(fused, pooling_px=self.params.pooling_px)
+        return fused, scores, distances.amin(2)[0]
 
-    def _fuse(self, maps: dict[str, Tensor], category: Tensor) -> Tensor:
-        """The same as `fuse_maps`, whose scales are baked in as factors and offsets."""
-        factors = self.factors.index_select(0, category)[0]  # [kinds]
-        offsets = self.offsets.index_select(0, category)[0]
-        if self.is_paper:
-            return 0.5 * maps["restoration"] + factors[0] * maps["refined"].sigmoid()
-        fused = torch.zeros_like(maps["restoration"])
-        for i, kind in enumerate(self.kinds):
-            fused = fused + (maps[kind] - offsets[i]) * factors[i]
-        return fused
+    def _select_state(self, category: Tensor) -> CategoryState:
+        def select(stacked: Tensor) -> Tensor:
+            return stacked.index_select(0, category)[0]
+
+        return CategoryState(
+            prompts=self.encoded[:0],  # their images: the graph needs only their encoded tokens
+            encoded=select(self.encoded),
+            embeddings=select(self.embeddings),
+            statistics=CategoryStatistics(select(self.mean), select(self.std), select(self.memory)),
+        )
+
+    def _select_fusion(self, category: Tensor) -> Fusion:
+        means = self.scale_mean.index_select(0, category)[0].unbind()
+        stds = self.scale_std.index_select(0, category)[0].unbind()
+        scales = {
+            kind: ExportedScale(mean, std)
+            for kind, mean, std in zip(self.kinds, means, stds, strict=True)
+        }
+        return Fusion(self.params, scales, self.constant.index_select(0, category)[0])
 
 
 def export_detector(
@@ -156,7 +175,7 @@ def export_tiled(
     *,
     format: Format,  # noqa: A002  # the word that users say
 ) -> Path:
-    """Write a detector that looks at tiles, as `export_detector` does; its file tiles by itself.
+    """Write a detector that judges in tiles, as `export_detector` does; the file cuts the tiles itself.
 
     Raises:
         DataError: as `export_detector`.
@@ -180,7 +199,7 @@ def export_tiled(
 
 
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
-    """What a runner needs to know beside the graph."""
+    """Description of an exported file: what a runtime needs beside the graph."""
     return {
         "format_version": FORMAT_VERSION,
         "model_digest": detector.digest,
@@ -190,11 +209,7 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
                 "number": number,
                 "image_threshold": detector.spec.categories[name].image_threshold,
                 "pixel_threshold": detector.spec.categories[name].pixel_threshold,
-                "fusion_constant": detector.spec.categories[name].fusion_constant,
-                "scales": {
-                    kind: scale.model_dump()
-                    for kind, scale in detector.spec.categories[name].scales.items()
-                },
+                "is_provisional": detector.spec.categories[name].is_provisional,
             }
             for number, name in enumerate(categories)
         },
@@ -258,26 +273,3 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
         torch.cat([one, one[:1].expand(longest - len(one), *one.shape[1:])]) for one in tensors
     ]
     return torch.stack(filled).clone()
-
-
-def _list_kinds(state: CategoryState, detector: Detector) -> list[str]:
-    """Kinds of map that this detector draws and weighs."""
-    drawn = {"restoration", "refined"} | ({"distance"} if len(state.statistics.memory) else set())
-    weights = detector.spec.calibrate.fusion_weights
-    return [kind for kind, weight in weights.items() if kind in drawn and weight > 0]
-
-
-def _plan_fusion(
-    detector: Detector, category: str, kinds: Sequence[str]
-) -> tuple[list[float], list[float]]:
-    """Factor and offset per kind of map, of a category."""
-    known, params = detector.spec.categories[category], detector.spec.calibrate
-    if params.fusion == "paper":
-        return [0.5 * known.fusion_constant], [0.0]
-    drawn = [k for k in params.fusion_weights if k != "distance" or detector.network.uses_memory]
-    total = sum(params.fusion_weights[kind] for kind in drawn)
-    weights = {str(kind): weight / total for kind, weight in params.fusion_weights.items()}
-    return (
-        [weights[kind] / known.scales[kind].std for kind in kinds],
-        [known.scales[kind].mean for kind in kinds],
-    )

@@ -1,11 +1,42 @@
-"""Where tiles lie in an image, and what their pixels weigh. Knows numpy only, so that an edge has it."""
+"""Positions of tiles in an image, and the blending of their maps. Imports no torch, for the edge."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-_FLOOR = 1e-3  # weight of a tile's very edge, above 0 so that the image's border has an owner
+from onenip.detector.prediction import resize_map
+
+# tiles [height, width, 3] uint8 to the map [h, w] and the score of each
+ScoreTiles = Callable[[Iterator[NDArray[np.uint8]]], Iterable[tuple[NDArray[np.float32], float]]]
+
+_FLOOR = 1e-3  # weight at a tile's edge; above 0, so that the image's border gets a value
+
+
+def score_in_tiles(
+    image: NDArray[np.uint8], score_tiles: ScoreTiles, *, tile_px: int, overlap: float
+) -> tuple[NDArray[np.float32], float]:
+    """Blended map [H, W] of an image's tiles at its own size, and the score of the worst tile.
+
+    Args:
+        image: [H, W, 3] uint8.
+        score_tiles: gives the map and the score of each tile, in order.
+        tile_px: side of a tile in px.
+        overlap: fraction of a tile that it shares with the next one at least.
+    """
+    size = (image.shape[0], image.shape[1])
+    boxes = list_tiles(size, tile_px, overlap)
+    total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
+    score = -np.inf
+    scored = score_tiles(cut_tile(image, box) for box in boxes)
+    for (y, x, height, width), (values, own) in zip(boxes, scored, strict=True):
+        window = np.outer(weigh_tile(height), weigh_tile(width))
+        total[y : y + height, x : x + width] += window * resize_map(values, (height, width))
+        weights[y : y + height, x : x + width] += window
+        score = max(score, own)
+    return total / weights, score
 
 
 def list_tiles(

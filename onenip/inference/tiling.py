@@ -1,45 +1,44 @@
-"""Big images in overlapping tiles, for defects that are too small once the whole image is shrunk.
+"""Large images in overlapping tiles, for defects that are too small in the shrunk whole image.
 
-Each tile is judged as an image of its own; the maps are blended, so that a seam shows nowhere and a defect
+Each tile is judged as an image of its own; the maps are blended, so that no seam shows and a defect
 across one is one region. The image's score is that of its worst tile.
 
-A category's prompts, memory and thresholds are of one scale. Those of a model that saw whole images do
-not fit tiles; `TiledDetector.from_normals` takes new ones from the tiles of normal images. Only a model
-that was itself trained on tiles of this size needs none.
+A category's prompts, memory and thresholds hold at one scale: those of a model that was trained on whole
+images do not fit tiles. `TiledDetector.from_normals` takes new ones from tiles of normal images. Only a
+model that was trained on tiles of this size needs none.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from onenip.detector.category import fuse_for
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction, find_regions
-from onenip.detector.scoring import resize_map, score_maps
+from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
-from onenip.images import resize_image
-from onenip.inference.tiles import cut_tile, list_tiles, weigh_tile
-from onenip.model.network import Features
+from onenip.inference.tiles import cut_tile, list_tiles, score_in_tiles
+from onenip.model.file import CategorySpec
 
-_BATCH = 8  # tiles embedded at once: a fixed number, so that an image's maps never depend on others
+_BATCH = (
+    8  # tiles in one pass: a fixed number, so that an image's maps never depend on other images
+)
 _TILED = "{} in tiles"
 
 
 class TiledDetector:
-    """A detector that looks at tiles.
+    """A detector that judges large images in tiles.
 
     Args:
-        detector: of which the tiles are asked.
+        detector: judges the tiles.
         tile_px: side of a tile in px of the image, cut off at the image's own sides.
-        overlap: share of a tile that it shares with the next one at least, 0..0.75. A defect up to
+        overlap: fraction of a tile that it shares with the next one at least, 0..0.75. A defect up to
             `overlap * tile_px` px wide is whole in some tile.
         thresholds: image thresholds by category, where they differ from the detector's.
         names: the detector's own name by category, where it differs.
@@ -82,7 +81,7 @@ class TiledDetector:
 
         Args:
             detector: its network is used as it is.
-            category: name to answer with; the detector need not know it.
+            category: name of the category; the detector need not know it.
             normals: normal images at the size that images will have.
             tile_px: side of a tile.
             overlap: of tiles when images are judged; normals are cut without, so that no tile finds
@@ -118,13 +117,9 @@ class TiledDetector:
         )
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """By category: the detector's own name of it and the image threshold."""
-        specs = self.detector.spec.categories
+        """The detector's own name and the image threshold, by category."""
         return {
-            name: {
-                "own_name": own,
-                "image_threshold": self._thresholds.get(name, specs[own].image_threshold),
-            }
+            name: {"own_name": own, "image_threshold": self._limits(name).image_threshold}
             for name, own in self._names.items()
         }
 
@@ -138,7 +133,7 @@ class TiledDetector:
     ) -> list[Prediction]:
         """As `Detector.predict`, from tiles; `input_map` is the map shrunk to the model's input size.
 
-        A category that is not given is told from the whole image, if there are several.
+        A category that is not given is inferred from the whole image, if there are several.
 
         Raises:
             DataError: if the category is unknown.
@@ -152,50 +147,36 @@ class TiledDetector:
 
     def _predict(self, image: NDArray[np.uint8], category: str | None) -> Prediction:
         started_at = time.perf_counter()
-        name = category
-        if name is None:
-            several = len(self._names) > 1
-            name = self.detector.infer_category(image) if several else self.categories[0]
-        known = self.detector.spec.categories[self._names[name]]
-        size = (image.shape[0], image.shape[1])
-        boxes = list_tiles(size, self.tile_px, self.overlap)
-        total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
-        score = -np.inf
-        for box, (drawn, own) in zip(boxes, self._score_tiles(image, boxes, name), strict=True):
-            y, x, height, width = box
-            window = np.outer(weigh_tile(height), weigh_tile(width))
-            total[y : y + height, x : x + width] += window * resize_map(drawn, (height, width))
-            weights[y : y + height, x : x + width] += window
-            score = max(score, own)
-        blended = total / weights
-        threshold = self._thresholds.get(name, known.image_threshold)
-        return Prediction(
+        name = category or self._infer_category(image)
+        blended, score = score_in_tiles(
+            image,
+            lambda tiles: self._score_tiles(tiles, name),
+            tile_px=self.tile_px,
+            overlap=self.overlap,
+        )
+        return make_prediction(
+            blended,
+            score=score,
+            size=(image.shape[0], image.shape[1]),
+            input_size=self.detector.input_size,
+            limits=self._limits(name),
             category=name,
             category_inferred=category is None,
-            score=score,
-            threshold=threshold,
-            map=blended,
-            input_map=resize_map(blended, self.detector.input_size),
-            pixel_threshold=known.pixel_threshold,
-            regions=find_regions(blended, threshold=known.pixel_threshold),
             seconds=time.perf_counter() - started_at,
-            is_provisional=known.is_provisional,
         )
 
     def _score_tiles(
-        self, image: NDArray[np.uint8], boxes: Sequence[tuple[int, int, int, int]], category: str
+        self, tiles: Iterator[NDArray[np.uint8]], category: str
     ) -> Iterator[tuple[NDArray[np.float32], float]]:
-        """Map [h, w] at input size and score of each tile, in batches."""
-        detector, name = self.detector, self._names[category]
-        params, known = detector.spec.calibrate, detector.spec.categories[name]
-        for start in range(0, len(boxes), _BATCH):
-            cut = [
-                resize_image(cut_tile(image, box), detector.input_size)
-                for box in boxes[start : start + _BATCH]
-            ]
-            with torch.inference_mode():
-                batch = torch.tensor(np.stack(cut)).to(detector.device)  # [B, H, W, 3]
-                features: Features = detector.folded.embed(batch)
-                fused = fuse_for(detector.draw_maps(features, name), params, known)  # [B, H, W]
-                scores = score_maps(fused, pooling_px=params.pooling_px)
-            yield from zip(fused.float().cpu().numpy(), scores.tolist(), strict=True)
+        while batch := list(islice(tiles, _BATCH)):
+            yield from self.detector.score_images(batch, self._names[category])
+
+    def _infer_category(self, image: NDArray[np.uint8]) -> str:
+        if len(self._names) == 1:
+            return self.categories[0]
+        return self.detector.infer_category(image)
+
+    def _limits(self, category: str) -> CategorySpec:
+        known = self.detector.spec.categories[self._names[category]]
+        threshold = self._thresholds.get(category, known.image_threshold)
+        return known.model_copy(update={"image_threshold": threshold})

@@ -37,6 +37,10 @@ class Features:
     coarse: Tensor
     fine: Tensor
 
+    def __getitem__(self, rows: slice | list[int]) -> Features:
+        """Features of some of the images."""
+        return Features(self.coarse[rows], self.fine[rows])
+
 
 @dataclass(frozen=True)
 class CategoryStatistics:

@@ -1,10 +1,11 @@
-"""Regions of a map, against a plain loop over labels."""
+"""Maps at another size and their regions, against plain references."""
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
-from onenip.detector.prediction import find_regions
+from onenip.detector.prediction import find_regions, resize_map
 
 
 @pytest.mark.parametrize("sigma", [1, 4, 12])
@@ -31,3 +32,15 @@ def test_regions_are_those_of_a_plain_loop(sigma):
 def test_nothing_above_the_threshold_is_no_region():
     """A pixel at the threshold is not above it."""
     assert find_regions(np.zeros((4, 5), np.float32), threshold=0.0) == ()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (90, 150), (33, 20), (1, 200)])
+def test_a_map_is_resized_as_by_torch(size):
+    """Resizing in numpy equals torch's bilinear interpolation without aligned corners."""
+    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+
+    expected = torch.nn.functional.interpolate(
+        torch.tensor(values)[None, None], size=size, mode="bilinear", align_corners=False
+    )[0, 0]
+
+    assert np.abs(resize_map(values, size) - expected.numpy()).max() < 1e-5

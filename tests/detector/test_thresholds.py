@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onenip.detector.thresholds import false_alarm_threshold, separating_threshold
+from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
 
 
@@ -44,16 +44,8 @@ def test_few_normals_are_extrapolated_and_one_is_itself():
     assert false_alarm_threshold([4.0, 4.0, 4.0], 0.02) == 4
 
 
-def test_separable_scores_are_separated_half_way():
-    """Between the highest normal and the lowest anomalous score nothing is preferred."""
-    assert separating_threshold([1.0, 2.0], [4.0, 5.0]) == 3
-    assert separating_threshold([1.0, 1.0], [1.0, 1.0]) < 1
-
-
 @pytest.mark.parametrize("scores", [[], [np.nan], [1.0, np.inf]])
 def test_nothing_to_choose_from_is_an_error(scores):
     """No scores, or scores that are no numbers, are refused with a reason."""
     with pytest.raises(DataError):
         false_alarm_threshold(scores, 0.1)
-    with pytest.raises(DataError):
-        separating_threshold(scores, [1.0])

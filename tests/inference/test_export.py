@@ -13,7 +13,7 @@ import pytest
 
 from onenip.cli import app
 from onenip.errors import CheckpointError, DataError
-from onenip.inference.edge import EdgeDetector, resize_bilinear
+from onenip.inference.edge import EdgeDetector
 from onenip.inference.export import export_detector
 from tests.paths import ROOT
 from tests.tiny import CATEGORIES
@@ -137,16 +137,6 @@ def test_damaged_exports_are_refused(onnx_file, tmp_path, damage):
 
     with pytest.raises(CheckpointError):
         EdgeDetector.load(file)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (90, 150), (33, 20), (1, 200)])
-def test_resize_bilinear_is_what_the_detector_does(size):
-    """The edge's resize equals torch's bilinear one."""
-    from onenip.detector.scoring import resize_map
-
-    values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
-
-    assert np.abs(resize_bilinear(values, size) - resize_map(values, size)).max() < 1e-5
 
 
 def test_the_edge_needs_only_its_extra(onnx_file, paths, tmp_path):

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from onenip import Detector
-from onenip.detector.category import draw_maps
+from onenip.detector.category import draw_maps, draw_restored
 from onenip.model.folding import _fold_part, fold_backbone, fold_network
 from onenip.model.network import Network
 from tests.tiny import make_tiny_params
@@ -78,12 +78,12 @@ def test_a_detectors_maps_are_those_of_its_network(tiny_detector, tiny_data):
     state, network = tiny_detector.state("disc"), tiny_detector.network
 
     with torch.inference_mode():
-        maps = tiny_detector.draw_maps(tiny_detector.folded.embed(image), "disc")
+        maps = draw_maps(tiny_detector.folded, tiny_detector.folded.embed(image), state)
         features = network.embed(image)
         nearest = torch.cdist(features.coarse.mean((2, 3)), state.embeddings).argmin(1)
         prompt = network.embed(state.prompts[nearest]).coarse
         restored = network.decode(network.encode(features.coarse), network.encode(prompt))
-        expected = draw_maps(network, features, restored, state.statistics)
+        expected = draw_restored(network, features, restored, state.statistics)
 
     for kind, theirs in expected.items():
         assert float((maps[kind] - theirs).abs().max()) < 1e-5 * float(theirs.abs().max())
