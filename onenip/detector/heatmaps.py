@@ -1,17 +1,21 @@
-"""An image beside its heat map, as one picture. Knows no model, so that an edge can draw it."""
+"""Heat maps over images, the same in reports, on the page and at the edge. Imports no torch."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from onenip.detector.prediction import Region
 
 _SIDE_PX = 288  # longer side of a panel
 _GAP_PX = 6
 _OPACITY = 0.65
-_OUTLINE = (255, 255, 255)
+_OUTLINE = (255, 255, 255)  # of defective pixels and of boxes
 _PAPER = 255
 _LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -23,10 +27,7 @@ def draw_picture(
     *,
     pixel_threshold: float,
 ) -> NDArray[np.uint8]:
-    """Image, heat map over it, and mask, side by side.
-
-    The heat's colours run from 0 to twice the pixel threshold, so that pictures can be compared;
-    what the model calls defective is outlined in white. An unknown mask is left out.
+    """Image, heat map over it, and mask, side by side. An unknown mask is left out.
 
     Args:
         image: [H, W, 3] uint8, RGB.
@@ -42,7 +43,7 @@ def draw_picture(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     heat = np.asarray(Image.fromarray(score_map).resize(size, Image.Resampling.BILINEAR))
-    panels = [small, _overlay(small, np.nan_to_num(heat), pixel_threshold)]
+    panels = [small, draw_heat(small, heat, pixel_threshold=pixel_threshold)]
     if mask is not None:
         levels = Image.fromarray(mask.astype(np.uint8) * 255)
         grey = np.asarray(levels.resize(size, Image.Resampling.BOX))
@@ -52,16 +53,38 @@ def draw_picture(
     return np.concatenate(joined, axis=1)
 
 
-def _overlay(
-    image: NDArray[np.uint8], heat: NDArray[np.float32], pixel_threshold: float
+def draw_heat(
+    image: NDArray[np.uint8],
+    score_map: NDArray[np.float32],
+    *,
+    pixel_threshold: float,
+    regions: Sequence[Region] = (),
 ) -> NDArray[np.uint8]:
-    """The image in grey, heated where the map is high, outlined where it is above the threshold."""
-    top = 2 * pixel_threshold if pixel_threshold > 0 else float(heat.max())
-    level = np.clip(heat / top, 0, 1) if top > 0 else np.zeros_like(heat)
+    """The image in grey, coloured where the map is high, defective pixels outlined in white.
+
+    The colours run from 0 to twice the pixel threshold, so that pictures can be compared.
+
+    Args:
+        image: [H, W, 3] uint8, RGB.
+        score_map: [H, W] float32.
+        pixel_threshold: of the map.
+        regions: to draw boxes around.
+
+    Returns:
+        [H, W, 3] uint8, RGB.
+    """
+    top = 2 * pixel_threshold if pixel_threshold > 0 else float(score_map.max())
+    level = np.clip(score_map / top, 0, 1) if top > 0 else np.zeros_like(score_map)
     colours = mpl.colormaps["inferno"](level)[:, :, :3] * 255
     grey = np.repeat((image @ _LUMA)[:, :, None], 3, axis=2)
     opacity = (_OPACITY * np.clip(level * 2, 0, 1))[:, :, None]
     mixed = grey * (1 - opacity) + colours * opacity
-    region = heat > pixel_threshold
-    mixed[region & ~ndimage.binary_erosion(region, border_value=1)] = _OUTLINE
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    defective = score_map > pixel_threshold
+    mixed[defective & ~ndimage.binary_erosion(defective, border_value=1)] = _OUTLINE
+    picture = Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    width = max(1, image.shape[1] // 200)
+    for region in regions:
+        right, bottom = region.x + region.width, region.y + region.height
+        draw.rectangle((region.x, region.y, right, bottom), outline=_OUTLINE, width=width)
+    return np.asarray(picture)

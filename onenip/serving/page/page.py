@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction, Region, find_regions
 from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES
@@ -17,7 +18,6 @@ from onenip.serving.page.decision import draw_decision
 from onenip.serving.page.drawing import (
     ANOMALOUS_COLOUR,
     NORMAL_COLOUR,
-    draw_heat,
     draw_score,
 )
 from onenip.serving.page.models import (
@@ -158,7 +158,7 @@ def _draw_answer(
         help="Changes the boxes below and the colours, not the verdict.",
     )
     regions = find_regions(found.map, threshold=threshold, min_area_px=_MIN_AREA_PX)
-    heat = draw_heat(image, found.map, regions, threshold=threshold)
+    heat = draw_heat(image, found.map, pixel_threshold=threshold, regions=regions)
     place.image(heat, caption=f"heat map, {_count(len(regions), 'region')}", width="stretch")
     known = candidate.detector.spec.categories[found.category]
     st.pyplot(draw_score(found.score, found.threshold, known.normal_scores))
