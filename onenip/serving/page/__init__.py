@@ -1,7 +1,7 @@
 """The web page of `onenip inspect`.
 
 - `models`: the detectors to show
-- `drawing`: pictures for the page
+- `drawing`: the chart of scores
 - `decision`: the form that approves or rejects a challenger
 - `page`: the page itself, run by Streamlit
 """
