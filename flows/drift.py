@@ -24,6 +24,7 @@ from onenip.ingestion.ingest import open_journal
 from onenip.operation import retraining
 from onenip.operation.notices import DRIFT_EVENT, tell
 from onenip.params import Params
+from onenip.registry.champions import Champions
 
 
 @flow(name="drift", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
@@ -37,7 +38,7 @@ def drift() -> State[Any]:
     try:
         with open_journal() as journal:
             found = retraining.look_for_drift(
-                params, journal=journal, champions=retraining.Champions(), manifest=OUTPUTS.manifest
+                params, journal=journal, champions=Champions(), manifest=OUTPUTS.manifest
             )
     except OneNIPError as error:
         return Failed(message=str(error))

@@ -20,6 +20,7 @@ from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.operation import retraining
 from onenip.params import DEFAULT_PATH, Params
+from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult
 
 DASK_ADDRESS = "ONENIP_DASK_ADDRESS"
@@ -106,7 +107,7 @@ def judge_category(category: str, root: str, model_dir: str, manifest: str) -> G
             Params.load(DEFAULT_PATH),
             model_dir=Path(model_dir),
             manifest=Path(manifest),
-            champions=retraining.Champions(),
+            champions=Champions(),
             categories=(category,),
         )
     return results.get(category)

@@ -40,7 +40,7 @@ from onenip.data import dvc
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError, UnreachableError
-from onenip.evaluation.results import load_metrics
+from onenip.evaluation.results import group_figures, load_metrics
 from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
@@ -137,8 +137,7 @@ def link_report() -> State[Any]:
 @task(name="show", persist_result=False)
 def show() -> None:
     """Put the table of metrics and the heat maps beside the run."""
-    metrics = load_metrics(OUTPUTS.evaluation)
-    rows = {**metrics["categories"], "mean": metrics["mean"]}
+    rows = group_figures(load_metrics(OUTPUTS.metrics))
     create_table_artifact(
         key="metrics",
         table=[{"category": name, **{k: row.get(k) for k in _SHOWN}} for name, row in rows.items()],
@@ -273,9 +272,8 @@ def _print_summary() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    metrics = load_metrics(OUTPUTS.evaluation)
     table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
-    for name, row in {**metrics["categories"], "mean": metrics["mean"]}.items():
+    for name, row in group_figures(load_metrics(OUTPUTS.metrics)).items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
         table.add_row(name, *cells)
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -42,6 +42,7 @@ from onenip.operation import (
     retraining,
 )
 from onenip.params import DEFAULT_PATH, Params
+from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult, Version
 from onenip.sources.inbox import open_inbox
 from onenip.stages.priority import lower_priority
@@ -53,7 +54,7 @@ def take_in() -> IngestResult:
     params = Params.load()
     address = params.retrain.require_inbox()
     inbox = open_inbox(address, settle_seconds=params.retrain.settle_seconds)
-    champions = retraining.Champions()
+    champions = Champions()
     result = ingest(
         params, inbox=inbox, find_champion=champions.find, find_unified=champions.find_unified
     )
@@ -97,7 +98,7 @@ def judge_and_show() -> dict[str, GateResult]:
     results = judge_model(OUTPUTS.model, OUTPUTS.manifest)
     create_table_artifact(
         key="gate",
-        table=retraining.to_table(results, retraining.Champions(), OUTPUTS.model),
+        table=retraining.to_table(results, Champions(), OUTPUTS.model),
         description="Champion and challenger on the same images; changes are challenger minus champion.",
     )
     return results

@@ -24,8 +24,8 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     """
     from onenip.ingestion.ingest import ingest as take_in
     from onenip.operation.provisional import provide
-    from onenip.operation.retraining import Champions
     from onenip.params import Params
+    from onenip.registry.champions import Champions
     from onenip.sources.inbox import SHELVES
 
     loaded, champions = Params.load(params), Champions()

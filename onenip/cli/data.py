@@ -24,7 +24,7 @@ def log() -> None:
     from rich import box
     from rich.table import Table
 
-    from onenip.registry.history import list_history
+    from onenip.registry.data_history import list_history
 
     entries = list_history(Path())
     if not entries:
@@ -57,7 +57,7 @@ def diff(
     ] = False,
 ) -> None:
     """Show which images were added, removed, changed or moved between two versions of the data."""
-    from onenip.registry.history import compare_versions
+    from onenip.registry.data_history import compare_versions
 
     change = compare_versions(old, new, root=Path())
     typer.echo(f"{change.old} -> {change.new}")

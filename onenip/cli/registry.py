@@ -58,13 +58,12 @@ def register_model(
 def status() -> None:
     """Show champion and challenger of every category, and how long a challenger has waited."""
     from onenip.registry import approval
-    from onenip.registry.status import read_standings
-    from onenip.registry.versions import approval_command
+    from onenip.registry.versions import approval_command, list_standings
 
     console = _console()
     for entry in approval.reconcile_all():
         _print_recorded(console, entry)
-    standings = read_standings()
+    standings = list_standings()
     if not standings:
         console.print("Nothing is registered yet: run `onenip register`.")
         return
@@ -141,7 +140,10 @@ def audit(
     from onenip.errors import RegistryError
     from onenip.registry import approval
     from onenip.registry import audit as trail
+    from onenip.registry.versions import require_category
 
+    if category is not None:
+        require_category(category)
     approval.reconcile_all()
     entries = trail.read_trail(category)
     table = _table("when (UTC)", "category", "what", "version", "by", "reason", "champion")

@@ -59,10 +59,10 @@ def serve(
     """
     import uvicorn
 
-    from onenip.serving.champions import Champions
+    from onenip.serving.champions import Follower
     from onenip.serving.web import ServeSettings, build_app
 
-    champions = Champions() if model is None else Champions.of_folder(model)
+    champions = Follower() if model is None else Follower.of_folder(model)
     settings = ServeSettings(
         api_key=os.environ.get("ONENIP_API_KEY", ""),
         max_bytes=max_mb << 20,

@@ -21,7 +21,7 @@ from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.model.file import hash_model
 from onenip.params import Params
-from onenip.registry.loading import check_approval, load_version
+from onenip.registry.champions import Champions
 from onenip.registry.versions import Version, champion
 
 log = logging.getLogger(__name__)
@@ -109,20 +109,16 @@ def _is_current(folder: Path, pins: Mapping[str, object]) -> bool:
 
 
 def _load(serving: Mapping[str, Version]) -> dict[str, Detector]:
-    """Detectors by category; a champion that nobody approved, or that was changed, is left out and told."""
-    loaded: dict[str, Detector] = {}  # by digest
+    """Detectors by category; a champion that nobody approved, or that was changed, is left out and logged."""
+    champions = Champions()
     found = {}
     for name, version in serving.items():
         try:
-            check_approval(version)
-            if version.digest not in loaded:
-                loaded[version.digest] = load_version(version)
+            found[name] = champions.load(version)
         except UnreachableError:
             raise
         except RegistryError as error:
-            log.warning("%s stands beside nothing in the report: %s", name, error)
-            continue
-        found[name] = loaded[version.digest]
+            log.warning("%s: the report shows no champion: %s", name, error)
     return found
 
 

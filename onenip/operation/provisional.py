@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,28 +17,12 @@ from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.params import Params
 from onenip.registry import publishing, versions
-from onenip.registry.loading import load_version
+from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.versions import Version
 
 _MAX_IMAGES = 64  # more change little, and cost time
 
 log = logging.getLogger(__name__)
-
-
-def choose_unified(serving: Sequence[Version]) -> Version | None:
-    """Of serving versions, one of the model that serves most categories, the newest of equals."""
-    counts = Counter(version.digest for version in serving)
-    return max(serving, key=lambda one: (counts[one.digest], one.created_at), default=None)
-
-
-def list_champions() -> list[Version]:
-    """The champions of all categories, sorted by category.
-
-    Raises:
-        RegistryError: if the registry cannot be reached.
-    """
-    found = (versions.champion(name) for name in versions.list_categories())
-    return [version for version in found if version is not None]
 
 
 def provide(params: Params, *, root: Path) -> list[Version]:
@@ -65,7 +48,7 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     images = _list_first_images(root / DATA_DIR, known={v.category for v in serving})
     if not images:
         return []
-    detector = load_version(base)
+    detector = Champions().load(base)
     new = {name: paths for name, paths in images.items() if name not in detector.categories}
     made_from = _hash(base, new)
     now = [versions.provisional(name) for name in new]

@@ -27,10 +27,9 @@ from onenip.model.file import hash_model
 from onenip.operation.drift import DriftResult, Sightings, measure_drift
 from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
-from onenip.operation.provisional import choose_unified, list_champions
 from onenip.params import Params
 from onenip.registry import approval, audit, versions
-from onenip.registry.loading import load_version
+from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.lock import hold_lock
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
@@ -40,46 +39,6 @@ GATE = "gate"  # who decides where the policy is `auto`
 _BASELINE_IMAGES = 64
 
 log = logging.getLogger(__name__)
-
-
-class Champions:
-    """Detectors that serve, loaded once each however many categories they serve."""
-
-    def __init__(self) -> None:
-        self._versions: dict[str, Version | None] = {}
-        self._detectors: dict[str, Detector] = {}
-
-    def version(self, category: str) -> Version | None:
-        """The serving version of a category, None if none was approved yet.
-
-        Raises:
-            RegistryError: if the registry cannot be reached.
-        """
-        if category not in self._versions:
-            self._versions[category] = versions.champion(category)
-        return self._versions[category]
-
-    def find_unified(self) -> Detector | None:
-        """The detector that serves most categories, None if none does.
-
-        Raises:
-            RegistryError: as for `find`.
-        """
-        version = choose_unified(list_champions())
-        return None if version is None else self.find(version.category)
-
-    def find(self, category: str) -> Detector | None:
-        """The serving detector of a category, None if none was approved yet.
-
-        Raises:
-            RegistryError: if it is not what was approved, or the registry cannot be reached.
-        """
-        version = self.version(category)
-        if version is None:
-            return None
-        if version.digest not in self._detectors:
-            self._detectors[version.digest] = load_version(version)
-        return self._detectors[version.digest]
 
 
 def write_warm_start(params_path: Path, *, root: Path) -> str | None:
@@ -174,18 +133,13 @@ def record_gate(version: Version, result: GateResult) -> bool:
         versions.set_gate_result(version.category, version.number, result)
         if current.gate is not None and current.gate.verdict == result.verdict:
             return True  # asked again after a kill
-        aliases = versions.read_aliases(version.category)
         audit.record(
-            audit.Entry(
-                at=audit.now(),
-                category=version.category,
-                action="gate",
-                version=version.number,
-                by=GATE,
-                reason=f"{result.verdict}: {'; '.join(result.reasons)}",
-                digest=version.digest,
-                champion=aliases.get(versions.CHAMPION, 0),
-            )
+            version.category,
+            "gate",
+            version=version.number,
+            by=GATE,
+            reason=f"{result.verdict}: {'; '.join(result.reasons)}",
+            digest=version.digest,
         )
     return True
 
@@ -276,7 +230,7 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
     version = choose_unified(list_champions())
     if version is None:
         return None
-    if load_version(version).spec.model != params.model:
+    if Champions().load(version).spec.model != params.model:
         log.warning("the champion is of another architecture; training starts from scratch")
         return None
     folder = OUTPUTS.warm_start / version.digest[:16]

@@ -23,6 +23,7 @@ from onenip.registry.versions import (
     list_categories,
     list_versions,
     read_aliases,
+    require_category,
     set_alias,
     set_tags,
 )
@@ -52,7 +53,7 @@ def approve(
             the gate rejected it, or the stored model is not the registered one.
     """
     _require(by=by, reason=reason)
-    _require_category(category)
+    require_category(category)
     with hold_lock(category):
         target = _choose(category, version)
         _check_gate(target, override=override)
@@ -79,7 +80,7 @@ def reject(category: str, *, by: str, reason: str, version: int | None = None) -
         RegistryError: if nothing waits, somebody decided before, or a newer version replaced it.
     """
     _require(by=by, reason=reason)
-    _require_category(category)
+    require_category(category)
     with hold_lock(category):
         target = _choose(category, version)
         _decide(target, approval="rejected", by=by, reason=reason)
@@ -104,7 +105,7 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
         RegistryError: if there is no champion, or none before it.
     """
     _require(by=by, reason=reason)
-    _require_category(category)
+    require_category(category)
     with hold_lock(category):
         aliases = read_aliases(category)
         if CHAMPION not in aliases:
@@ -135,7 +136,7 @@ def reconcile(category: str) -> list[Entry]:
         RegistryError: if the registry cannot be reached, or the model that was put up by hand is
             not the one that was registered.
     """
-    _require_category(category)
+    require_category(category)
     if _recorded_champion(category) == read_aliases(category).get(CHAMPION, 0):
         return []  # the common case needs no turn
     with hold_lock(category):
@@ -144,7 +145,8 @@ def reconcile(category: str) -> list[Entry]:
         if before == (serving.number if serving else 0):
             return []
         if serving is None:
-            return [_record_removal(category, before)]
+            reason = f"alias {CHAMPION} of version {before} was removed in MLflow itself"
+            return [audit.record(category, "by-hand", version=before, by=UNKNOWN, reason=reason)]
         left = find_version(category, before) if before else None
         if left and left.approval == "rejected" and left.reason.startswith(_ROLLED_BACK):
             set_alias(category, PREVIOUS, _approved_before(category, serving.number))
@@ -178,13 +180,6 @@ def _require(*, by: str, reason: str) -> None:
         raise RegistryError("say who decides: --by NAME")
     if not reason.strip():
         raise RegistryError("say why: --reason TEXT")
-
-
-def _require_category(category: str) -> None:
-    known = list_categories()
-    if category not in known:
-        names = ", ".join(known) or "none yet; run `onenip register` first"
-        raise RegistryError(f"no registered category {category!r}; there are: {names}")
 
 
 def _choose(category: str, number: int | None) -> Version:
@@ -266,29 +261,12 @@ def _decide(version: Version, *, approval: str, by: str, reason: str) -> None:
 
 def _record(version: Version, *, action: audit.Action, by: str, reason: str) -> Entry:
     return audit.record(
-        Entry(
-            at=audit.now(),
-            category=version.category,
-            action=action,
-            version=version.number,
-            by=by,
-            reason=reason,
-            digest=version.digest,
-            champion=read_aliases(version.category).get(CHAMPION, 0),
-        )
-    )
-
-
-def _record_removal(category: str, before: int) -> Entry:
-    return audit.record(
-        Entry(
-            at=audit.now(),
-            category=category,
-            action="by-hand",
-            version=before,
-            by=UNKNOWN,
-            reason=f"alias {CHAMPION} of version {before} was removed in MLflow itself",
-        )
+        version.category,
+        action,
+        version=version.number,
+        by=by,
+        reason=reason,
+        digest=version.digest,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from onenip.registry import store
+from onenip.registry.versions import CHAMPION, read_aliases
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -63,14 +64,34 @@ class Entry(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def record(entry: Entry) -> Entry:
-    """Append an entry; its place in the chain is filled in. The caller holds the category's turn.
+def record(
+    category: str, action: Action, *, version: int, by: str, reason: str, digest: str = ""
+) -> Entry:
+    """Append an entry that names the present champion. The caller holds the category's lock.
+
+    Args:
+        category: the product category.
+        action: what was done.
+        version: the version that it was done to.
+        by: who did it.
+        reason: why.
+        digest: of the model of that version.
 
     Raises:
         RegistryError: if the store cannot be reached.
     """
-    trail = read_trail(entry.category)
-    entry = entry.model_copy(update={"before": trail[-1].hash if trail else _START})
+    trail = read_trail(category)
+    entry = Entry(
+        at=now(),
+        category=category,
+        action=action,
+        version=version,
+        by=by,
+        reason=reason,
+        digest=digest,
+        champion=read_aliases(category).get(CHAMPION, 0),
+        before=trail[-1].hash if trail else _START,
+    )
     entry = entry.model_copy(update={"seal": entry.hash})
     client = store.connect()
     experiment_id = store.ensure_experiment(client, EXPERIMENT)
@@ -93,11 +114,16 @@ def read_trail(category: str | None = None) -> list[Entry]:
     Raises:
         RegistryError: if the store cannot be reached.
     """
+    if store.is_absent():
+        return []
     client = store.connect()
-    experiment_id = store.ensure_experiment(client, EXPERIMENT)
     found: list[Run] = []
     token: str | None = None
     with store.refusals("audit trail"):
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        experiment_id = experiment.experiment_id
         while token is None or token:
             page = client.search_runs([experiment_id], page_token=token)
             found += page

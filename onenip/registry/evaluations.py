@@ -9,20 +9,20 @@ from onenip.errors import RegistryError
 from onenip.evaluation.results import REPORT
 from onenip.model.file import hash_model
 from onenip.registry import runs, store
+from onenip.registry.versions import find_addressed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 ARTIFACTS = "evaluation"
 CHAMPION_REPORT = "champion_report"
-_SCHEME = "models:/"
 
 
 def fetch_evaluation(reference: str, folder: Path) -> Path:
     """Folder with an evaluation's files, downloaded.
 
     Args:
-        reference: an MLflow run id, `models:/NAME/VERSION` or `models:/NAME@ALIAS`.
+        reference: an MLflow run id, `models:/onenip-C/NUMBER` or `models:/onenip-C@ALIAS`.
         folder: where to put it.
 
     Raises:
@@ -86,17 +86,9 @@ def find_report(run_id: str) -> str | None:
 
 
 def _find_run(client: MlflowClient, reference: str) -> str:
-    if not reference.startswith(_SCHEME):
+    if not reference.startswith("models:/"):
         return str(client.get_run(reference).info.run_id)
-    name = reference.removeprefix(_SCHEME)
-    if "@" in name:
-        name, alias = name.rsplit("@", 1)
-        version = client.get_model_version_by_alias(name, alias)
-    elif "/" in name:
-        name, number = name.rsplit("/", 1)
-        version = client.get_model_version(name, number)
-    else:
-        raise RegistryError(f"{reference}: neither models:/NAME/VERSION nor models:/NAME@ALIAS")
+    version = find_addressed(reference)
     if not version.run_id:
         raise RegistryError(f"{reference}: this version names no run")
-    return str(version.run_id)
+    return version.run_id

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from onenip.errors import RegistryError
+from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import audit, runs, store, tracking
 from onenip.registry.environment import flatten
 from onenip.registry.lock import hold_lock
-from onenip.registry.metrics import Metrics, load_metrics
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
 from onenip.registry.versions import (
@@ -29,6 +29,7 @@ from onenip.registry.versions import (
     CHAMPION,
     PROVISIONAL,
     Approval,
+    Metrics,
     Version,
     approval_command,
     find_version,
@@ -79,14 +80,15 @@ def publish(
         The version of each category, sorted by category.
 
     Raises:
-        RegistryError: if there are no metrics, or MLflow cannot be reached.
+        DataError: if there are no metrics.
+        RegistryError: if MLflow cannot be reached.
         CheckpointError: if the folder holds no usable model.
     """
     from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
-    metrics = load_metrics(evaluation_dir)
-    client = store.connect()
+    metrics = group_figures(load_metrics(evaluation_dir))
+    client = store.connect(create=True)
     run_id = _ensure_run(client, detector.digest, params=params, facts=facts, experiment=experiment)
     runs.log_evaluation(client, run_id, evaluation_dir)
     weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
@@ -134,7 +136,7 @@ def publish_provisional(
     from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
-    client = store.connect()
+    client = store.connect(create=True)
     run_id = _ensure_run(client, detector.digest, params={}, facts=facts, experiment=experiment)
     weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
     found = []
@@ -153,7 +155,14 @@ def publish_provisional(
                     f"from {count} normal images, without training, on the model of "
                     f"{built_on.category} version {built_on.number}"
                 )
-                _record(version, action="provisional", by="pipeline", reason=reason)
+                audit.record(
+                    category,
+                    "provisional",
+                    version=version.number,
+                    by="pipeline",
+                    reason=reason,
+                    digest=version.digest,
+                )
         found.append(find_version(category, version.number))
     return found
 
@@ -279,7 +288,14 @@ def _ensure_version(
         if version.approval == "pending" and is_newest and not version.aliases:
             set_alias(category, CHALLENGER, version.number)
             reason = f"data {version.data_version or 'unknown'}, commit {version.git_commit[:12]}"
-            _record(version, action="register", by=by, reason=reason)
+            audit.record(
+                category,
+                "register",
+                version=version.number,
+                by=by,
+                reason=reason,
+                digest=version.digest,
+            )
     return find_version(category, version.number)
 
 
@@ -302,7 +318,6 @@ def _find_or_create(
     tags = to_tags(
         digest=detector.digest,
         weights_uri=weights_uri,
-        threshold=detector.spec.categories[category].image_threshold,
         metrics=metrics,
         facts=facts,
         approval=approval,
@@ -352,7 +367,6 @@ def _store_pointer(
                     "category": category,
                     "weights_uri": weights_uri,
                     "digest": detector.digest,
-                    "threshold": spec.image_threshold,
                     "prompts": list(spec.prompt_names),
                 },
                 artifacts={"prompt": str(prompt)},
@@ -379,18 +393,3 @@ def _store_folder(
         )
         client.log_model_artifacts(model.model_id, str(folder))
         return client.finalize_logged_model(model.model_id, "READY")
-
-
-def _record(version: Version, *, action: audit.Action, by: str, reason: str) -> None:
-    audit.record(
-        audit.Entry(
-            at=audit.now(),
-            category=version.category,
-            action=action,
-            version=version.number,
-            by=by,
-            reason=reason,
-            digest=version.digest,
-            champion=read_aliases(version.category).get(CHAMPION, 0),
-        )
-    )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
+from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import store
 from onenip.registry.environment import describe_environment, list_packages
 
@@ -167,11 +168,10 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         folder: `artifacts/evaluation`.
 
     Raises:
-        RegistryError: if there are no metrics, or the store cannot be reached.
+        DataError: if there are no metrics.
+        RegistryError: if the store cannot be reached.
     """
-    from onenip.registry.metrics import load_metrics
-
-    metrics = load_metrics(folder)
+    metrics = group_figures(load_metrics(folder))
     digest = hashlib.sha256(json.dumps(metrics, sort_keys=True).encode()).hexdigest()
     with store.refusals(f"metrics of run {run_id}"):
         run = client.get_run(run_id)

@@ -1,6 +1,6 @@
-"""Where MLflow keeps runs and models: a server named by MLFLOW_TRACKING_URI, else this checkout.
+"""The address of MLflow: a server named by MLFLOW_TRACKING_URI, else a database in this checkout.
 
-Knows addresses, experiments and how a refusal of MLflow becomes a `RegistryError`; knows nothing of
+Knows addresses, experiments and how an error of MLflow becomes a `RegistryError`; knows nothing of
 what is stored.
 """
 
@@ -44,17 +44,31 @@ def is_local(uri: str) -> bool:
     return not uri.startswith(("http://", "https://"))
 
 
-def connect() -> MlflowClient:
+def is_absent() -> bool:
+    """Whether the registry would be a local database that was not made yet."""
+    uri = tracking_uri()
+    return uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).exists()
+
+
+def connect(*, create: bool = False) -> MlflowClient:
     """A client for `tracking_uri()`, which also becomes the address for MLflow's own functions.
 
+    Args:
+        create: make a local database that does not exist yet; for what writes, not for what reads.
+
     Raises:
-        RegistryError: if a local store cannot be opened.
+        RegistryError: if a local database cannot be opened, or there is none.
     """
     for key, value in _DEFAULTS.items():
         os.environ.setdefault(key, value)
     import mlflow
 
     uri = tracking_uri()
+    if is_absent() and not create:
+        path = uri.removeprefix(_SQLITE)
+        raise RegistryError(
+            f"{path}: there is no registry; run `onenip register`, or set MLFLOW_TRACKING_URI"
+        )
     with refusals(f"cannot open {uri}"):
         if uri.startswith(_SQLITE):
             _create_database(Path(uri.removeprefix(_SQLITE)))
@@ -123,7 +137,7 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Turn MLflow's refusals into one `RegistryError` that begins with `what`.
+    """Turn MLflow's errors into one `RegistryError` that begins with `what`.
 
     A fault of the server, which may pass, becomes a `RegistryUnreachableError`.
     """

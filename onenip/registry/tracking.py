@@ -177,7 +177,7 @@ class TrackedRun:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client = self._client or store.connect()
+            self._client = self._client or store.connect(create=True)
             work(self._client)
         except (MlflowException, RegistryError) as error:
             if not self._is_warned:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 import shlex
 import urllib.parse
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from onenip.errors import DataError, RegistryError
+from onenip.errors import DataError, RegistryError, UnknownCategoryError
 from onenip.registry import store
-from onenip.registry.metrics import Metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +29,7 @@ PREVIOUS = "previous"
 PROVISIONAL = "provisional"
 
 Approval = Literal["pending", "approved", "rejected", "provisional"]
+Metrics = dict[str, float]
 GateVerdict = Literal["promote", "hold", "reject"]
 
 _METRIC_TAG = "metric."
@@ -64,7 +65,6 @@ class Version(BaseModel):
         number: counted by MLflow from 1.
         digest: of the unified model that it points at, 64 hex digits.
         weights_uri: MLflow address of that model.
-        threshold: image score from which an image is anomalous.
         aliases: of challenger, champion, previous, provisional.
         approval: pending, approved or rejected; provisional where nobody is to decide, because the
             model was never trained on the category and only stands in until a champion is approved.
@@ -87,7 +87,6 @@ class Version(BaseModel):
     number: int
     digest: str
     weights_uri: str
-    threshold: float
     aliases: tuple[str, ...] = ()
     approval: Approval
     approver: str = ""
@@ -108,6 +107,23 @@ class Version(BaseModel):
         return f"models:/{registered_name(self.category)}/{self.number}"
 
 
+@dataclass(frozen=True)
+class Standing:
+    """The versions of one category that matter now.
+
+    Attributes:
+        category: the product category.
+        champion: the version that serves, None if nothing was approved yet.
+        challenger: the version that waits for a decision, None if none does.
+        provisional: the version that stands in while there is no champion, None if none does.
+    """
+
+    category: str
+    champion: Version | None
+    challenger: Version | None
+    provisional: Version | None
+
+
 def registered_name(category: str) -> str:
     """Name of a category's registered model; what MLflow refuses, or quotes with, is percent-encoded."""
     encoded = (urllib.parse.quote(c, safe="") if c in '/:%"' else c for c in category)
@@ -125,6 +141,8 @@ def list_categories() -> list[str]:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
+    if store.is_absent():
+        return []
     client = store.connect()
     names: list[str] = []
     token = None
@@ -138,12 +156,37 @@ def list_categories() -> list[str]:
     return sorted(urllib.parse.unquote(name.removeprefix(PREFIX)) for name in names)
 
 
+def require_category(category: str) -> None:
+    """Make sure that a category is registered.
+
+    Raises:
+        RegistryError: if it is not; names the closest one, or all.
+    """
+    known = list_categories()
+    if category not in known:
+        raise RegistryError(str(UnknownCategoryError(category, known, kind="registered")))
+
+
+def list_standings() -> list[Standing]:
+    """The standing of every registered category, sorted.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    return [
+        Standing(name, champion(name), challenger(name), provisional(name))
+        for name in list_categories()
+    ]
+
+
 def list_versions(category: str) -> list[Version]:
     """Versions of a category, oldest first; empty if the category is unknown.
 
     Raises:
         RegistryError: if the registry cannot be reached.
     """
+    if store.is_absent():
+        return []
     client = store.connect()
     name = registered_name(category)
     with store.refusals(f"versions of {name}"):
@@ -157,12 +200,19 @@ def find_version(category: str, number: int) -> Version:
     """One version of a category.
 
     Raises:
-        RegistryError: if there is no such version, or the registry cannot be reached.
+        RegistryError: if there is no such category or version, or the registry cannot be reached.
     """
+    from mlflow.exceptions import MlflowException
+
     client = store.connect()
     name = registered_name(category)
     with store.refusals(f"version {number} of {name}"):
-        found = client.get_model_version(name, str(number))
+        try:
+            found = client.get_model_version(name, str(number))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise _no_version(category, number) from error
         return to_version(category, found, _read_aliases(client, name))
 
 
@@ -180,17 +230,21 @@ def find_addressed(address: str) -> Version:
     """The version that `models:/onenip-C@ALIAS` or `models:/onenip-C/NUMBER` names.
 
     Raises:
-        DataError: if it names none.
-        RegistryError: if the registry cannot be reached.
+        DataError: if it is no such address.
+        RegistryError: if there is no such category or version, or the registry cannot be reached.
     """
-    found = re.fullmatch(rf"models:/{PREFIX}(.+?)(?:@(\w+)|/(\d+))", address)
-    version = None
-    if found:
-        name, alias, number = found.groups()
-        category = urllib.parse.unquote(name)
-        version = aliased_version(category, alias) if alias else find_version(category, int(number))
+    parts = re.fullmatch(rf"models:/{PREFIX}(.+?)(?:@(\w+)|/(\d+))", address)
+    if parts is None:
+        raise DataError(
+            f"{address}: neither models:/{PREFIX}CATEGORY@champion nor models:/{PREFIX}CATEGORY/NUMBER"
+        )
+    category, alias, number = urllib.parse.unquote(parts[1]), parts[2], parts[3]
+    if number:
+        return find_version(category, int(number))
+    version = aliased_version(category, alias)
     if version is None:
-        raise DataError(f"{address}: no such version; say models:/{PREFIX}CATEGORY@champion")
+        require_category(category)
+        raise RegistryError(f"{address}: {category} has no {alias}; see `onenip status`")
     return version
 
 
@@ -216,17 +270,14 @@ def serving(category: str) -> Version | None:
     return None if number is None else find_version(category, number)
 
 
-def previous(category: str) -> Version | None:
-    """The version that a rollback would bring back, None if there is none."""
-    return aliased_version(category, PREVIOUS)
-
-
 def read_aliases(category: str) -> dict[str, int]:
     """Version numbers by alias; empty if the category is unknown.
 
     Raises:
         RegistryError: if the registry cannot be reached.
     """
+    if store.is_absent():
+        return {}
     client = store.connect()
     name = registered_name(category)
     with store.refusals(f"aliases of {name}"):
@@ -275,7 +326,6 @@ def to_tags(
     *,
     digest: str,
     weights_uri: str,
-    threshold: float,
     metrics: Metrics,
     facts: dict[str, str],
     approval: Approval = "pending",
@@ -285,7 +335,6 @@ def to_tags(
     Args:
         digest: of the unified model.
         weights_uri: MLflow address of the unified model.
-        threshold: image score from which an image is anomalous.
         metrics: of the category; fractions in 0..1.
         facts: further tags, such as `data_version` and `git_commit`.
         approval: pending, or provisional.
@@ -295,7 +344,6 @@ def to_tags(
         "approval": approval,
         "digest": digest,
         "weights": weights_uri,
-        "threshold": repr(threshold),
         **{f"{_METRIC_TAG}{name}": repr(value) for name, value in metrics.items()},
     }
 
@@ -319,7 +367,6 @@ def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> V
             number=number,
             digest=tags["digest"],
             weights_uri=tags["weights"],
-            threshold=float(tags["threshold"]),
             aliases=tuple(sorted(alias for alias, at in aliases.items() if at == number)),
             approval=tags["approval"],
             approver=tags.get("approver", ""),
@@ -341,6 +388,17 @@ def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> V
     except (KeyError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise RegistryError(f"{found.name} version {number}: unusable tags: {reason}") from error
+
+
+def _no_version(category: str, number: int) -> RegistryError:
+    known = [version.number for version in list_versions(category)]
+    if not known:
+        try:
+            require_category(category)
+        except RegistryError as error:
+            return error
+    there = ", ".join(map(str, known)) or "none"
+    return RegistryError(f"{category}: there is no version {number}; there are: {there}")
 
 
 def _read_aliases(client: MlflowClient, name: str) -> dict[str, int]:

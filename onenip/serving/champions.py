@@ -15,9 +15,8 @@ from pathlib import Path
 from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError
 from onenip.inference.by_category import ServedDetectors
-from onenip.registry.loading import check_approval, load_version
-from onenip.registry.versions import Version, list_categories
-from onenip.registry.versions import serving as find_serving
+from onenip.registry.champions import Champions, read_serving
+from onenip.registry.versions import Version
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class Roster:
         self.model = ServedDetectors({name: one.detector for name, one in serving.items()})
 
 
-class Champions:
+class Follower:
     """The champions of all categories, kept up to date by `refresh`.
 
     Args:
@@ -72,23 +71,24 @@ class Champions:
         self.roster = Roster({})
         self._on_switch = on_switch
         self._lock = threading.Lock()
+        self._champions = Champions()
         self._follows = True
         self.is_fresh = False
         self.problem = ""
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Champions:
+    def of_folder(cls, folder: Path) -> Follower:
         """Champions that never change: the categories of one model folder.
 
         Raises:
             CheckpointError: if there is no usable model.
         """
-        champions = cls()
+        follower = cls()
         detector = Detector.load(folder)
-        champions.roster = Roster({c: Serving(c, detector, 0) for c in detector.categories})
-        champions.is_fresh = True
-        champions._follows = False
-        return champions
+        follower.roster = Roster({c: Serving(c, detector, 0) for c in detector.categories})
+        follower.is_fresh = True
+        follower._follows = False
+        return follower
 
     def refresh(self) -> None:
         """Ask the registry once, and load what changed; never raises for want of the registry."""
@@ -96,20 +96,18 @@ class Champions:
             return
         with self._lock:
             try:
-                found = {name: find_serving(name) for name in list_categories()}
+                found = read_serving()
             except OneNIPError as error:
                 self.is_fresh = False
                 self.problem = f"the registry cannot be asked; the last champions go on: {error}"
                 log.warning("%s", self.problem)
                 return
             self.is_fresh, self.problem = True, ""
-            serving = dict(self.roster.serving)
-            for name, version in found.items():
-                if version is None:
-                    serving.pop(name, None)
-                else:
-                    self._follow(serving, version)
+            serving = {name: one for name, one in self.roster.serving.items() if name in found}
+            for version in found.values():
+                self._follow(serving, version)
             self.roster = Roster(serving)
+            self._champions.keep_only(one.detector.digest for one in serving.values())
 
     def _follow(self, serving: dict[str, Serving], version: Version) -> None:
         """Serve a version, if it is not served already and can be loaded."""
@@ -117,11 +115,8 @@ class Champions:
         if now is not None and now.version == version.number:
             serving[version.category] = replace(now, problem="")
             return
-        same = (s.detector for s in serving.values() if s.detector.digest == version.digest)
         try:
-            check_approval(version)
-            loaded = next(same, None) if version.approval == "approved" else None
-            detector = loaded or load_version(version)
+            detector = self._champions.load(version)
         except OneNIPError as error:
             log.error("%s version %d is not served: %s", version.category, version.number, error)
             if now is not None:

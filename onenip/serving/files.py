@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote
 
 from PIL import Image
 
@@ -22,7 +21,6 @@ from onenip.images import IMAGE_SUFFIXES, load_image
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
 
 _MAGIC = frozenset("*?[")
-_REGISTERED = "models:/onenip-"
 
 
 class Predictor(Protocol):
@@ -118,9 +116,9 @@ def load_model(model: str, category: str | None) -> Predictor:
         category: None without a model means the champions of all categories.
 
     Raises:
-        DataError: if there is no such version.
+        DataError: if the address is none of a model.
         CheckpointError: if the folder or file holds no usable model.
-        RegistryError: if the registry cannot be reached, or the version was not approved.
+        RegistryError: if there is no such version, it was not approved, or the registry cannot be reached.
     """
     if Path(model).suffix in EXPORT_SUFFIXES and not model.startswith("models:/"):
         from onenip.inference.edge import EdgeDetector
@@ -179,22 +177,12 @@ def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
 
 
 def _load_registered(model: str, category: str | None) -> Predictor:
-    if model and not model.startswith(_REGISTERED):
-        raise DataError(f"{model}: not a model of onenip; use {_REGISTERED}CATEGORY@champion")
-    from onenip.registry.loading import (
-        load_all_serving,
-        load_champion,
-        load_serving,
-        load_version,
-    )
+    from onenip.registry.champions import Champions, load_all_serving, load_serving
     from onenip.registry.versions import find_addressed
 
-    if not model:
-        return load_all_serving() if category is None else load_serving(category)[0]
-    name, _, alias = model.removeprefix(_REGISTERED).partition("@")
-    if alias == "champion":
-        return load_champion(unquote(name))[0]
-    return load_version(find_addressed(model))
+    if model:
+        return Champions().load(find_addressed(model))
+    return load_all_serving() if category is None else load_serving(category)[0]
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse
 
 from onenip.errors import ImageError
 from onenip.images import load_image
-from onenip.serving.champions import Champions, Roster, Serving
+from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.queue import BusyQueueError, JudgingQueue
 from onenip.serving.recent import remember
 from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
@@ -83,7 +83,7 @@ class _Metrics:
             registry=self.registry,
         )
 
-    def render(self, queue: JudgingQueue, champions: Champions) -> bytes:
+    def render(self, queue: JudgingQueue, champions: Follower) -> bytes:
         """All figures, as they are now, in Prometheus' text format."""
         self.waiting.set(queue.waiting)
         self.fresh.set(champions.is_fresh)
@@ -96,7 +96,7 @@ class _Metrics:
 class _Judge:
     """From a file's bytes to an answer, or an HTTPException that says why there is none."""
 
-    champions: Champions
+    champions: Follower
     queue: JudgingQueue
     metrics: _Metrics
     settings: ServeSettings
@@ -124,7 +124,7 @@ class _Judge:
         return answer
 
 
-def build_app(champions: Champions, settings: ServeSettings) -> FastAPI:
+def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     """The web application.
 
     Args:
@@ -261,7 +261,7 @@ def _limit_requests(app: FastAPI, settings: ServeSettings, metrics: _Metrics) ->
         return response
 
 
-async def _follow(champions: Champions, seconds: float) -> None:
+async def _follow(champions: Follower, seconds: float) -> None:
     """Look into the registry again and again, in a thread: requests go on meanwhile."""
     while seconds > 0:
         await asyncio.to_thread(champions.refresh)

@@ -21,7 +21,7 @@ import pytest
 
 from onenip.data import dvc, git
 from onenip.registry import audit, versions
-from onenip.registry.loading import load_champion
+from onenip.registry.champions import load_champion
 from tests.acceptance import plant
 
 PYTHON = (sys.executable, "-m")

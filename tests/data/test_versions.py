@@ -20,7 +20,7 @@ from onenip.cli import app
 from onenip.data import dvc
 from onenip.errors import DataError, VersioningError
 from onenip.images import hash_file
-from onenip.registry.history import compare_files, compare_versions, list_history
+from onenip.registry.data_history import compare_files, compare_versions, list_history
 from onenip.stages import download
 from tests.paths import ROOT
 from tests.sources.originals import pack_zip, picture

@@ -169,7 +169,7 @@ def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model
             loaded = call(
                 checkout,
                 "-c",
-                "from onenip.registry.loading import load_champion; load_champion('disc')",
+                "from onenip.registry.champions import load_champion; load_champion('disc')",
                 module=None,
                 env=exports,
             )

@@ -16,9 +16,9 @@ from onenip.cli import app
 from onenip.errors import RegistryError
 from onenip.operation import provisional
 from onenip.registry import approval, audit, versions
-from onenip.registry.loading import load_serving
+from onenip.registry.champions import Champions, load_serving
 from onenip.registry.publishing import publish
-from onenip.serving.champions import Champions
+from onenip.serving.champions import Follower
 from onenip.serving.web import ServeSettings, build_app
 from tests.tiny import CATEGORIES, draw_normal, fit_tiny, make_tiny_params
 
@@ -104,7 +104,7 @@ def test_the_server_answers_for_it_and_still_tells_categories(plant, tiny_detect
     """A provisional category costs the others nothing: same version, same score, category still told."""
     image = put_bolts(plant, 2)[0]
     provisional.provide(make_tiny_params(), root=plant)
-    champions = Champions()
+    champions = Follower()
     champions.refresh()
     disc = next((plant / "data/disc/test/good").iterdir())
     with TestClient(build_app(champions, ServeSettings(refresh_seconds=0))) as client:
@@ -153,10 +153,8 @@ def test_a_trained_model_is_not_let_in_as_provisional(plant, tiny_model):
     waiting = publish_model(plant / "other", plant)[0]
     versions.set_tags(waiting.category, waiting.number, {"approval": "provisional"})
 
-    from onenip.registry.loading import load_version
-
     with pytest.raises(RegistryError, match="needs approval"):
-        load_version(versions.find_version(waiting.category, waiting.number))
+        Champions().load(versions.find_version(waiting.category, waiting.number))
 
 
 def test_without_a_champion_there_is_nothing_to_stand_in(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from onenip.operation.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
 from onenip.params.presets import render
 from onenip.registry import approval, audit, publishing, versions
+from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult
 from onenip.stages import evaluate
 from tests.tiny import list_samples, make_tiny_params
@@ -79,7 +80,7 @@ def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_det
 @pytest.mark.usefixtures("registry")
 def test_a_champion_is_loaded_once_for_all_that_it_serves(tiny_detector):
     """Both categories get the same detector; one without a champion gets none."""
-    champions = retraining.Champions()
+    champions = Champions()
     approval.approve("disc", by="Ada", reason="good")
 
     assert champions.find("disc").digest == tiny_detector.digest
@@ -108,7 +109,7 @@ def test_drift_is_seen_in_what_the_champion_said_of_arrivals(tmp_path, tiny_dete
             }
             journal.update(item, values)
         (found,) = retraining.look_for_drift(
-            params, journal=journal, champions=retraining.Champions(), manifest=Path("none.csv")
+            params, journal=journal, champions=Champions(), manifest=Path("none.csv")
         )
 
     assert found.is_drifting
@@ -125,7 +126,7 @@ def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data
     approval.approve("disc", by="Ada", reason="good")
 
     found = retraining.judge_categories(
-        params, model_dir=tiny_model, manifest=manifest, champions=retraining.Champions()
+        params, model_dir=tiny_model, manifest=manifest, champions=Champions()
     )
 
     assert list(found) == ["stripes"]

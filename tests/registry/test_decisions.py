@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from onenip.registry import audit, versions
-from onenip.registry.loading import load_champion
+from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import mlflow_server
 from tests.paths import ROOT

@@ -9,11 +9,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from typer.testing import CliRunner
 
 from onenip import Detector
+from onenip.cli import app
 from onenip.errors import RegistryError
 from onenip.registry import approval, audit, versions
-from onenip.registry.loading import load_champion
+from onenip.registry.champions import load_champion, read_serving
 from onenip.registry.publishing import fetched_weights, publish
 from onenip.registry.store import connect
 from onenip.registry.tracking import training_run
@@ -257,13 +259,51 @@ def test_a_killed_training_goes_on_in_its_run(store):
     assert [point.step for point in history] == [1, 2]
 
 
+def test_reading_makes_no_database(store):
+    """`status`, `audit` and `predict` say that there is no registry, and leave none behind."""
+    said = {
+        words: CliRunner().invoke(app, list(words))
+        for words in (("status",), ("audit",), ("predict", "x.png", "-c", "disc"))
+    }
+
+    assert "Nothing is registered yet" in said["status",].stdout
+    assert said["audit",].exit_code == 0
+    assert isinstance(said["predict", "x.png", "-c", "disc"].exception, RegistryError)
+    assert not list(store.glob("*mlflow.db*"))
+    with pytest.raises(RegistryError, match=r"mlflow\.db: there is no registry"):
+        read_serving()
+
+
+def test_a_mistyped_category_gets_the_closest_name(publish_model):
+    """Whatever asks for it: never the advice to approve what does not exist."""
+    publish_model()
+    wanted = "unknown category 'Disk'; registered categories: disc, stripes; did you mean 'disc'?"
+
+    for ask in (
+        lambda: approval.approve("Disk", by="Ada", reason="good"),
+        lambda: load_champion("Disk"),
+        lambda: load_model("", "Disk"),
+        lambda: find_addressed("models:/onenip-Disk@champion"),
+        lambda: find_addressed("models:/onenip-Disk/1"),
+    ):
+        with pytest.raises(RegistryError) as caught:
+            ask()
+        assert str(caught.value) == wanted
+    said = CliRunner().invoke(app, ["audit", "Disk"])
+    assert str(said.exception) == wanted
+    with pytest.raises(RegistryError, match="disc: there is no version 7; there are: 1"):
+        find_addressed("models:/onenip-disc/7")
+
+
 _OPEN = """
 import resource, sys
 if sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)  # as a full disk
 from onenip.errors import OneNIPError
+from onenip.registry import store
 from onenip.registry.versions import list_categories
 try:
+    store.connect(create=True)
     print(list_categories())
 except OneNIPError as error:
     sys.exit(f"onenip: {error}")

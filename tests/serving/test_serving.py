@@ -18,7 +18,7 @@ from PIL import Image
 
 from onenip import Detector
 from onenip.registry import approval
-from onenip.serving.champions import Champions, Roster, Serving
+from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.web import ServeSettings, build_app
 
 
@@ -29,7 +29,7 @@ def image_file(tiny_data):
 
 @pytest.fixture
 def client(tiny_model):
-    app = build_app(Champions.of_folder(tiny_model), ServeSettings(max_bytes=350_000))
+    app = build_app(Follower.of_folder(tiny_model), ServeSettings(max_bytes=350_000))
     with TestClient(app) as found:
         yield found
 
@@ -96,7 +96,7 @@ def test_a_huge_image_is_refused_before_it_is_decoded(client):
 
 def test_a_key_is_asked_for(tiny_model, image_file):
     """With a key set, a request without it gets 401."""
-    app = build_app(Champions.of_folder(tiny_model), ServeSettings(api_key="secret"))
+    app = build_app(Follower.of_folder(tiny_model), ServeSettings(api_key="secret"))
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}
     with TestClient(app) as client:
         without = client.post("/predict", json=body).status_code
@@ -110,7 +110,7 @@ def test_an_image_of_a_category_that_nothing_serves_is_refused(
     tiny_detector, image_file, tiny_data
 ):
     """Of two categories that a model knows one was approved: an image of the other is not judged as it."""
-    champions = Champions()
+    champions = Follower()
     champions.roster = Roster({"stripes": Serving("stripes", tiny_detector, 3)})
     stripes = next((tiny_data / "stripes/test/good").iterdir())
     with TestClient(build_app(champions, ServeSettings(refresh_seconds=0))) as client:
@@ -126,7 +126,7 @@ def test_a_model_that_fails_fails_its_own_requests(tiny_model, tiny_detector, im
     """An error that nobody foresaw is a 500 of its request, and the next one is answered."""
     broken = Detector.load(tiny_model)
     broken.folded.to("meta")  # as a device that lost its memory
-    champions = Champions()
+    champions = Follower()
     champions.roster = Roster(
         {"disc": Serving("disc", broken, 1), "stripes": Serving("stripes", tiny_detector, 1)}
     )
@@ -155,7 +155,7 @@ def test_metrics_and_description(client, image_file):
 def test_a_folder_follows_no_registry(tiny_model, monkeypatch):
     """What was given as a folder goes on serving, whatever a registry says."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    champions = Champions.of_folder(tiny_model)
+    champions = Follower.of_folder(tiny_model)
 
     champions.refresh()
 
@@ -179,7 +179,7 @@ def test_recent_answers_are_kept_and_the_oldest_forgotten(tiny_model, image_file
 
     settings = ServeSettings(recent=tmp_path)
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}
-    with TestClient(build_app(Champions.of_folder(tiny_model), settings)) as client:
+    with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
         answer = client.post("/predict", json=body).json()
 
     kept = list_recent(tmp_path, "disc")
@@ -196,7 +196,7 @@ def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_fil
     """An empty registry: not ready, and 503 for a request."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    champions = Champions()
+    champions = Follower()
     champions.refresh()
     with TestClient(build_app(champions, ServeSettings(refresh_seconds=0))) as client:
         body = {"image": encode(image_file.read_bytes()), "category": "disc"}
@@ -219,7 +219,7 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     (evaluation / "metrics.json").write_text(json.dumps(content))
     publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
     switched = []
-    champions = Champions(on_switch=lambda s: switched.append((s.category, s.version)))
+    champions = Follower(on_switch=lambda s: switched.append((s.category, s.version)))
     champions.refresh()
     assert champions.roster.serving == {}
 
@@ -278,7 +278,7 @@ def test_batches_answer_each_request_by_itself(tiny_model, tiny_detector, tiny_d
     expected = {
         path: tiny_detector.predict([path], category=path.parts[-4])[0].score for path in paths
     }
-    app = build_app(Champions.of_folder(tiny_model), ServeSettings(batch_size=4))
+    app = build_app(Follower.of_folder(tiny_model), ServeSettings(batch_size=4))
     with TestClient(app) as client, ThreadPoolExecutor(len(paths) + 1) as pool:
 
         def ask(path, category):

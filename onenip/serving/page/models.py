@@ -14,7 +14,7 @@ from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.images import load_image
-from onenip.registry.loading import load_version
+from onenip.registry.champions import Champions
 from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, challenger, list_categories, serving
 
@@ -73,7 +73,7 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     found = []
     if answering is not None:
         role = "provisional" if answering.approval == "provisional" else "champion"
-        found.append(Candidate(role, load_version(answering), answering))
+        found.append(Candidate(role, Champions().load(answering), answering))
     if waiting is not None:
         detector = load_pinned(waiting.weights_uri, waiting.digest)
         found.append(Candidate("challenger", detector, waiting))
