@@ -27,7 +27,7 @@ MIN_CALIBRATION_IMAGES = 4  # held-out normals; with fewer, fitted ones join the
 MAX_CALIBRATION_IMAGES = 200  # more cost time and change little
 
 _CORESET_TOKENS = 100_000  # upper limit of the tokens that a memory is chosen from
-_SHIFTS = ((0, 0), (3, 0), (-3, 0), (0, 3), (0, -3))  # px, of the copies of a single normal image
+_SHIFTS = ((3, 0), (-3, 0), (0, 3), (0, -3))  # px, of the copies of a single normal image
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class CalibrationImage:
     Attributes:
         features: a batch of one.
         excluded: [M] bool, memory tokens that come from this very image; None where none does.
+        state: of the category with other prompts, where this very image is one; None for its own.
     """
 
     features: Features
     excluded: Tensor | None = None
+    state: CategoryState | None = None
 
 
 def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
@@ -213,15 +215,21 @@ def calibrate_category(
 
 
 def calibrate_given(
-    network: Network, params: CalibrateParams, images: Sequence[NDArray[np.uint8]]
+    network: Network,
+    params: CalibrateParams,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    siblings: NDArray[np.bool_] | None = None,
 ) -> tuple[CategoryState, CategorySpec]:
     """State and description of a category that is added without training.
 
     Args:
         network: trained on others.
         params: rates and rules.
-        images: normal images [H, W, 3] uint8, at least one; the spread of a single one is that of
-            shifted copies.
+        images: normal images [H, W, 3] uint8, at least one; none is judged by its own prompt or memory
+            tokens, but a single one, whose spread is that of shifted copies.
+        siblings: [n, n] bool, images that show the same thing in part, such as tiles of one photograph,
+            and do not judge each other either; each is its own. None if no two are.
     """
     with torch.inference_mode():
         resized = [resize_image(image, network.params.input_size) for image in images]
@@ -231,16 +239,30 @@ def calibrate_given(
             network, fine, generator=torch.Generator().manual_seed(0)
         )
         coarse = torch.cat([f.coarse for f in features])
-        picks = choose_prompts(embed_globally(coarse), count=params.prompts)
-        prompts = torch.tensor(np.stack([resized[i] for i in picks]))
-        state = CategoryState(
-            prompts, network.encode(coarse[picks]), embed_globally(coarse[picks]), statistics
-        )
-        if len(images) == 1:
-            shifted = [np.roll(resized[0], shift, axis=(0, 1)) for shift in _SHIFTS]
-            normals = [CalibrationImage(_embed(network, image)) for image in shifted]
+        embeddings, encoded = embed_globally(coarse), network.encode(coarse)
+
+        def build(picks: list[int]) -> CategoryState:
+            prompts = torch.tensor(np.stack([resized[i] for i in picks]))
+            return CategoryState(prompts, encoded[picks], embeddings[picks], statistics)
+
+        picks = choose_prompts(embeddings, count=params.prompts)
+        state = build(picks)
+        related = np.eye(len(images), dtype=bool) if siblings is None else siblings
+        if related.all():  # nobody else is there to judge by
+            shifted = [np.roll(one, shift, axis=(0, 1)) for one in resized for shift in _SHIFTS]
+            normals = [
+                CalibrationImage(_embed(network, one)) for one in shifted[:MAX_CALIBRATION_IMAGES]
+            ]
         else:
-            normals = [CalibrationImage(f, owners == i) for i, f in enumerate(features)]
+            normals = []
+            for own, mine in zip(features[:MAX_CALIBRATION_IMAGES], related, strict=False):
+                others = np.flatnonzero(~mine)
+                instead = None
+                if mine[picks].any() and len(others):
+                    chosen = choose_prompts(embeddings[others], count=params.prompts)
+                    instead = build([int(others[i]) for i in chosen])
+                excluded = torch.from_numpy(mine)[owners]
+                normals.append(CalibrationImage(own, excluded, instead))
         known = calibrate_category(
             network,
             params,
@@ -256,7 +278,7 @@ def calibrate_given(
 
 def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:
     excluded = None if image.excluded is None else image.excluded[None]
-    return draw_maps(network, image.features, state, excluded=excluded)
+    return draw_maps(network, image.features, image.state or state, excluded=excluded)
 
 
 def _embed(network: Network, image: NDArray[np.uint8]) -> Features:

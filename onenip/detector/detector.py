@@ -233,12 +233,20 @@ class Detector:
             maps = draw_restored(self.folded, Features(query, query[:, :0]), restored, empty)
         return ReconstructionResult(restored, maps["restoration"], maps["refined"].sigmoid())
 
-    def add_category(self, name: str, normal_images: Sequence[ImageLike]) -> Detector:
+    def add_category(
+        self,
+        name: str,
+        normal_images: Sequence[ImageLike],
+        *,
+        siblings: NDArray[np.bool_] | None = None,
+    ) -> Detector:
         """A detector with one more category, without training.
 
         Args:
             name: of the new category.
-            normal_images: at least one; the first ones become prompts, thresholds come from all.
+            normal_images: at least one; prompts, memory and thresholds come from them.
+            siblings: [n, n] bool, images that show the same thing in part, as tiles of one photograph do:
+                they are not calibrated with each other. None if no two are.
 
         Returns:
             A new detector that shares this one's network; the category is marked as provisional.
@@ -253,7 +261,10 @@ class Detector:
         if not normal_images:
             raise DataError(f"category {name!r} needs at least one normal image")
         state, known = calibrate_given(
-            self.folded, self.spec.calibrate, [to_array(image) for image in normal_images]
+            self.folded,
+            self.spec.calibrate,
+            [to_array(image) for image in normal_images],
+            siblings=siblings,
         )
         states = {**self._states, name: state}
         return type(self)(

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from onenip.detector.prediction import resize_map
 
+Box = tuple[int, int, int, int]  # y, x, height, width in px
+
 # tiles [height, width, 3] uint8 to the map [h, w] and the score of each
 ScoreTiles = Callable[[Iterator[NDArray[np.uint8]]], Iterable[tuple[NDArray[np.float32], float]]]
 
@@ -39,10 +41,8 @@ def score_in_tiles(
     return total / weights, score
 
 
-def list_tiles(
-    size: tuple[int, int], tile_px: int, overlap: float
-) -> list[tuple[int, int, int, int]]:
-    """Boxes (y, x, height, width) that cover an image of (height, width) px, row by row.
+def list_tiles(size: tuple[int, int], tile_px: int, overlap: float) -> list[Box]:
+    """Boxes that cover an image of (height, width) px, row by row.
 
     All have the same size and are spread evenly, so that none sticks out and none is a sliver.
     """
@@ -57,7 +57,7 @@ def _place(side: int, tile: int, overlap: float) -> list[int]:
     return [round(at) for at in np.linspace(0, side - tile, count)]
 
 
-def cut_tile(image: NDArray[np.uint8], box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def cut_tile(image: NDArray[np.uint8], box: Box) -> NDArray[np.uint8]:
     """A copy of the pixels in a box: [height, width, 3] of [H, W, 3] uint8."""
     y, x, height, width = box
     return np.ascontiguousarray(image[y : y + height, x : x + width])

@@ -23,7 +23,7 @@ from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
-from onenip.inference.tiles import cut_tile, list_tiles, score_in_tiles
+from onenip.inference.tiles import Box, cut_tile, list_tiles, score_in_tiles
 from onenip.model.file import CategorySpec
 
 _BATCH = (
@@ -84,8 +84,7 @@ class TiledDetector:
             category: name of the category; the detector need not know it.
             normals: normal images at the size that images will have.
             tile_px: side of a tile.
-            overlap: of tiles when images are judged; normals are cut without, so that no tile finds
-                itself in the memory.
+            overlap: of tiles.
 
         Raises:
             DataError: if there are no normal images.
@@ -98,7 +97,7 @@ class TiledDetector:
             cut_tile(image, box) for image, own in zip(images, boxes, strict=True) for box in own
         ]
         name = _TILED.format(category)
-        extended = detector.add_category(name, tiles)
+        extended = detector.add_category(name, tiles, siblings=_relate(boxes))
         known = extended.spec.categories[name]
         owners = np.repeat(np.arange(len(images)), [len(own) for own in boxes])
         scores = np.array(known.normal_scores)
@@ -180,3 +179,20 @@ class TiledDetector:
         known = self.detector.spec.categories[self._names[category]]
         threshold = self._thresholds.get(category, known.image_threshold)
         return known.model_copy(update={"image_threshold": threshold})
+
+
+def _relate(boxes: Sequence[Sequence[Box]]) -> NDArray[np.bool_]:
+    """Which tiles may not judge each other: [n, n] bool, those of the same image.
+
+    Of a single image it is those that overlap, since there are no others.
+
+    Args:
+        boxes: of the tiles of each image.
+    """
+    if len(boxes) > 1:
+        images = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
+        return np.equal.outer(images, images)
+    y, x, height, width = np.array(boxes[0]).T
+    return np.logical_and(
+        abs(np.subtract.outer(y, y)) < height, abs(np.subtract.outer(x, x)) < width
+    )

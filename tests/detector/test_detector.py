@@ -163,6 +163,29 @@ def test_add_category_leaves_the_others_alone(tiny_detector, tiny_data, image_pa
     assert extended.predict([image_path], category="disc")[0].score == answer.score
 
 
+def test_added_normals_are_calibrated_without_their_own_prompt(tiny_detector, tiny_data):
+    """By restoration alone, a normal image that is a prompt scores higher in calibration than with itself."""
+    paths = sorted((tiny_data / "stripes/train/good").glob("*.png"))[:4]
+    rule = tiny_detector.spec.calibrate.model_copy(update={"fusion_weights": {"restoration": 1.0}})
+    names = tiny_detector.categories
+    detector = Detector(
+        tiny_detector.network,
+        spec=tiny_detector.spec.model_copy(update={"calibrate": rule}),
+        prompts={name: tiny_detector.state(name).prompts for name in names},
+        statistics={name: tiny_detector.state(name).statistics for name in names},
+    ).add_category("new", paths)
+    known = detector.spec.categories["new"]
+
+    with_itself = [found.score for found in detector.predict(paths, category="new")]
+
+    assert len(known.prompt_names) == 2
+    for i, (calibrated, own) in enumerate(zip(known.normal_scores, with_itself, strict=True)):
+        if f"given {i}" in known.prompt_names:
+            assert calibrated > own + 1e-3
+        else:
+            assert calibrated == pytest.approx(own, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "count", "words"),
     [("disc", 1, "there already"), ("new", 0, "at least one"), ("", 1, "name"), ("a/b", 1, "name")],

@@ -101,6 +101,33 @@ def test_the_batch_does_not_matter(tiled):
         assert np.array_equal(one.map, two.map)
 
 
+@pytest.mark.parametrize("side", [100, 128])
+@pytest.mark.parametrize("photographs", [1, 4])
+def test_tiles_of_one_photograph_do_not_calibrate_each_other(tiny_detector, side, photographs):
+    """A tile scores in calibration as with a model of the other photographs alone, or of tiles beside it.
+
+    At 100 px the tiles of 64 px lie over each other by 28 px, at 128 px side by side.
+    """
+    normals = [draw_big(seed)[:side, :side] for seed in range(photographs)]
+    tiled = TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE)
+    scores = tiled.detector.spec.categories["stripes in tiles"].normal_scores
+
+    with_itself = [
+        one.score for one in tiled.detector.predict(
+            [normal[y : y + TILE, x : x + TILE] for normal in normals
+             for y in (0, side - TILE) for x in (0, side - TILE)],
+            category="stripes in tiles",
+        )
+    ]  # fmt: skip
+
+    if photographs == 1 and side == 100:
+        assert len(scores) == 16  # shifted copies: all four tiles lie over each other
+    else:
+        assert len(scores) == len(with_itself) == 4 * photographs
+        assert np.mean(scores) > np.mean(with_itself)
+        assert all(own >= again - 1e-4 for own, again in zip(scores, with_itself, strict=True))
+
+
 def test_what_makes_no_tiles_is_refused(tiny_detector):
     """Impossible tiles, no normals and an unknown category are DataErrors."""
     with pytest.raises(DataError, match=r"0\.\.0\.75"):
