@@ -4,6 +4,7 @@ OneNIPError
 ├── ParamsError(ValueError)     params missing, malformed or contradictory
 ├── DataError                   image, mask or manifest not as promised
 │   ├── ImageError              one image file cannot be used
+│   │   └── ForeignImageError       it shows no product that has a model
 │   └── UnknownCategoryError    no such category
 ├── SourceError                 a data source could not be read, or is unsafe
 ├── CheckpointError             model or checkpoint missing, foreign, damaged, or made by other params
@@ -72,6 +73,10 @@ class ImageError(DataError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[Path | str, str]]:
         return type(self), (self.path or "", self.reason)  # it crosses processes
+
+
+class ForeignImageError(ImageError):
+    """An image looks like no category that has a champion; `reason` says like which."""
 
 
 class UnknownCategoryError(DataError):

@@ -57,9 +57,8 @@ def serve(
 
     A client asks: `curl -F file=@part.png -F category=bottle localhost:8000/predict/file`
     """
-    import uvicorn
-
     from onenip.serving.champions import Follower
+    from onenip.serving.connections import run_server
     from onenip.serving.web import ServeSettings, build_app
 
     champions = Follower() if model is None else Follower.of_folder(model)
@@ -71,7 +70,7 @@ def serve(
         refresh_seconds=refresh_seconds if model is None else 0.0,
         recent=recent,
     )
-    uvicorn.run(build_app(champions, settings), host=host, port=port, log_level="warning")
+    run_server(build_app(champions, settings), host=host, port=port)
 
 
 def inspect(

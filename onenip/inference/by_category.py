@@ -12,7 +12,7 @@ from pathlib import Path
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction
-from onenip.errors import DataError, ImageError
+from onenip.errors import ForeignImageError, UnknownCategoryError
 
 
 class ServedDetectors:
@@ -51,8 +51,7 @@ class ServedDetectors:
         if category is None:
             return [self._predict_inferred(image) for image in images]
         if category not in self._detectors:
-            known = ", ".join(self.categories)
-            raise DataError(f"unknown category {category!r}; there serve {known}")
+            raise UnknownCategoryError(category, self.categories, kind="served")
         detector = self._detectors[category]
         return detector.predict(images, category=category, batch_size=batch_size)
 
@@ -67,6 +66,6 @@ class ServedDetectors:
         told = min(distances, key=lambda name: distances[name])
         if told not in self._detectors:
             named = image if isinstance(image, (str, Path)) else "the image"
-            raise ImageError(named, f"looks like {told}, which has no approved model")
+            raise ForeignImageError(named, f"looks like {told}, which has no approved model")
         prediction = self._detectors[told].predict([pixels], category=told)[0]
         return replace(prediction, category_inferred=True)

@@ -1,35 +1,41 @@
-"""Which detector answers for which category; follows the registry's champion aliases.
+"""The champions of all categories, followed in the registry while a server runs.
 
-A champion is swapped in whole: a request is answered by the one that it found. If the registry is
-down, or a new champion cannot be loaded, the last good one goes on serving, and says so.
+A champion is swapped in whole: a request is answered by the one that it found. If the registry is down, or a
+new champion cannot be loaded, the last good one goes on; a category that is gone from the registry is no
+longer served.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onenip.detector.detector import Detector
-from onenip.errors import OneNIPError
+from onenip.errors import OneNIPError, UnreachableError
 from onenip.inference.by_category import ServedDetectors
-from onenip.registry.champions import Champions, read_serving
-from onenip.registry.versions import Version
+from onenip.registry import store
+from onenip.registry.champions import Champions
+from onenip.registry.versions import Version, list_categories
+from onenip.registry.versions import serving as find_serving
+
+_MIN_PATIENCE_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers for a category.
+    """The champion of a category, loaded.
 
     Attributes:
         category: the product category.
-        detector: what answers.
+        detector: its detector.
         version: of `onenip-<category>`; 0 for a model that was given as a folder.
-        problem: why a newer champion is not served, or the registry cannot be asked; empty if all is well.
+        problem: why a newer champion is not served; else empty.
     """
 
     category: str
@@ -44,7 +50,7 @@ class Serving:
 
 
 class Roster:
-    """What serves at one moment, which no later change touches.
+    """The champions at one moment, which no later change touches.
 
     Args:
         serving: by category.
@@ -56,25 +62,24 @@ class Roster:
 
 
 class Follower:
-    """The champions of all categories, kept up to date by `refresh`.
+    """Follows the champion aliases in the registry, in a thread of its own.
 
     Args:
-        on_switch: called with what serves now, after each change.
+        patience_seconds: age of the last answer of the registry from which it counts as gone.
 
     Attributes:
-        roster: what serves now; replaced as a whole.
-        is_fresh: whether the last look into the registry worked.
-        problem: why it did not; else empty.
+        roster: the champions now; replaced as a whole.
     """
 
-    def __init__(self, on_switch: Callable[[Serving], None] = lambda _: None) -> None:
+    def __init__(self, *, patience_seconds: float = _MIN_PATIENCE_SECONDS) -> None:
         self.roster = Roster({})
-        self._on_switch = on_switch
-        self._lock = threading.Lock()
+        self._patience_seconds = patience_seconds
         self._champions = Champions()
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
         self._follows = True
-        self.is_fresh = False
-        self.problem = ""
+        self._answered_at: float | None = None  # monotonic
+        self._problem = "the registry was not read yet"
 
     @classmethod
     def of_folder(cls, folder: Path) -> Follower:
@@ -86,42 +91,94 @@ class Follower:
         follower = cls()
         detector = Detector.load(folder)
         follower.roster = Roster({c: Serving(c, detector, 0) for c in detector.categories})
-        follower.is_fresh = True
         follower._follows = False
+        follower._problem = ""
         return follower
 
+    @property
+    def age_seconds(self) -> float | None:
+        """Time since the last answer of the registry; None if there was none."""
+        return None if self._answered_at is None else time.monotonic() - self._answered_at
+
+    @property
+    def problem(self) -> str:
+        """Why the champions may be old; empty if they are not."""
+        age = self.age_seconds
+        if self._problem or not self._follows or age is None or age <= self._patience_seconds:
+            return self._problem
+        return f"no answer of the registry for {age:.0f} s; the last champions go on"
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the champions are those of the registry, as far as was heard of late."""
+        return not self.problem
+
+    def start(self, seconds: float) -> None:
+        """Read the registry now and every so many seconds, until `stop`; never for a folder or 0 s."""
+        if self._follows and seconds > 0:
+            self._patience_seconds = max(self._patience_seconds, 3 * seconds)
+            # a daemon: a registry that hangs does not keep the process from ending
+            threading.Thread(target=self._run, args=(seconds,), daemon=True).start()
+
+    def stop(self) -> None:
+        """End the thread, once it has heard from the registry."""
+        self._stopped.set()
+
     def refresh(self) -> None:
-        """Ask the registry once, and load what changed; never raises for want of the registry."""
+        """Read the registry once, and load what changed; whatever goes wrong is logged and shown."""
         if not self._follows:
             return
         with self._lock:
             try:
-                found = read_serving()
-            except OneNIPError as error:
-                self.is_fresh = False
-                self.problem = f"the registry cannot be asked; the last champions go on: {error}"
-                log.warning("%s", self.problem)
-                return
-            self.is_fresh, self.problem = True, ""
-            serving = {name: one for name, one in self.roster.serving.items() if name in found}
-            for version in found.values():
-                self._follow(serving, version)
-            self.roster = Roster(serving)
-            self._champions.keep_only(one.detector.digest for one in serving.values())
+                self._read()
+            except Exception as error:  # it goes on, whatever a registry answers
+                self._problem = (
+                    f"the registry cannot be read; the last champions go on: {_describe(error)}"
+                )
+                log.warning("%s", self._problem, exc_info=not isinstance(error, OneNIPError))
+            else:
+                self._problem = ""
+                self._answered_at = time.monotonic()
 
-    def _follow(self, serving: dict[str, Serving], version: Version) -> None:
-        """Serve a version, if it is not served already and can be loaded."""
-        now = serving.get(version.category)
-        if now is not None and now.version == version.number:
-            serving[version.category] = replace(now, problem="")
-            return
-        try:
-            detector = self._champions.load(version)
-        except OneNIPError as error:
-            log.error("%s version %d is not served: %s", version.category, version.number, error)
-            if now is not None:
-                serving[version.category] = replace(now, problem=str(error))
-            return
-        serving[version.category] = Serving(version.category, detector, version.number)
-        log.info("%s: version %d serves", version.category, version.number)
-        self._on_switch(serving[version.category])
+    def _run(self, seconds: float) -> None:
+        while not self._stopped.is_set():
+            self.refresh()
+            self._stopped.wait(seconds)
+
+    def _read(self) -> None:
+        store.connect()
+        serving = {}
+        for name in list_categories():
+            now = self.roster.serving.get(name)
+            try:
+                found = find_serving(name)
+                one = None if found is None else self._follow(now, found)
+            except UnreachableError:
+                raise
+            except Exception as error:  # of one category; the others go on
+                log.error(
+                    "%s: its champion is not served: %s",
+                    name,
+                    error,
+                    exc_info=not isinstance(error, OneNIPError),
+                )
+                one = None if now is None else replace(now, problem=_describe(error))
+            if one is not None:
+                serving[name] = one
+        for name in self.roster.serving.keys() - serving.keys():
+            log.warning("%s is no longer served: it has no champion in the registry", name)
+        self.roster = Roster(serving)
+        self._champions.keep_only(one.detector.digest for one in serving.values())
+
+    def _follow(self, now: Serving | None, version: Version) -> Serving | None:
+        """The version, loaded; the same one as now if it did not change, None if it lost its approval."""
+        if now and (now.version, now.detector.digest) == (version.number, version.digest):
+            is_allowed = version.approval in ("approved", "provisional")
+            return replace(now, problem="") if is_allowed else None
+        detector = self._champions.load(version)
+        log.info("%s: version %d is served", version.category, version.number)
+        return Serving(version.category, detector, version.number)
+
+
+def _describe(error: Exception) -> str:
+    return str(error) if isinstance(error, OneNIPError) else f"{type(error).__name__}: {error}"

@@ -1,7 +1,8 @@
-"""Queue of requests, judged in batches by one worker; more requests than may wait are refused.
+"""Queue of images, decoded and judged in batches by one worker; more than may wait are refused.
 
-The requests that wait while a batch is judged become the next one, up to the batch size; no request waits
-for a batch to fill. The batch size is 1 by default, so that a score never depends on its batch.
+The images that wait while a batch is judged become the next one, up to the batch size; none waits for a
+batch to fill. The batch size is 1 by default, so that a score never depends on its batch. An image is decoded
+when its turn comes: those that wait are held as the files that came.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 
 from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError
+from onenip.images import load_image
 from onenip.inference.by_category import ServedDetectors
+
+_STOP_SECONDS = 5.0
 
 
 class BusyQueueError(OneNIPError):
@@ -25,7 +29,7 @@ class BusyQueueError(OneNIPError):
 @dataclass(frozen=True)
 class _Job:
     model: ServedDetectors
-    image: NDArray[np.uint8]
+    content: bytes
     category: str | None
     answer: asyncio.Future[Prediction]
 
@@ -34,13 +38,15 @@ class JudgingQueue:
     """A queue with one worker.
 
     Args:
-        max_waiting: jobs that may wait; one more is refused.
+        max_waiting: images that may wait; one more is refused.
         batch_size: images that go through the network together.
+        max_pixels: of an image.
     """
 
-    def __init__(self, *, max_waiting: int, batch_size: int) -> None:
+    def __init__(self, *, max_waiting: int, batch_size: int, max_pixels: int) -> None:
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(max_waiting)
         self._batch_size = batch_size
+        self._max_pixels = max_pixels
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -48,8 +54,9 @@ class JudgingQueue:
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Answer what waits, then end the worker."""
-        await self._jobs.join()
+        """Answer the images that wait, for a few seconds at most, then end the worker."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._jobs.join(), _STOP_SECONDS)
         if self._worker is not None:
             self._worker.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -57,22 +64,22 @@ class JudgingQueue:
 
     @property
     def waiting(self) -> int:
-        """Jobs that wait."""
+        """Number of images that wait."""
         return self._jobs.qsize()
 
     async def judge(
-        self, model: ServedDetectors, image: NDArray[np.uint8], category: str | None
+        self, model: ServedDetectors, content: bytes, category: str | None
     ) -> Prediction:
-        """Prediction of an image [H, W, 3] uint8; category None infers it.
+        """Prediction of an image file's bytes; category None infers it.
 
         Raises:
             BusyQueueError: if too many wait.
             DataError: if the category is unknown.
-            ImageError: if no category is given, and the image looks like one without a champion.
+            ImageError: if the bytes are no usable image, or look like a category without a champion.
         """
         answer: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         try:
-            self._jobs.put_nowait(_Job(model, image, category, answer))
+            self._jobs.put_nowait(_Job(model, content, category, answer))
         except asyncio.QueueFull as error:
             raise BusyQueueError("too many requests wait; try again in a moment") from error
         return await answer
@@ -83,33 +90,44 @@ class JudgingQueue:
             while len(batch) < self._batch_size and not self._jobs.empty():
                 batch.append(self._jobs.get_nowait())
             for jobs in _group(batch):
-                await self._judge_together(jobs)
+                found = await asyncio.to_thread(self._judge_together, jobs)
+                for job, one in zip(jobs, found, strict=True):
+                    if not job.answer.cancelled():
+                        _settle(job.answer, one)
+            for _ in batch:
+                self._jobs.task_done()
 
-    async def _judge_together(self, jobs: list[_Job]) -> None:
-        """Answer jobs of one model and category; an error is their answer, and the worker goes on."""
-        first = jobs[0]
-        judging = asyncio.to_thread(
-            first.model.predict,
-            [job.image for job in jobs],
-            category=first.category,
-            batch_size=len(jobs),
-        )
-        (found,) = await asyncio.gather(judging, return_exceptions=True)
+    def _judge_together(self, jobs: list[_Job]) -> list[Prediction | BaseException]:
+        """Predictions of images of one model and category; an error is the answer of its own image."""
+        images: dict[int, NDArray[np.uint8]] = {}
+        found: dict[int, Prediction | BaseException] = {}
         for at, job in enumerate(jobs):
-            self._jobs.task_done()
-            if job.answer.cancelled():
-                continue
-            if isinstance(found, BaseException):
-                job.answer.set_exception(found)
-            else:
-                job.answer.set_result(found[at])
+            try:
+                if not job.answer.cancelled():
+                    images[at] = load_image(job.content, max_pixels=self._max_pixels)
+            except Exception as error:  # noqa: BLE001  # the worker goes on; the request fails
+                found[at] = error
+        try:
+            predictions = jobs[0].model.predict(
+                list(images.values()), category=jobs[0].category, batch_size=max(1, len(images))
+            )
+        except Exception as error:  # noqa: BLE001
+            predictions = [error] * len(images)
+        found |= zip(images, predictions, strict=True)
+        return [found.get(at, asyncio.CancelledError()) for at in range(len(jobs))]
+
+
+def _settle(answer: asyncio.Future[Prediction], found: Prediction | BaseException) -> None:
+    if isinstance(found, BaseException):
+        answer.set_exception(found)
+    else:
+        answer.set_result(found)
 
 
 def _group(batch: list[_Job]) -> list[list[_Job]]:
     """Jobs that may go through the network together: of one model and one given category."""
     groups: dict[tuple[int, str | int], list[_Job]] = {}
     for at, job in enumerate(batch):
-        groups.setdefault((id(job.model), at if job.category is None else job.category), []).append(
-            job
-        )
+        key = (id(job.model), at if job.category is None else job.category)
+        groups.setdefault(key, []).append(job)
     return list(groups.values())

@@ -1,19 +1,31 @@
-"""What is sent and answered over HTTP, as the page at `/docs` describes it."""
+"""Requests and answers of the HTTP interface, as the page at `/docs` describes them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from onenip.detector.prediction import Verdict
+
+MAX_NAME = 255  # characters of a category
 
 
 class ImageRequest(BaseModel):
     """An image to judge."""
 
-    image: str = Field(description="base64 of an image file: PNG, JPEG, BMP, TIFF or WebP")
-    category: str | None = Field(None, description="product category; left out, it is told")
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image: str = Field(
+        description="base64 of an image file (PNG, JPEG, BMP, TIFF, WebP); line breaks, a `data:` prefix and "
+        "the URL-safe alphabet are accepted"
+    )
+    category: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_NAME,
+        description="product category; inferred if left out",
+    )
 
 
 class RegionAnswer(BaseModel):
@@ -21,57 +33,96 @@ class RegionAnswer(BaseModel):
 
     x: int = Field(description="left edge of its box, px")
     y: int = Field(description="top edge of its box, px")
-    width: int = Field(description="of the box, px")
-    height: int = Field(description="of the box, px")
+    width: int = Field(description="width of its box, px")
+    height: int = Field(description="height of its box, px")
     area_px: int = Field(description="pixels above the pixel threshold")
     score: float = Field(description="highest value of the map inside")
 
 
 class ImageAnswer(BaseModel):
-    """What is said of an image."""
+    """The answer to an image."""
 
-    category: str = Field(description="that the image was judged as")
-    category_inferred: bool = Field(description="told from the prompts, because none was given")
-    score: float = Field(description="of the image; higher is more anomalous")
+    category: str = Field(description="category that the image was judged as")
+    category_inferred: bool = Field(description="whether it was inferred, because none was given")
+    score: float = Field(description="image score; higher is more anomalous")
     threshold: float = Field(description="an image scoring above it is anomalous")
-    verdict: Verdict = Field(description="what the score means")
+    verdict: Verdict = Field(description="meaning of the score")
     provisional: bool = Field(description="whether the model was never trained on the category")
-    regions: list[RegionAnswer] = Field(description="highest score first")
-    seconds: float = Field(description="that the image took")
-    version: int = Field(description="of the category's model that answered; 0 for a folder")
-    digest: str = Field(description="sha256 of the model that answered")
+    regions: list[RegionAnswer] = Field(description="defective regions, highest score first")
+    seconds: float = Field(description="time to judge the image")
+    version: int = Field(description="version of the category's model; 0 for a folder")
+    digest: str = Field(description="sha256 of the model")
     warning: str = Field(description="why a newer champion may not have answered; else empty")
 
 
 class CategoryAnswer(BaseModel):
-    """What answers for a category."""
+    """The champion of a category."""
 
     category: str = Field(description="product category")
-    version: int = Field(description="that serves; 0 for a folder")
+    version: int = Field(description="its version; 0 for a folder")
     digest: str = Field(description="sha256 of the model")
-    threshold: float = Field(description="of image scores")
+    threshold: float = Field(description="threshold of image scores")
     provisional: bool = Field(description="whether the model was never trained on the category")
     warning: str = Field(description="why a newer champion is not served; else empty")
 
 
 class Readiness(BaseModel):
-    """Whether anything can be answered, and whether the registry is followed."""
+    """Whether images can be judged, and whether the registry is followed."""
 
     ready: bool = Field(description="whether a champion is loaded")
-    fresh: bool = Field(description="whether the last look into the registry worked")
-    problem: str = Field(description="why it did not; else empty")
+    fresh: bool = Field(description="whether the registry was read of late")
+    age_seconds: float | None = Field(
+        description="time since the registry was last read; null: never, or a folder is served"
+    )
+    problem: str = Field(description="why it is not fresh; else empty")
 
 
 class Refusal(BaseModel):
     """Why there is no answer."""
 
-    detail: str = Field(description="one sentence that names what is wrong")
+    detail: str = Field(description="one sentence that names the problem")
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": Refusal, "description": "The key is missing or wrong"},
-    404: {"model": Refusal, "description": "The category has no approved model"},
-    411: {"model": Refusal, "description": "The request does not say its length"},
-    413: {"model": Refusal, "description": "The request or the image is too large"},
-    503: {"model": Refusal, "description": "Nothing serves yet, or too many requests wait"},
+    code: {"model": Refusal, "description": text}
+    for code, text in {
+        401: "The key is missing or wrong",
+        404: "The category has no champion, or the image looks like none that has one",
+        408: "The body came too slowly",
+        411: "The request does not give its length",
+        413: "The request or the image is too large",
+        415: "The body is of the wrong kind",
+        422: "The body or the image is unusable",
+        503: "There is no champion yet, or too many requests wait",
+    }.items()
+}
+JSON_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
+    }
+}
+FORM_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": "an image file",
+                        },
+                        "category": {
+                            "type": "string",
+                            "description": "product category; inferred if left out",
+                        },
+                    },
+                }
+            }
+        },
+    }
 }

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
-from numpy import uint8
-from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.responses import JSONResponse
 
-from onenip.errors import ImageError
-from onenip.images import load_image
+from onenip.errors import ForeignImageError, ImageError, UnknownCategoryError
+from onenip.serving.bodies import read_form, read_json
 from onenip.serving.champions import Follower, Roster, Serving
+from onenip.serving.guard import Guard, Limits
 from onenip.serving.queue import BusyQueueError, JudgingQueue
 from onenip.serving.recent import remember
-from onenip.serving.schema import REFUSALS, CategoryAnswer, ImageAnswer, ImageRequest, Readiness
+from onenip.serving.schema import (
+    FORM_BODY,
+    JSON_BODY,
+    REFUSALS,
+    CategoryAnswer,
+    ImageAnswer,
+    Readiness,
+)
 from onenip.version import __version__
 
-_KEY_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False)
+# the guard asks for the key before a body is read; this one describes it at /docs
+_DESCRIBED_KEY = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
 _TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ServeSettings:
-    """How the server behaves.
+class ServeSettings(Limits):
+    """Settings of the server.
 
     Attributes:
-        api_key: what a client must send as `X-API-Key`; empty asks for none.
-        max_bytes: of a request.
         max_pixels: of an image.
         max_waiting: requests that may wait; more get 503.
         batch_size: images that go through the network together.
@@ -47,8 +51,6 @@ class ServeSettings:
         recent: folder that the latest images and answers are kept in; None keeps none.
     """
 
-    api_key: str = ""
-    max_bytes: int = 32 << 20
     max_pixels: int = 50_000_000
     max_waiting: int = 64
     batch_size: int = 1
@@ -57,14 +59,17 @@ class ServeSettings:
 
 
 class _Metrics:
-    """What Prometheus is told."""
+    """Figures for Prometheus."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         labels = ["category", "verdict"]
         self.verdicts = Counter("onenip_verdicts", "Verdicts given", labels, registry=self.registry)
         self.refused = Counter(
-            "onenip_refused", "Requests refused, by HTTP status", ["code"], registry=self.registry
+            "onenip_refused",
+            "Requests refused or failed, by HTTP status",
+            ["code"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "onenip_predict_seconds",
@@ -75,11 +80,14 @@ class _Metrics:
             "onenip_waiting_requests", "Requests that wait", registry=self.registry
         )
         self.version = Gauge(
-            "onenip_serving_version", "Version that serves", ["category"], registry=self.registry
+            "onenip_serving_version",
+            "Version of the champion",
+            ["category"],
+            registry=self.registry,
         )
         self.fresh = Gauge(
             "onenip_registry_up",
-            "1 if the last look into the registry worked, else 0",
+            "1 if the registry was read of late, else 0",
             registry=self.registry,
         )
 
@@ -99,92 +107,110 @@ class _Judge:
     champions: Follower
     queue: JudgingQueue
     metrics: _Metrics
-    settings: ServeSettings
+    recent: _Recent
 
     async def __call__(self, content: bytes, category: str | None) -> dict[str, Any]:
         roster = self.champions.roster  # a change meanwhile is for the next request
-        _require_serving(roster, category)
-        image = await asyncio.to_thread(_decode, content, self.settings.max_pixels)
+        _require_champion(roster, category)
         try:
             with self.metrics.seconds.time():
-                found = await self.queue.judge(roster.model, image, category)
+                found = await self.queue.judge(roster.model, content, category)
         except BusyQueueError as error:
             raise HTTPException(_BUSY, str(error), {"Retry-After": "1"}) from error
-        except ImageError as error:
+        except ForeignImageError as error:
             raise HTTPException(_NOT_FOUND, f"image: {error.reason}") from error
+        except ImageError as error:
+            code = _TOO_LARGE if "pixels" in error.reason else _UNPROCESSABLE
+            raise HTTPException(code, f"image: {error.reason}") from error
         answering = roster.serving[found.category]
-        self.metrics.verdicts.labels(found.category, found.verdict).inc()
         answer = found.to_dict() | {
             "version": answering.version,
             "digest": answering.detector.digest,
             "warning": answering.problem or self.champions.problem,
         }
-        if self.settings.recent is not None:
-            await asyncio.to_thread(remember, self.settings.recent, content, answer)
+        self.metrics.verdicts.labels(found.category, answer["verdict"]).inc()
+        await self.recent.keep(content, answer)
         return answer
+
+
+class _Recent:
+    """Keeps the latest answers, where a folder was given; a full disk stops no answer."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._works = True
+
+    async def keep(self, content: bytes, answer: dict[str, Any]) -> None:
+        if self._folder is None:
+            return
+        try:
+            await asyncio.to_thread(remember, self._folder, content, answer)
+        except OSError as error:
+            if self._works:
+                log.warning("%s: recent answers are not kept: %s", self._folder, error)
+            self._works = False
+        else:
+            self._works = True
 
 
 def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     """The web application.
 
     Args:
-        champions: who answers; refreshed while the application runs.
+        champions: the detectors; refreshed while the application runs.
         settings: limits and key.
     """
     metrics = _Metrics()
-    queue = JudgingQueue(max_waiting=settings.max_waiting, batch_size=settings.batch_size)
-    judge = _Judge(champions, queue, metrics, settings)
+    queue = JudgingQueue(
+        max_waiting=settings.max_waiting,
+        batch_size=settings.batch_size,
+        max_pixels=settings.max_pixels,
+    )
+    judge = _Judge(champions, queue, metrics, _Recent(settings.recent))
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         queue.start()
-        following = asyncio.create_task(_follow(champions, settings.refresh_seconds))
+        champions.start(settings.refresh_seconds)
         yield
-        following.cancel()
+        champions.stop()
         await queue.stop()
 
     app = FastAPIOffline(
         title="onenip",
         version=__version__,
         lifespan=run,
-        description="Says of an image whether it is anomalous, where, and how surely.",
+        description="Judges images: anomalous or normal, where, and by what score.",
     )
-    _limit_requests(app, settings, metrics)
-
-    def check_key(key: Annotated[str | None, Depends(_KEY_HEADER)]) -> None:
-        if settings.api_key and not secrets.compare_digest(key or "", settings.api_key):
-            raise HTTPException(401, "wrong or missing X-API-Key")
+    app.add_middleware(
+        Guard, limits=settings, on_refusal=lambda code: metrics.refused.labels(code).inc()
+    )
 
     @app.post(
         "/predict",
-        dependencies=[Depends(check_key)],
+        dependencies=[_DESCRIBED_KEY],
         response_model=ImageAnswer,
         responses=REFUSALS,
+        openapi_extra=JSON_BODY,
     )
-    async def predict(request: ImageRequest) -> dict[str, Any]:
+    async def predict(request: Request) -> dict[str, Any]:
         """Judge an image that is sent as base64."""
-        try:
-            content = base64.b64decode(request.image, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise HTTPException(_UNPROCESSABLE, f"image: not base64: {error}") from error
-        return await judge(content, request.category)
+        return await judge(*await read_json(request))
 
     @app.post(
         "/predict/file",
-        dependencies=[Depends(check_key)],
+        dependencies=[_DESCRIBED_KEY],
         response_model=ImageAnswer,
         responses=REFUSALS,
+        openapi_extra=FORM_BODY,
     )
-    async def predict_file(
-        file: Annotated[UploadFile, File(description="an image file")],
-        category: Annotated[str | None, Form()] = None,
-    ) -> dict[str, Any]:
+    async def predict_file(request: Request) -> dict[str, Any]:
         """Judge an image that is uploaded as a file."""
-        return await judge(await file.read(), category)
+        return await judge(*await read_form(request))
 
-    @app.get("/categories", dependencies=[Depends(check_key)], response_model=list[CategoryAnswer])
+    @app.get("/categories", dependencies=[_DESCRIBED_KEY], response_model=list[CategoryAnswer])
     async def categories() -> list[dict[str, Any]]:
-        """Which version answers for which category."""
+        """The champions by category."""
         return [_describe(serving) for serving in champions.roster.serving.values()]
 
     @app.get("/health")
@@ -194,11 +220,16 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
 
     @app.get("/ready", response_model=Readiness)
     async def ready(response: Response) -> dict[str, Any]:
-        """Whether anything can be answered; 503 until a champion is loaded."""
+        """Whether images can be judged; 503 until a champion is loaded."""
         is_ready = bool(champions.roster.serving)
         if not is_ready:
             response.status_code = _BUSY
-        return {"ready": is_ready, "fresh": champions.is_fresh, "problem": champions.problem}
+        return {
+            "ready": is_ready,
+            "fresh": champions.is_fresh,
+            "age_seconds": champions.age_seconds,
+            "problem": champions.problem,
+        }
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
@@ -208,25 +239,17 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     return app
 
 
-def _require_serving(roster: Roster, category: str | None) -> None:
-    """Make sure that something may answer.
+def _require_champion(roster: Roster, category: str | None) -> None:
+    """Make sure that an image can be judged.
 
     Raises:
-        HTTPException: 404 for a category without an approved model, 503 if nothing serves.
+        HTTPException: 404 for a category without a champion, 503 if there is none at all.
     """
     if not roster.serving:
-        raise HTTPException(_BUSY, "no category has an approved model", {"Retry-After": "20"})
+        raise HTTPException(_BUSY, "no category has a champion", {"Retry-After": "20"})
     if category is not None and category not in roster.serving:
-        known = ", ".join(roster.serving)
-        raise HTTPException(_NOT_FOUND, f"{category}: no approved model; there is {known}")
-
-
-def _decode(content: bytes, max_pixels: int) -> NDArray[uint8]:
-    try:
-        return load_image(content, max_pixels=max_pixels)
-    except ImageError as error:
-        code = _TOO_LARGE if "pixels" in error.reason else _UNPROCESSABLE
-        raise HTTPException(code, f"image: {error.reason}") from error
+        unknown = UnknownCategoryError(category, roster.serving, kind="served")
+        raise HTTPException(_NOT_FOUND, str(unknown))
 
 
 def _describe(serving: Serving) -> dict[str, Any]:
@@ -239,30 +262,3 @@ def _describe(serving: Serving) -> dict[str, Any]:
         "provisional": serving.is_provisional,
         "warning": serving.problem,
     }
-
-
-def _limit_requests(app: FastAPI, settings: ServeSettings, metrics: _Metrics) -> None:
-    """Refuse what is too large before it is read, and count what is refused."""
-
-    @app.middleware("http")
-    async def limit(
-        request: Request, call_next: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        length = request.headers.get("content-length", "")
-        if request.method == "POST" and not length.isdigit():
-            response: Response = JSONResponse({"detail": "Content-Length is needed"}, 411)
-        elif length.isdigit() and int(length) > settings.max_bytes:
-            detail = f"a request may have {settings.max_bytes} bytes, not {length}"
-            response = JSONResponse({"detail": detail}, _TOO_LARGE)
-        else:
-            response = await call_next(request)
-        if response.status_code >= 400:
-            metrics.refused.labels(response.status_code).inc()
-        return response
-
-
-async def _follow(champions: Follower, seconds: float) -> None:
-    """Look into the registry again and again, in a thread: requests go on meanwhile."""
-    while seconds > 0:
-        await asyncio.to_thread(champions.refresh)
-        await asyncio.sleep(seconds)

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import numpy as np
@@ -17,9 +19,31 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from onenip import Detector
-from onenip.registry import approval
+from onenip.registry import approval, store
 from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.web import ServeSettings, build_app
+
+
+@contextmanager
+def answer_everything(content):
+    """Address of an HTTP server that answers every request with the same bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_POST = do_GET  # noqa: N815  # the name that http.server calls
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 @pytest.fixture
@@ -137,8 +161,10 @@ def test_a_model_that_fails_fails_its_own_requests(tiny_model, tiny_detector, im
             client.post("/predict", json=body | {"category": name}).status_code
             for name in ("disc", "stripes", "disc", "stripes")
         ]
+        figures = client.get("/metrics").text
 
     assert codes == [500, 200, 500, 200]
+    assert 'onenip_refused_total{code="500"} 2.0' in figures
 
 
 def test_metrics_and_description(client, image_file):
@@ -192,6 +218,17 @@ def test_recent_answers_are_kept_and_the_oldest_forgotten(tiny_model, image_file
     assert len(list(tmp_path.iterdir())) == 6
 
 
+def test_a_disk_that_refuses_stops_no_answer(tiny_model, image_file, tmp_path):
+    """Where recent answers cannot be kept, images are judged all the same."""
+    (tmp_path / "file").touch()
+    settings = ServeSettings(recent=tmp_path / "file" / "recent")
+    body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+    with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
+        codes = [client.post("/predict", json=body).status_code for _ in range(2)]
+
+    assert codes == [200, 200]
+
+
 def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_file):
     """An empty registry: not ready, and 503 for a request."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -206,10 +243,14 @@ def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_fil
 
 
 def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch, tiny_model):
-    """An approval is served after the next look; a registry that is gone changes nothing."""
+    """An approval is served after the next look; whatever a registry answers, the last champions go on.
+
+    A model that is deleted is no longer served.
+    """
     from onenip.registry.publishing import publish
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     row = {"image_auroc": 0.9}
@@ -218,21 +259,32 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     evaluation.mkdir()
     (evaluation / "metrics.json").write_text(json.dumps(content))
     publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
-    switched = []
-    champions = Follower(on_switch=lambda s: switched.append((s.category, s.version)))
+    champions = Follower()
     champions.refresh()
     assert champions.roster.serving == {}
 
     approval.approve("disc", by="Ada", reason="good")
     champions.refresh()
-    assert switched == [("disc", 1)]
-
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    champions.refresh()
     assert champions.roster.serving["disc"].version == 1
-    assert not champions.is_fresh
+    assert champions.is_fresh
+    patient = Follower(patience_seconds=0)
+    patient.refresh()
+    assert "no answer of the registry" in patient.problem  # as of one that hangs
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with answer_everything(b"[]") as foreign:
+        for address in ("http://127.0.0.1:9", foreign):  # nobody there; somebody else there
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+            champions.refresh()
+            assert champions.roster.serving["disc"].version == 1
+            assert "the last champions go on" in champions.problem
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    champions.refresh()
+    assert champions.is_fresh
+    store.connect().delete_registered_model("onenip-disc")
+    champions.refresh()
+    assert champions.roster.serving == {}
 
 
 @pytest.mark.timeout(180)
