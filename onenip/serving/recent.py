@@ -38,13 +38,22 @@ class Recent:
 def remember(
     folder: Path, content: bytes, answer: dict[str, Any], *, max_kept: int = MAX_KEPT
 ) -> None:
-    """Keep an image's bytes and its answer; delete the oldest above `max_kept`."""
+    """Keep an image's bytes and its answer; delete the oldest above `max_kept`.
+
+    Raises:
+        OSError: if the disk refuses; nothing of this answer is left then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     name = f"{time.time_ns():020}"
-    (folder / f"{name}.image").write_bytes(content)
-    draft = folder / f"{name}.draft"
-    draft.write_text(json.dumps(answer), encoding="utf-8")
-    draft.replace(folder / f"{name}.json")  # complete from the moment that it can be seen
+    image, draft = folder / f"{name}.image", folder / f"{name}.draft"
+    try:
+        image.write_bytes(content)
+        draft.write_text(json.dumps(answer), encoding="utf-8")
+        draft.replace(folder / f"{name}.json")  # complete from the moment that it can be seen
+    except OSError:
+        for path in (image, draft):
+            path.unlink(missing_ok=True)
+        raise
     for path in sorted(folder.glob("*.json"))[: -max_kept or None]:
         path.unlink(missing_ok=True)
         path.with_suffix(".image").unlink(missing_ok=True)
@@ -56,7 +65,7 @@ def list_recent(folder: Path, category: str | None = None) -> list[Recent]:
     for path in sorted(folder.glob("*.json"), reverse=True):
         try:
             answer = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:  # forgotten meanwhile
+        except (FileNotFoundError, ValueError):  # deleted meanwhile, or damaged
             continue
         if category is None or answer["category"] == category:
             found.append(Recent(path.with_suffix(".image"), answer))
