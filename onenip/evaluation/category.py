@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.data.manifest import GOOD
+from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.metrics import (
     NAMES,
     Figure,
@@ -30,8 +31,7 @@ class CategorySummary:
     Attributes:
         figures: by name of `metrics.NAMES`.
         replicates: [draws] float64 of every figure that is defined.
-        good: number of good images.
-        defective: number of defective images.
+        verdicts: missed defects and false alarms.
         unmasked: number of defective images without a mask, which pixel figures leave out.
         grid: pixel counts for comparisons; None if pixel figures are not defined.
         grid_names: images of the grid's rows.
@@ -39,8 +39,7 @@ class CategorySummary:
 
     figures: dict[str, Figure]
     replicates: dict[str, Replicates]
-    good: int
-    defective: int
+    verdicts: VerdictCounts
     unmasked: int
     grid: PixelGrid | None
     grid_names: tuple[str, ...]
@@ -117,8 +116,7 @@ class CategoryScores:
         return CategorySummary(
             figures={name: figures[name] for name in NAMES},
             replicates=replicates,
-            good=int(np.sum(~truth)),
-            defective=int(np.sum(truth)),
+            verdicts=VerdictCounts.count((one.is_defective, one.is_anomalous) for one in items),
             unmasked=int(np.sum(truth)) - sum(len(self._rows[x]) for x in known if x != GOOD),
             grid=grid,
             grid_names=tuple(self.results[at].name for at in pixel_rows),

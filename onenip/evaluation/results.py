@@ -13,6 +13,7 @@ import numpy as np
 
 from onenip.data.manifest import GOOD
 from onenip.errors import DataError
+from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.metrics.resampling import PixelGrid
 
 SCORE_COLUMNS = ("image", "category", "label", "score", "threshold", "verdict")
@@ -105,12 +106,25 @@ def load_metrics(path: Path) -> dict[str, Any]:
 
 
 def group_figures(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Defined figures per category, and their mean under "mean", of what `load_metrics` gives."""
+    """Defined figures per category, and their mean under "mean", of what `load_metrics` gives.
+
+    The counts of wrong verdicts are among them, as `VerdictCounts` names them; under "mean" stand their sums.
+    """
+    counts = {group: found.to_dict() for group, found in read_counts(metrics).items()}
     groups = {**metrics["categories"], "mean": metrics["mean"]}
     return {
         group: {name: float(value) for name, value in figures.items() if value is not None}
+        | {name: float(value) for name, value in counts.get(group, {}).items()}
         for group, figures in groups.items()
     }
+
+
+def read_counts(metrics: Mapping[str, Any]) -> dict[str, VerdictCounts]:
+    """Wrong verdicts per category, and all together under "mean"; empty for an older `metrics.json`."""
+    counts = {name: VerdictCounts(**row) for name, row in metrics.get("verdicts", {}).items()}
+    if counts:
+        counts["mean"] = sum(counts.values(), start=VerdictCounts(0, 0, 0, 0))
+    return counts
 
 
 def write_scores(path: Path, results: Sequence[ImageResult]) -> None:

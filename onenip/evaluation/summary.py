@@ -1,6 +1,7 @@
 """The content of `metrics.json`: figures per category and mean, with intervals and reasons.
 
-    {"mean": {<figure>: 0..1 | null}, "categories": {<category>: {...}},
+    {"verdicts": {<category>: {"missed": ..., "defective": ..., "false_alarms": ..., "good": ...}},
+     "mean": {<figure>: 0..1 | null}, "categories": {<category>: {...}},
      "intervals": {"mean": {<figure>: [low, high] | null}, "categories": {...}},
      "reasons": {"mean": {<figure>: why null, or of which categories}, "categories": {...}},
      "defects": {<category>: [{"defect": ..., "images": ..., <figure>: ...}, ...]},
@@ -51,6 +52,7 @@ def describe(
         if note:
             notes[name] = note
     return {
+        "verdicts": {name: summaries[name].verdicts.to_dict() for name in names},
         "mean": _to_values(mean),
         "categories": {name: _to_values(summaries[name].figures) for name in names},
         "intervals": {
@@ -73,8 +75,8 @@ def describe(
         },
         "images": {
             name: {
-                "good": summaries[name].good,
-                "defective": summaries[name].defective,
+                "good": summaries[name].verdicts.good,
+                "defective": summaries[name].verdicts.defective,
                 "without_mask": summaries[name].unmasked,
             }
             for name in names
@@ -106,7 +108,7 @@ def _reasons(summary: CategorySummary) -> dict[str, str]:
         for name, value in summary.figures.items()
         if isinstance(value, Undefined)
     }
-    if summary.unmasked and summary.unmasked < summary.defective:
+    if summary.unmasked and summary.unmasked < summary.verdicts.defective:
         text = f"{summary.unmasked} defective images without a mask are left out"
         for name in PIXEL_NAMES:
             reasons.setdefault(name, text)
@@ -142,7 +144,8 @@ def _to_pair(replicates: resampling.Replicates | None, *, confidence: float) -> 
 def _describe_defect(kind: str, summary: CategorySummary) -> dict[str, Any]:
     return {
         "defect": kind,
-        "images": summary.defective,
+        "images": summary.verdicts.defective,
+        "missed": summary.verdicts.missed,
         "without_mask": summary.unmasked,
         **_to_values(summary.figures),
     }

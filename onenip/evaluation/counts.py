@@ -1,0 +1,100 @@
+"""Missed defects and false alarms, as counts with exact intervals: the figures that decide.
+
+Knows neither images nor models, and needs nothing but scipy's special functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Self
+
+from scipy import special
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class VerdictCounts:
+    """Wrong verdicts of a model on labelled images.
+
+    Attributes:
+        missed: defective images that it calls normal.
+        defective: all defective images.
+        false_alarms: good images that it calls anomalous.
+        good: all good images.
+    """
+
+    missed: int
+    defective: int
+    false_alarms: int
+    good: int
+
+    @classmethod
+    def count(cls, verdicts: Iterable[tuple[bool, bool]]) -> Self:
+        """Counts of pairs (is defective, is called anomalous)."""
+        pairs = list(verdicts)
+        defective = [called for truth, called in pairs if truth]
+        good = [called for truth, called in pairs if not truth]
+        return cls(len(defective) - sum(defective), len(defective), sum(good), len(good))
+
+    @classmethod
+    def of_figures(cls, figures: Mapping[str, float]) -> Self | None:
+        """Counts among the figures of a version or a run; None where they were not recorded."""
+        names = cls.__dataclass_fields__
+        if not names.keys() <= figures.keys():
+            return None
+        return cls(**{name: round(figures[name]) for name in names})
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(
+            self.missed + other.missed,
+            self.defective + other.defective,
+            self.false_alarms + other.false_alarms,
+            self.good + other.good,
+        )
+
+    def to_dict(self) -> dict[str, int]:
+        """Counts by name."""
+        return asdict(self)
+
+    def describe_missed(self, *, confidence: float = CONFIDENCE) -> str:
+        """Missed defects, such as "3 of 63 (1 to 13 %)"."""
+        return describe_share(self.missed, self.defective, confidence=confidence)
+
+    def describe_false_alarms(self, *, confidence: float = CONFIDENCE) -> str:
+        """False alarms, such as "0 of 9 (0 to 34 %)"."""
+        return describe_share(self.false_alarms, self.good, confidence=confidence)
+
+
+def describe_share(events: int, count: int, *, confidence: float = CONFIDENCE) -> str:
+    """Events among a count, with the exact interval of their share: "0 of 9 (0 to 34 %)"."""
+    if not count:
+        return "none to count"
+    low, high = binomial_interval(events, count, confidence=confidence)
+    return f"{events} of {count} ({_to_percent(low)} to {_to_percent(high)} %)"
+
+
+def binomial_interval(
+    events: int, count: int, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Exact interval of a share, 0..1; all of it if nothing was counted.
+
+    Args:
+        events: number of events, at most `count`.
+        count: number of trials.
+        confidence: chance, at least, that such an interval holds the true share.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934).
+    """
+    tail = (1 - confidence) / 2
+    low = float(special.betaincinv(events, count - events + 1, tail)) if events else 0.0
+    high = (
+        float(special.betaincinv(events + 1, count - events, 1 - tail)) if events < count else 1.0
+    )
+    return low, high
+
+
+def _to_percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f}" if percent >= 9.95 or percent < 0.05 else f"{percent:.1f}"
