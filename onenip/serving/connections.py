@@ -11,7 +11,7 @@ import sys
 
 import h11
 import uvicorn
-from uvicorn._types import ASGIApplication
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = (
@@ -27,12 +27,12 @@ _FULL = (
 )
 
 
-def run_server(app: ASGIApplication, *, host: str, port: int) -> None:
+def run_server(app: ASGIApp, *, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests at hand, for 10 seconds at most."""
     uvicorn.Server(configure(app, host=host, port=port)).run()
 
 
-def configure(app: ASGIApplication, *, host: str, port: int) -> uvicorn.Config:
+def configure(app: ASGIApp, *, host: str, port: int) -> uvicorn.Config:
     """Settings of uvicorn: connections with limits, no WebSockets, a shutdown that ends."""
     return uvicorn.Config(
         app,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,6 +108,7 @@ class JudgingQueue:
                     images[at] = load_image(job.content, max_pixels=self._max_pixels)
             except Exception as error:  # noqa: BLE001  # the worker goes on; the request fails
                 found[at] = error
+        predictions: Sequence[Prediction | BaseException]
         try:
             predictions = jobs[0].model.predict(
                 list(images.values()), category=jobs[0].category, batch_size=max(1, len(images))
