@@ -7,18 +7,18 @@ Training has a pool of its own, so that it can run on other machines than the li
 
 from __future__ import annotations
 
-import contextlib
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
 from prefect import Flow, deploy, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.types.entrypoint import EntrypointType
+from prefect.workers.process import ProcessWorker
 
 from flows.automations import declare_automations
 from flows.command import require_server, run_command
@@ -64,8 +64,7 @@ def declare(params: Params, *, root: Path) -> list[str]:
     """
     names = []
     for pool, deployments in list_deployments(params, root=root).items():
-        with get_client(sync_client=True) as client, contextlib.suppress(ObjectAlreadyExists):
-            client.create_work_pool(WorkPoolCreate(name=pool, type="process"))
+        _declare_pool(pool)
         deploy(
             *deployments,
             work_pool_name=pool,
@@ -76,6 +75,23 @@ def declare(params: Params, *, root: Path) -> list[str]:
         )
         names += [f"{one.flow_name}/{one.name}" for one in deployments]
     return names
+
+
+def _declare_pool(name: str) -> None:
+    """Create or update a pool whose runs choose neither command, environment nor folder themselves."""
+    template = ProcessWorker.get_default_base_job_template()
+    variables = template["variables"]
+    for key in ("command", "env", "working_dir"):
+        template["job_configuration"].pop(key, None)
+        variables["properties"].pop(key, None)
+    variables["additionalProperties"] = False
+    with get_client(sync_client=True) as client:
+        try:
+            client.create_work_pool(
+                WorkPoolCreate(name=name, type="process", base_job_template=template)
+            )
+        except ObjectAlreadyExists:
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=template))
 
 
 def _declare(

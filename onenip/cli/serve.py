@@ -92,32 +92,28 @@ def inspect(
     ] = OUTPUTS.recent,
     port: PortOption = 8501,
     host: HostOption = "127.0.0.1",
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            metavar="NAME",
+            help="Name under which browsers may ask for the page, such as a proxy's; repeatable. "
+            "[default: the names of this machine]",
+        ),
+    ] = None,
 ) -> None:
     """Show a page with heat maps, regions and scores of images, and a form to approve or reject."""
-    import subprocess
-    import sys
+    import socket
 
-    import onenip.serving.page
+    from onenip.serving.page.server import serve_page
 
-    page = Path(onenip.serving.page.__file__).with_name("page.py")
-    env = os.environ | {
-        "ONENIP_INSPECT_MODEL": str(model or ""),
-        "ONENIP_INSPECT_FOLDER": str(folder or "data"),
-        "ONENIP_INSPECT_RECENT": str(recent),
-    }
-    options = {
-        "server.port": port,
-        "server.address": host,
-        "server.headless": "true",
-        "browser.gatherUsageStats": "false",
-        "server.fileWatcherType": "none",
-        "server.maxUploadSize": 64,  # MB
-        "client.toolbarMode": "minimal",
-        "client.showErrorDetails": "none",
-        "theme.base": "light",
-        "theme.primaryColor": "#1d4ed8",  # red and green are the verdicts'
-    }
-    flags = [f"--{key}={value}" for key, value in options.items()]
+    os.environ.update(
+        ONENIP_INSPECT_MODEL=str(model or ""),
+        ONENIP_INSPECT_FOLDER=str(folder or "data"),
+        ONENIP_INSPECT_RECENT=str(recent),
+    )
+    names = {"127.0.0.1", "localhost", host, *(allowed_host or ())}
+    if host not in ("127.0.0.1", "localhost"):
+        names |= {socket.gethostname(), socket.getfqdn()}
     typer.echo(f"http://{host}:{port}")
-    code = subprocess.call([sys.executable, "-m", "streamlit", "run", str(page), *flags], env=env)
-    raise typer.Exit(code)
+    serve_page(host=host, port=port, allowed_hosts=sorted(names))

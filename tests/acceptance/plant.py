@@ -26,6 +26,7 @@ from tests.paths import ROOT, SHARED
 
 IMAGES = SHARED / "data"
 BUCKET = "plant"
+S3_SECRET = "the same after a restart"
 SECTIONS = {
     "data": {"holdout_fraction": 0.2},
     "model": {"input_size": [128, 128], "backbone": "tf_efficientnet_lite0", "memory_tokens": 512},
@@ -239,7 +240,9 @@ class Servers:
         """Start one of them, and wait until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if name == "s3":
-            server = start_s3(self.folder / "s3", buckets=(BUCKET,), port=self._s3_port)
+            server = start_s3(
+                self.folder / "s3", buckets=(BUCKET,), secret_key=S3_SECRET, port=self._s3_port
+            )
             self._own = server.environment
             self._s3_port = int(server.endpoint.rpartition(":")[2])
             self._processes[name] = server.process_id

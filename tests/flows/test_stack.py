@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -37,11 +38,20 @@ def call(checkout, *arguments, module="flows.stack", env=None):
     )  # fmt: skip
 
 
-def read_exports(started):
-    """The environment that `up` prints for a shell."""
+def read_exports(started, checkout):
+    """The environment that `up` writes for a shell; nobody else may read it."""
     assert started.returncode == 0, started.stderr[-2000:]
-    lines = [line for line in started.stdout.splitlines() if "export" in line]
-    return dict(line.split("export ")[1].split("=", 1) for line in lines)
+    file = checkout / ".onenip/stack/env"
+    assert file.stat().st_mode & 0o077 == 0
+    words = [shlex.split(line)[1] for line in file.read_text().splitlines()]
+    exports = dict(word.split("=", 1) for word in words)
+    assert exports["MLFLOW_TRACKING_PASSWORD"] not in started.stdout
+    return exports
+
+
+def login_of(exports):
+    """User and password of Prefect's server."""
+    return tuple(exports["PREFECT_API_AUTH_STRING"].split(":", 1))
 
 
 def make_checkout(folder, changes):
@@ -54,11 +64,12 @@ def make_checkout(folder, changes):
     (folder / "params.yaml").write_text(params)
 
 
-def list_runs(api, **state):
+def list_runs(exports, **state):
     """Flow runs in a state, such as `type="COMPLETED"`, newest first."""
     kind = {key: {"any_": [value]} for key, value in state.items()}
     body = {"flow_runs": {"state": kind} if kind else {}, "sort": "START_TIME_DESC"}
-    return httpx.post(f"{api}/flow_runs/filter", json=body).raise_for_status().json()
+    address = f"{exports['PREFECT_API_URL']}/flow_runs/filter"
+    return httpx.post(address, json=body, auth=login_of(exports)).raise_for_status().json()
 
 
 def wait_until(check, seconds):
@@ -87,18 +98,20 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
         }
         make_checkout(checkout, changes)
         try:
-            exports = read_exports(call(checkout, "up"))
-            api = exports["PREFECT_API_URL"]
+            exports = read_exports(call(checkout, "up"), checkout)
+            check_nobody_gets_in(exports, checkout)
             assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
             assert call(checkout, "status").returncode == 0
             niceness = read_niceness(checkout)
             assert niceness["onenip-training"] > niceness["onenip-light"]
 
             def find():
-                return [run for run in list_runs(api, type="COMPLETED") if run["auto_scheduled"]]
+                return [
+                    run for run in list_runs(exports, type="COMPLETED") if run["auto_scheduled"]
+                ]
 
             assert wait_until(find, 300)
-            check_crash_is_told(api, receiver)
+            check_crash_is_told(exports, receiver)
             tested = call(checkout, "webhooks", "--test", module="onenip", env=exports)
             assert tested.stdout == "registry webhook: unchanged\n"
             assert receiver.deliveries[-1].content["entity"] == "model_version"
@@ -118,13 +131,70 @@ def read_niceness(checkout):
     }
 
 
-def check_crash_is_told(api, receiver):
+def check_nobody_gets_in(exports, checkout):
+    """Without its credentials no server of the stack takes or gives anything, whoever asks from where."""
+    api, mlflow = exports["PREFECT_API_URL"], exports["MLFLOW_TRACKING_URI"]
+    login = login_of(exports)
+    deployment = httpx.get(f"{api}/deployments/name/drift/drift", auth=login).json()["id"]
+    runs = f"{api}/deployments/{deployment}/create_flow_run"
+    proof = checkout / "taken-over"
+    shell = {"job_variables": {"command": f"touch {proof}"}}
+    assert httpx.post(runs, json=shell).status_code == 401
+    assert httpx.post(runs, json=shell, auth=login).status_code in (409, 422)
+    variables = {"job_variables": {"env": {"PYTHONPATH": "/tmp"}}}
+    assert httpx.post(runs, json=variables, auth=login).status_code in (409, 422)
+    assert httpx.post(f"{api}/flow_runs/filter", json={}).status_code == 401
+    assert (
+        httpx.post(f"{api}/work_pools/", json={"name": "x"}, auth=("onenip", "guess")).status_code
+        == 401
+    )
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    answer = httpx.options(runs, headers=asked)
+    assert "access-control-allow-origin" not in answer.headers
+    search = f"{mlflow}/api/2.0/mlflow/experiments/search"
+    account = (exports["MLFLOW_TRACKING_USERNAME"], exports["MLFLOW_TRACKING_PASSWORD"])
+    assert httpx.post(search, json={"max_results": 1}).status_code == 401
+    assert httpx.post(search, json={"max_results": 1}, auth=account).is_success
+    rebound = httpx.post(
+        search, json={"max_results": 1}, auth=account, headers={"Host": "evil.example"}
+    )
+    assert rebound.status_code == 403
+    foreign = {"Origin": "http://evil.example"}
+    assert (
+        httpx.post(search, json={"max_results": 1}, auth=account, headers=foreign).status_code
+        == 403
+    )
+    assert httpx.get(exports["AWS_ENDPOINT_URL"]).status_code == 403
+    server = json.loads((checkout / ".onenip/stack/services.json").read_text())
+    (weed,) = [one["process_id"] for one in server if one["name"] == "s3"]
+    for port in {
+        c.laddr.port for c in psutil.Process(weed).net_connections() if c.status == "LISTEN"
+    }:
+        for path in ("/dir/assign", "/buckets/?pretty=y", "/dir/status", "/buckets/mlflow"):
+            check_port_gives_nothing(port, path)
+    assert not proof.exists()
+
+
+def check_port_gives_nothing(port, path):
+    """A port of the S3 server answers no stranger but with a refusal, if it speaks HTTP at all."""
+    try:
+        answers = [
+            httpx.request(verb, f"http://127.0.0.1:{port}{path}") for verb in ("GET", "DELETE")
+        ]
+    except httpx.HTTPError:  # gRPC
+        return
+    assert {answer.status_code for answer in answers} <= {400, 401, 403, 404, 405}
+
+
+def check_crash_is_told(exports, receiver):
     """The server tells of a deployment's run that is called crashed."""
-    deployment = httpx.get(f"{api}/deployments/name/drift/drift").raise_for_status().json()["id"]
-    run = httpx.post(f"{api}/deployments/{deployment}/create_flow_run", json={"state": None})
+    api = exports["PREFECT_API_URL"]
+    server = httpx.Client(auth=login_of(exports))
+    deployment = server.get(f"{api}/deployments/name/drift/drift").raise_for_status().json()["id"]
+    run = server.post(f"{api}/deployments/{deployment}/create_flow_run", json={"state": None})
     address = f"{api}/flow_runs/{run.raise_for_status().json()['id']}/set_state"
     state = {"type": "CRASHED", "message": "the host is gone"}
-    httpx.post(address, json={"state": state, "force": True}).raise_for_status()
+    server.post(address, json={"state": state, "force": True}).raise_for_status()
 
     def find():
         return [one for one in receiver.deliveries if "crashed" in one.body]
@@ -150,19 +220,19 @@ def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model
         }
         try:
             started = call(checkout, "up", env=env)
-            exports = read_exports(started)
+            exports = read_exports(started, checkout)
             assert started.stdout.count("(PostgreSQL 127.0.0.1/") == 2
             done = call(checkout, "-c", script, module=None, env=exports)
             assert done.returncode == 0, done.stderr[-2000:]
             words = ("approve", "disc", "--by", "Ada", "--reason", "good")
             assert call(checkout, *words, module="onenip", env=exports).returncode == 0
             assert call(checkout, module="flows.drift", env=exports).returncode == 0
-            before = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
+            before = list_runs(exports, type="COMPLETED")
             assert before
             call(checkout, "down")
             # a shell that keeps the exports gets the same servers again
-            exports = read_exports(call(checkout, "up", env=env | exports))
-            after = list_runs(exports["PREFECT_API_URL"], type="COMPLETED")
+            exports = read_exports(call(checkout, "up", env=env | exports), checkout)
+            after = list_runs(exports, type="COMPLETED")
             assert {run["id"] for run in before} <= {run["id"] for run in after}
             listed = call(checkout, "audit", module="onenip", env=exports)
             assert "approve" in listed.stdout

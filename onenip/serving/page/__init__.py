@@ -4,4 +4,5 @@
 - `drawing`: the chart of scores
 - `decision`: the form that approves or rejects a challenger
 - `page`: the page itself, run by Streamlit
+- `server`: the process that serves it, and to whom
 """

@@ -1,0 +1,68 @@
+"""The page as one process: Streamlit behind a check of hosts, never inside another site's frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_OPTIONS = {
+    "BROWSER_GATHER_USAGE_STATS": "false",
+    "SERVER_FILE_WATCHER_TYPE": "none",
+    "SERVER_MAX_UPLOAD_SIZE": "64",  # MB
+    "SERVER_ENABLE_CORS": "true",  # pages of other origins get no answer
+    "SERVER_ENABLE_XSRF_PROTECTION": "true",
+    "CLIENT_TOOLBAR_MODE": "minimal",
+    "CLIENT_SHOW_ERROR_DETAILS": "none",
+    "THEME_BASE": "light",
+    "THEME_PRIMARY_COLOR": "#1d4ed8",  # red and green are the verdicts'
+}
+_HEADERS = {
+    b"x-frame-options": b"SAMEORIGIN",
+    b"content-security-policy": b"frame-ancestors 'self'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"same-origin",
+}
+_STOP_SECONDS = 5  # a browser that keeps its connection does not hold the process
+
+
+def serve_page(*, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
+    """Serve the page until the process is told to stop.
+
+    Args:
+        host: address to listen on.
+        port: port to listen on.
+        allowed_hosts: names under which browsers may ask for the page; any other name gets 400, so that a
+            foreign site cannot take the page over by pointing its own name at this machine.
+    """
+    os.environ.update({f"STREAMLIT_{key}": value for key, value in _OPTIONS.items()})
+    from streamlit.starlette import App  # reads the options when it is imported
+
+    middleware = [
+        Middleware(_Headers),
+        Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
+    ]
+    app = App(Path(__file__).with_name("page.py"), middleware=middleware)
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_STOP_SECONDS
+    )
+
+
+class _Headers:
+    """Adds the headers that keep other sites' pages away to each answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], *_HEADERS.items()]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
