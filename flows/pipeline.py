@@ -236,9 +236,9 @@ def main(
     Stages that are up to date are skipped. Ends with the metrics per category and where to look.
     """
     if preset is not None:
-        from onenip.params.presets import load_preset, render
+        from onenip.params.presets import apply_preset
 
-        DEFAULT_PATH.write_text(render(load_preset(preset)), encoding="utf-8")
+        apply_preset(preset, DEFAULT_PATH)
     lower_priority()
     check_architecture(Params.load().model)
     require_server()

@@ -89,8 +89,8 @@ def provide_for_new() -> None:
 
 @task(name="warm start", persist_result=False)
 def warm_start() -> str | None:
-    """Lay out the model that training starts from, and name it in params.yaml."""
-    return retraining.write_warm_start(DEFAULT_PATH, root=Path())
+    """Lay out the model that training starts from, and name it in retrain.yaml."""
+    return retraining.write_warm_start(Params.load(), root=Path())
 
 
 def judge_and_show() -> dict[str, GateResult]:
@@ -130,7 +130,8 @@ def commit_training(last: int) -> None:
         last: number of the latest arrival when training began.
     """
     params = Params.load()
-    paths = [p for p in (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH) if p.is_file()]
+    made_with = (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH, OUTPUTS.retraining)
+    paths = [path for path in made_with if path.is_file()]
     name, remote = params.retrain.branch, params.retrain.git_remote
     git.commit(paths, message="Retrain on arrived images", branch=name)
     if remote is not None and git.has_remote(remote):

@@ -42,7 +42,15 @@ def test_a_fresh_clone_gets_model_and_metrics_without_training(s3_server, tmp_pa
     dvc = [sys.executable, "-m", "dvc"]
     first, clone = tmp_path / "first", tmp_path / "clone"
     first.mkdir()
-    for name in ("onenip", "dvc.yaml", ".gitignore", ".dvcignore", ".dvc/config", ".dvc/plots"):
+    for name in (
+        "onenip",
+        "dvc.yaml",
+        "retrain.yaml",
+        ".gitignore",
+        ".dvcignore",
+        ".dvc/config",
+        ".dvc/plots",
+    ):
         source, target = ROOT / name, first / name
         target.parent.mkdir(exist_ok=True)
         if source.is_dir():

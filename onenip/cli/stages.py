@@ -30,19 +30,25 @@ def preset(
     *,
     params: ParamsOption = PARAMS,
     show: Annotated[bool, typer.Option("--show", help="Print instead of writing.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace settings that are in no preset.")
+    ] = False,
 ) -> None:
-    """List the presets, or write params.yaml from one, every value with its explanation."""
-    from onenip.params.presets import list_presets, load_preset, render
+    """List the presets, or write params.yaml from one, every value with its explanation.
+
+    Settings of the plant stay: download, register, gate, retrain, drift, notify. Other settings that you
+    changed are replaced with `--force` only.
+    """
+    from onenip.params.presets import apply_preset, list_presets, load_preset, render
 
     if name is None:
         for known, sentence in list_presets().items():
             typer.echo(f"{known:18} {sentence}")
         return
-    text = render(load_preset(name))
     if show:
-        typer.echo(text)
+        typer.echo(render(load_preset(name)))
     else:
-        params.write_text(text, encoding="utf-8")
+        apply_preset(name, params, force=force)
         typer.echo(f"{params} is now the preset {name}")
 
 

@@ -38,6 +38,7 @@ class Outputs:
         self.cache = folder / "cache"
         self.tracking = folder / "tracking"
         self.warm_start = folder / "warm_start"
+        self.retraining = root / "retrain.yaml"  # tracked by Git, and a param of the stage `train`
         self.provisional = folder / "provisional"
         self.ingestion = folder / "ingestion"
 

@@ -11,16 +11,15 @@ import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from ruamel.yaml import YAML
 
 from onenip.data.dvc import read_data_version
 from onenip.data.manifest import DATA_DIR, load_manifest, select
 from onenip.data.outputs import OUTPUTS, Outputs
 from onenip.detector.detector import Detector
-from onenip.folders import replace_folder
+from onenip.folders import replace_folder, write_whole
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
 from onenip.model.file import hash_model
@@ -28,6 +27,7 @@ from onenip.operation.drift import DriftResult, Sightings, measure_drift
 from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
 from onenip.params import Params
+from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, versions
 from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.lock import hold_lock
@@ -37,19 +37,22 @@ from onenip.registry.versions import GateResult, Version
 GATE = "gate"  # who decides where the policy is `auto`
 
 _BASELINE_IMAGES = 64
+_RETRAINING = (
+    "# Written by retraining, and read by `train` after params.yaml, which is a person's alone.\n"
+)
 
 log = logging.getLogger(__name__)
 
 
-def write_warm_start(params_path: Path, *, root: Path) -> str | None:
-    """Set `train.warm_start` in a params file to what `retrain.warm_start` asks for.
+def write_warm_start(params: Params, *, root: Path) -> str | None:
+    """Write into `retrain.yaml` what `retrain.warm_start` asks for; params.yaml is left alone.
 
     The champion of most categories is laid out under its digest, so that another champion makes DVC
     train again; not for the same data, though: a run that was killed after it promoted its own model
     goes on as it began. A champion of another architecture cannot be started from.
 
     Args:
-        params_path: changed only where the value differs; comments stay.
+        params: whether to start from the champion, and of which architecture.
         root: the checkout.
 
     Returns:
@@ -58,17 +61,16 @@ def write_warm_start(params_path: Path, *, root: Path) -> str | None:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
-    params = Params.load(params_path)
-    folder = _plan_warm_start(params, root)
-    if folder != params.train.warm_start:
-        yaml = YAML()
-        yaml.width = 1000
-        document = yaml.load(params_path.read_text(encoding="utf-8"))
-        document["train"]["warm_start"] = folder
-        partial = params_path.with_name(f".{params_path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            yaml.dump(document, file)
-        partial.replace(params_path)
+    path = Outputs(root).retraining
+    plan = read_yaml(path) if path.is_file() else {}
+    version = read_data_version(root)
+    if plan.get("data_version", "") == version and _is_there(plan.get("warm_start"), root):
+        return cast("str | None", plan["warm_start"])
+    folder = _lay_out_champion(params, root) if params.retrain.warm_start == "champion" else None
+    with write_whole(path) as draft:
+        text = {"data_version": version, "warm_start": folder}
+        lines = [f"{key}: {json.dumps(value)}\n" for key, value in text.items()]
+        draft.write_text(_RETRAINING + "".join(lines), encoding="utf-8")
     return folder
 
 
@@ -206,24 +208,8 @@ def to_table(
     ]
 
 
-def _plan_warm_start(params: Params, root: Path) -> str | None:
-    """Folder to start from, the same one for as long as the data stay the same."""
-    if params.retrain.warm_start == "scratch":
-        return None
-    path = Outputs(root).warm_start / "plan.json"
-    version = read_data_version(root)
-    if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
-        if plan["data_version"] == version and (
-            not plan["folder"] or (root / plan["folder"]).is_dir()
-        ):
-            return plan["folder"]
-    folder = _lay_out_champion(params, root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(".plan.json.partial")
-    partial.write_text(json.dumps({"data_version": version, "folder": folder}), encoding="utf-8")
-    partial.replace(path)
-    return folder
+def _is_there(folder: object, root: Path) -> bool:
+    return folder is None or (root / str(folder)).is_dir()
 
 
 def _lay_out_champion(params: Params, root: Path) -> str | None:

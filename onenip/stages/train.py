@@ -16,6 +16,7 @@ from onenip.data.outputs import OUTPUTS
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import Params
+from onenip.params.reading import read_yaml
 from onenip.registry.tracking import training_run
 from onenip.synthesis import bank as synthetic_bank
 from onenip.training.fit import FitResult, fit_detector, start_fabric
@@ -48,6 +49,7 @@ def run(
     curves_dir: Path,
 ) -> TrainResult:
     """Train, calibrate and write the model; resumes a killed training."""
+    params = _choose_initial_weights(params)
     fabric = start_fabric(params.train)
     samples = load_manifest(manifest, data_dir)
     bank = synthetic_bank.read(synthesis_dir)
@@ -91,6 +93,17 @@ def run(
         tracked.name_model(result.detector.digest)
     log.info("model %s in %s", result.detector.digest[:12], out_dir)
     return TrainResult(result.detector.digest, result.detector.categories)
+
+
+def _choose_initial_weights(params: Params) -> Params:
+    """Params that start from the folder that the latest retraining wrote down, if it did."""
+    path = OUTPUTS.retraining
+    folder = read_yaml(path).get("warm_start") if path.is_file() else None
+    if folder is None:
+        return params
+    return params.model_copy(
+        update={"train": params.train.model_copy(update={"warm_start": folder})}
+    )
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:

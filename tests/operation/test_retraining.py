@@ -16,7 +16,7 @@ from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.operation.notices import NoticeError, emit, tell
 from onenip.params import NotifyParams, Params
-from onenip.params.presets import render
+from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, publishing, versions
 from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult
@@ -61,20 +61,22 @@ def test_the_gate_is_recorded_once_and_policy_decides_alone_only_where_it_may(re
 
 @pytest.mark.usefixtures("registry")
 def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_detector):
-    """Its folder is named by its digest in params.yaml; without a champion it is from scratch."""
-    path = tmp_path / "params.yaml"
-    path.write_text(render(make_tiny_params()))
+    """retrain.yaml names its folder, for as long as the data stay the same; without a champion it is null."""
+    params = make_tiny_params()
+    path = tmp_path / "retrain.yaml"
+    path.write_text("warm_start: null\n")
 
-    assert retraining.write_warm_start(path, root=tmp_path) is None
-    (tmp_path / "artifacts/warm_start/plan.json").unlink()
+    assert retraining.write_warm_start(params, root=tmp_path) is None
     approval.approve("disc", by="Ada", reason="good")
-    folder = retraining.write_warm_start(path, root=tmp_path)
+    assert retraining.write_warm_start(params, root=tmp_path) is None
+    path.unlink()
+    folder = retraining.write_warm_start(params, root=tmp_path)
 
     assert folder == f"artifacts/warm_start/{tiny_detector.digest[:16]}"
-    assert Params.load(path).train.warm_start == folder
+    assert read_yaml(path)["warm_start"] == folder
     assert (tmp_path / folder / "model.safetensors").is_file()
-    assert "# passes over" in path.read_text()  # comments stay
-    assert retraining.write_warm_start(path, root=tmp_path) == folder
+    assert retraining.write_warm_start(params, root=tmp_path) == folder
+    assert not (tmp_path / "params.yaml").exists()
 
 
 @pytest.mark.usefixtures("registry")

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from onenip.cli import app
 from onenip.errors import ParamsError
 from onenip.params import Params
-from onenip.params.presets import list_presets, load_preset, merge, render
+from onenip.params.presets import apply_preset, list_presets, load_preset, merge, render
 from tests.tiny import fit_tiny
 
 QUICK = ("cpu", "demo", "paper-lite2")
@@ -113,3 +113,23 @@ def test_a_backbone_that_does_not_fit_is_told_by_the_first_stage(tmp_path, stage
     assert isinstance(result.exception, ParamsError)
     assert result.exception.key == key
     assert key in str(result.exception)
+
+
+def test_a_preset_keeps_the_plants_settings_and_asks_before_it_replaces_others(tmp_path):
+    """Inbox and webhook stay; a changed number is named and lost with `force` alone."""
+    path = tmp_path / "params.yaml"
+    apply_preset("demo", path)
+    values = merge(Params.load(path).dump(), {"retrain": {"inbox": "arrivals"}})
+    path.write_text(render(Params.parse(values)))
+
+    apply_preset("cpu", path)
+    assert Params.load(path).train == Params().train
+    assert Params.load(path).retrain.inbox == "arrivals"
+
+    path.write_text(render(Params.parse(merge(values, {"train": {"batch_size": 3}}))))
+    with pytest.raises(ParamsError, match=r"would lose train\.batch_size;"):
+        apply_preset("cpu", path)
+    assert Params.load(path).train.batch_size == 3
+    apply_preset("cpu", path, force=True)
+    assert Params.load(path).retrain.inbox == "arrivals"
+    assert Params.load(path).train == Params().train

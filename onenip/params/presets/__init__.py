@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from onenip.errors import ParamsError
+from onenip.folders import write_whole
 from onenip.params import Params
 from onenip.params.reading import read_yaml
 
@@ -22,6 +24,7 @@ _PAPER_SETS = {
     "all": "MVTec AD, VisA and BTAD together (30 categories)",
 }
 _PAPER_SIZES = (224, 256, 320)  # px; the first is meant where a name gives none
+_PLANT = ("download", "register", "gate", "retrain", "drift", "notify")  # no preset sets them
 _COMMENT_COLUMN = 40
 _HEADER = "Every number that a person may turn. `onenip preset` lists ready-made sets of them."
 
@@ -67,6 +70,51 @@ def render(params: Params) -> str:
     stream = io.StringIO()
     yaml.dump(document, stream)
     return stream.getvalue()
+
+
+def apply_preset(name: str, path: Path, *, force: bool = False) -> None:
+    """Write a preset to a params file, which keeps its sections about the plant (inbox, webhook, gate, ...).
+
+    Args:
+        name: the preset.
+        path: made if absent.
+        force: replace the other sections even if somebody changed them.
+
+    Raises:
+        ParamsError: if there is no such preset, or the file has other values than any preset; it names them.
+    """
+    params = load_preset(name)
+    if path.is_file():
+        present = Params.load(path)
+        kept = {section: present.dump()[section] for section in _PLANT}
+        changed = _list_changes(present)
+        if changed and not force:
+            raise ParamsError(
+                f"{path}: would lose {', '.join(changed)}; save them, or say --force",
+                key=changed[0],
+            )
+        params = Params.parse({**params.dump(), **kept}, origin=str(path))
+    with write_whole(path) as draft:
+        draft.write_text(render(params), encoding="utf-8")
+
+
+def _list_changes(params: Params) -> list[str]:
+    """Keys, outside the plant's sections, by which params differ from the preset that they are nearest to."""
+
+    def differ(preset: str) -> list[str]:
+        ours, theirs = _flatten(params), _flatten(load_preset(preset))
+        return [key for key in ours if ours[key] != theirs[key]]
+
+    return min(map(differ, list_presets()), key=len)
+
+
+def _flatten(params: Params) -> dict[str, Any]:
+    return {
+        f"{section}.{key}" if key else section: value
+        for section, values in params.dump().items()
+        if section not in _PLANT
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
 
 
 def _folder() -> Any:
