@@ -26,7 +26,7 @@ from benchmarks.machine import Spread, print_heading
 from benchmarks.synthesis import load_normals
 from benchmarks.training import build, step_ours
 from onenip.params.presets import load_preset
-from onenip.stages.priority import lower_priority
+from onenip.stages.process import lower_priority
 from onenip.training.step import Trainee
 
 _READY = "steps"

@@ -45,7 +45,7 @@ from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.evaluations import publish_report
-from onenip.stages.priority import lower_priority
+from onenip.stages.process import lower_priority
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 

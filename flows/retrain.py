@@ -45,7 +45,7 @@ from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult, Version
 from onenip.sources.inbox import open_inbox
-from onenip.stages.priority import lower_priority
+from onenip.stages.process import lower_priority
 
 
 @network_task("ingest")

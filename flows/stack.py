@@ -31,7 +31,7 @@ from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL
 from onenip.errors import BusyError, OneNIPError
 from onenip.folders import write_whole
 from onenip.params import Params
-from onenip.stages.priority import NICENESS
+from onenip.stages.process import NICENESS
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}

@@ -17,7 +17,6 @@ from onenip.cli.options import (
     SynthesisOption,
 )
 from onenip.data.outputs import OUTPUTS
-from onenip.stages.priority import lower_priority
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -131,8 +130,9 @@ def validate(
     from rich.table import Column, Table
 
     from onenip.stages import validate as stage
+    from onenip.stages.process import begin_stage
 
-    lower_priority()
+    begin_stage()
     loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data, out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
@@ -168,8 +168,9 @@ def synthesize(
 ) -> None:
     """Make synthetic anomalies of normal images, with exact masks, reproducibly from the seed."""
     from onenip.stages import synthesize as stage
+    from onenip.stages.process import begin_stage
 
-    lower_priority()
+    begin_stage()
     loaded = _read_params(params)
     stage.run(loaded, data_dir=data, manifest=manifest, out_dir=out)
 
@@ -187,8 +188,9 @@ def train(
 ) -> None:
     """Train and calibrate one model for all categories; after a kill it resumes from its last checkpoint."""
     from onenip.stages import train as stage
+    from onenip.stages.process import begin_stage
 
-    lower_priority()
+    begin_stage()
     loaded = _read_params(params)
     stage.run(
         loaded,
@@ -232,8 +234,9 @@ def evaluate(
     """
     from onenip.params import Params
     from onenip.stages import evaluate as stage
+    from onenip.stages.process import begin_stage
 
-    lower_priority()
+    begin_stage()
     loaded = Params.load(params)
     result = stage.run(
         loaded,

@@ -27,6 +27,7 @@ from onenip.data.git import HERE, QUIET
 from onenip.errors import DataError, RemoteError, StageError, VersioningError
 
 DATA_POINTER = Path("data.dvc")
+FLOW_PROCESS = "ONENIP_FLOW_PROCESS"  # number and start of the process that asked for a stage
 
 _SETTLE_SECONDS = 0.2
 _TAIL_LINES = 15
@@ -233,10 +234,12 @@ def _stream(
     command: Sequence[str], root: Path, on_line: Callable[[str], None] | None
 ) -> tuple[int, str]:
     """Exit status and last lines of a command whose lines are handed on as they come, if anybody listens."""
+    env = os.environ | QUIET
+    env[FLOW_PROCESS] = f"{os.getpid()} {psutil.Process().create_time()}"
     if on_line is None:
-        return subprocess.run(command, cwd=root, env=os.environ | QUIET, check=False).returncode, ""
+        return subprocess.run(command, cwd=root, env=env, check=False).returncode, ""
     tail: list[str] = []
-    env = os.environ | QUIET | {"PYTHONUNBUFFERED": "1"}
+    env["PYTHONUNBUFFERED"] = "1"
     with subprocess.Popen(
         command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

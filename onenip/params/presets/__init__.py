@@ -100,12 +100,9 @@ def apply_preset(name: str, path: Path, *, force: bool = False) -> None:
 
 def _list_changes(params: Params) -> list[str]:
     """Keys, outside the plant's sections, by which params differ from the preset that they are nearest to."""
-
-    def differ(preset: str) -> list[str]:
-        ours, theirs = _flatten(params), _flatten(load_preset(preset))
-        return [key for key in ours if ours[key] != theirs[key]]
-
-    return min(map(differ, list_presets()), key=len)
+    ours = _flatten(params)
+    presets = (_flatten(load_preset(name)) for name in list_presets())
+    return min(([key for key in ours if ours[key] != preset[key]] for preset in presets), key=len)
 
 
 def _flatten(params: Params) -> dict[str, Any]:
