@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from onenip.data.loading import count_cores
+
 Clock = Callable[[], float]
 
 PEAK_SIDE = 2048  # of the square float32 matrices whose product is the machine's peak
@@ -47,7 +49,7 @@ def print_heading(module: str, *, threads: int, packages: Sequence[str]) -> None
     command = " ".join(["python -m", module, *sys.argv[1:]])
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
+    cores = count_cores()
     print(f"`{command}`")
     work = "1 thread, processor time" if threads == 1 else f"{threads} threads, wall time"
     print(

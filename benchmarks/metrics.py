@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from scipy import ndimage
 from sklearn.metrics import auc, average_precision_score, roc_curve
 
 from benchmarks.machine import print_heading
+from onenip.data.loading import count_cores
 from onenip.evaluation.metrics import PixelScores
 
 SIDE_PX = 256
@@ -135,7 +135,7 @@ def main() -> None:
         measure(arguments.way, arguments.maps)
         return
     packages = ["numpy", "scipy", "scikit-learn"]
-    print_heading("benchmarks.metrics", threads=len(os.sched_getaffinity(0)), packages=packages)
+    print_heading("benchmarks.metrics", threads=count_cores(), packages=packages)
     print("| way | maps | seconds, median | spread | ms a map | peak GiB |")
     print("|---|---|---|---|---|---|")
     for count in arguments.beside:

@@ -120,7 +120,7 @@ def step_ours(network: Network, plan: BatchPlan, params: Params, kind: type[Trai
             data, features=features, distances=data.distances.clone(), matches=data.matches.clone()
         )
     trainee, optimizer = fabric.setup(
-        kind(network, data, params.train), build_optimizer(network, params.train)
+        kind(network, data, params.train), build_optimizer(network, params.train, fabric)
     )
     trainee.train()
 

@@ -85,6 +85,16 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete the entries of a folder, files and folders, but the `count` that were modified last."""
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
+    for entry in entries[count:]:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
 def _flush(path: Path) -> None:
     """Have a file or folder written to the disk; links and systems that cannot are left out."""
     if path.is_symlink() or (path.is_dir() and sys.platform == "win32"):

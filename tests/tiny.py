@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from lightning_fabric import Fabric
 from PIL import Image
 
 from onenip.data.manifest import GOOD, Sample, scan_layout
-from onenip.images import load_image, resize_image
+from onenip.images import hash_file, load_image, resize_image
+from onenip.model.file import SPEC_FILE, TENSORS_FILE, seal_spec
 from onenip.params import Params
 from onenip.synthesis import bank as synthetic_bank
 from onenip.training.fit import FitResult, fit_detector
@@ -116,6 +119,7 @@ def fit_tiny(
     *,
     checkpoint: Path | None = None,
     cache: Path | None = None,
+    fabric: Fabric | None = None,
 ) -> FitResult:
     """A detector really fitted to the tiny data, in a second or two."""
     samples = list_samples(root, params)
@@ -135,4 +139,13 @@ def fit_tiny(
         cache_dir=cache,
         on_log=lambda _step, _losses: None,
         progress=False,
+        fabric=fabric,
     )
+
+
+def change_spec(folder: Path, change: Callable[[dict], None]) -> None:
+    """Change the description of a model as a forger would, who seals it anew."""
+    path = folder / SPEC_FILE
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(seal_spec(values, hash_file(folder / TENSORS_FILE)))

@@ -1,27 +1,34 @@
 """Decoding and resizing many images, in parallel, and keeping them at model size.
 
-Promises the same pixels as `load_image` and `resize_image` one by one. The cache is keyed by content, so
-a changed image is another entry, and is never trusted when damaged.
+Gives the same pixels as `load_image` and `resize_image` one by one. The cache is keyed by content, code and
+libraries, so a changed image is another entry; a damaged entry is made anew.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from onenip.data.manifest import Sample
-from onenip.folders import write_whole
+from onenip.folders import keep_newest, write_whole
 from onenip.images import load_image, resize_image
+from onenip.version import hash_code
 
-DECODER_VERSION = (
-    f"1-pillow{PIL.__version__}"  # raise the number when `onenip.images` changes pixels
-)
+_KEPT_FOLDERS = 3  # of the cache: an input size and a state of the code each
+
+
+def count_cores() -> int:
+    """Processor cores that this process may use; on systems without such limits, all."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def load_resized(
@@ -50,8 +57,11 @@ def load_resized(
     """
     folder = None
     if cache_dir is not None:
-        folder = cache_dir / f"{size[0]}x{size[1]}-{DECODER_VERSION}"
+        code = hash_code("images.py", libraries=("numpy", "pillow"))
+        folder = cache_dir / f"{size[0]}x{size[1]}-{code[:16]}"
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        keep_newest(cache_dir, _KEPT_FOLDERS)
     images = np.empty((len(samples), *size, 3), np.uint8)
 
     def load(index: int) -> None:

@@ -33,7 +33,7 @@ from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError
 from onenip.images import resize_image
-from onenip.model.file import DetectorSpec, hash_model, read_model, write_model
+from onenip.model.file import DetectorSpec, read_model, write_model
 from onenip.model.folding import fold_network
 from onenip.model.network import CategoryStatistics, Features, Network
 
@@ -101,7 +101,7 @@ class Detector:
         """
         folder = Path(path)
         chosen = choose_device(device)
-        spec, tensors = read_model(folder)
+        spec, tensors, digest = read_model(folder)
         network = Network(spec.model)
         own = {
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
@@ -119,7 +119,7 @@ class Detector:
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
         detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
-        detector.digest = hash_model(folder)
+        detector.digest = digest
         return detector
 
     def save(self, path: Path | str) -> None:

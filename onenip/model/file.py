@@ -1,13 +1,14 @@
 """The model on disk: `detector.json`, readable by people, and `model.safetensors`.
 
-Together they rebuild a detector with nothing else at hand. Nothing is ever unpickled.
+Together they rebuild a detector with nothing else at hand. Nothing is ever unpickled. `detector.json`
+holds the sha256 of the tensors and a seal over itself, so that every changed bit of either is noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onenip.errors import CheckpointError
+from onenip.folders import replace_folder
+from onenip.images import hash_file
 from onenip.params import CalibrateParams, ModelParams, Section
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no seal, and is still read
 SPEC_FILE = "detector.json"
 TENSORS_FILE = "model.safetensors"
+
+_NO_SEAL = "0" * 64
 
 
 class MapScale(Section):
@@ -61,69 +66,92 @@ class DetectorSpec(Section):
 
 
 def write_model(folder: Path, spec: DetectorSpec, tensors: dict[str, Tensor]) -> str:
-    """Write a model's two files, whole or not at all, and give their digest.
+    """Write a model's two files as one replacement of their folder, and give their digest.
 
     Args:
-        folder: made if need be.
+        folder: made if need be; one that exists may hold a model and nothing else.
         spec: the description.
-        tensors: on the CPU, by name.
+        tensors: by name.
 
     Returns:
         The digest, 64 hex digits.
 
     Raises:
-        CheckpointError: if the disk is full.
+        CheckpointError: if the folder holds other files, or the disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    others = {path.name for path in folder.glob("[!.]*")} - {SPEC_FILE, TENSORS_FILE}
+    if others:
+        raise CheckpointError(f"{folder}: holds {min(others)}; a model needs a folder of its own")
     ordered = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-    partial = folder / f".{TENSORS_FILE}.partial"
     try:
-        save_file(ordered, partial)
-    except SafetensorError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{partial}: {error}") from error
-    os.replace(partial, folder / TENSORS_FILE)
-    text = json.dumps(spec.model_dump(mode="json"), indent=2, sort_keys=True) + "\n"
-    partial = folder / f".{SPEC_FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / SPEC_FILE)
-    return hash_model(folder)
+        with replace_folder(folder) as draft:
+            save_file(ordered, draft / TENSORS_FILE)
+            text = seal_spec(spec.model_dump(mode="json"), hash_file(draft / TENSORS_FILE))
+            (draft / SPEC_FILE).write_text(text, encoding="utf-8")
+            return hash_model(draft)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder}: cannot be written: {error}") from error
 
 
-def read_model(folder: Path) -> tuple[DetectorSpec, dict[str, Tensor]]:
-    """Description and tensors of a model folder.
+def seal_spec(values: Mapping[str, Any], tensors_sha256: str) -> str:
+    """Text of `detector.json` in the current format, in which any later change is noticed.
+
+    Args:
+        values: of a `DetectorSpec`.
+        tensors_sha256: of `model.safetensors`.
+
+    Returns:
+        JSON with the key `seal`: the sha256 of this very text, with zeros for the seal.
+    """
+    facts = {"format_version": FORMAT_VERSION, "tensors_sha256": tensors_sha256, "seal": _NO_SEAL}
+    text = json.dumps({**values, **facts}, indent=2, sort_keys=True) + "\n"
+    return text.replace(f'"seal": "{_NO_SEAL}"', f'"seal": "{_hash_text(text)}"')
+
+
+def read_model(folder: Path) -> tuple[DetectorSpec, dict[str, Tensor], str]:
+    """Description, tensors and digest of a model folder.
 
     Raises:
-        CheckpointError: if a file is missing, damaged, of another program or of a newer format.
+        CheckpointError: if a file is missing, changed, of another program or of a newer format, or the two
+            do not belong together.
     """
-    return read_spec(folder), read_tensors(folder / TENSORS_FILE)
+    spec, tensors_sha256 = _read_spec(folder / SPEC_FILE)
+    path = folder / TENSORS_FILE
+    tensors = read_tensors(path)
+    if tensors_sha256 not in (None, hash_file(path)):
+        raise CheckpointError(f"{path}: damaged, or of another model than {SPEC_FILE}")
+    return spec, tensors, hash_model(folder)
 
 
-def read_spec(folder: Path) -> DetectorSpec:
-    """Description of a model folder, without its tensors.
-
-    Raises:
-        CheckpointError: as `read_model`.
-    """
-    path = folder / SPEC_FILE
+def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
+    """Description, and the tensors' sha256, which format 1 does not state."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()
         values = json.loads(text)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no model here ({SPEC_FILE} is missing)") from error
+        raise CheckpointError(f"{path.parent}: no model here ({SPEC_FILE} is missing)") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     version = values.get("format_version") if isinstance(values, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise CheckpointError(
-            f"{path}: format version {version}, but this onenip reads version {FORMAT_VERSION}"
+            f"{path}: format version {version}, but this onenip reads versions 1 to {FORMAT_VERSION}"
         )
+    tensors_sha256 = values.pop("tensors_sha256", None)
+    if version != 1:
+        seal = values.pop("seal", None)
+        if seal != _hash_text(text.replace(f'"seal": "{seal}"', f'"seal": "{_NO_SEAL}"')):
+            raise CheckpointError(f"{path}: damaged, or changed by hand: its seal does not fit")
     try:
-        return DetectorSpec.model_validate_json(text)
+        return DetectorSpec.model_validate_json(json.dumps(values)), tensors_sha256
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(f"{path}: {key}: {first['msg']}") from error
+
+
+def _hash_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import logging
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises of a file that holds more than tensors
 from typing import Any
@@ -181,12 +182,21 @@ def _refuse_bomb(path: Path) -> None:
 
 def hash_backbone(backbone: Backbone) -> str:
     """sha256 over the backbone's tensors and normalisation, as 64 hex digits."""
+    return hash_tensors(
+        {
+            **backbone.state_dict(),
+            "normalisation.mean": backbone.mean,
+            "normalisation.std": backbone.std,
+        }
+    )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values of tensors, as 64 hex digits."""
     digest = hashlib.sha256()
-    for key, tensor in sorted(backbone.state_dict().items()):
+    for key, tensor in sorted(tensors.items()):
         digest.update(key.encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    for tensor in (backbone.mean, backbone.std):
-        digest.update(tensor.cpu().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from onenip.data.loading import load_resized
+from onenip.data.loading import count_cores, load_resized
 from onenip.data.manifest import load_manifest
 from onenip.errors import DataError
 from onenip.folders import replace_folder
@@ -37,7 +36,7 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     if not samples:
         raise DataError(f"{manifest}: no normal training images", path=manifest)
     size, show = params.model.input_size, sys.stderr.isatty()
-    images = load_resized(samples, size, cache_dir=None, workers=os.cpu_count() or 1, progress=show)
+    images = load_resized(samples, size, cache_dir=None, workers=count_cores(), progress=show)
     entries = synthetic_bank.draw_entries(
         params.synthesize, samples, images, seed=params.seed, progress=show
     )

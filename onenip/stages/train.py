@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from onenip.params import Params
 from onenip.params.reading import read_yaml
 from onenip.registry.tracking import training_run
 from onenip.synthesis import bank as synthetic_bank
+from onenip.training.checkpoint import discard_checkpoint
 from onenip.training.fit import FitResult, fit_detector, start_fabric
 from onenip.training.loop import OnLog
 from onenip.version import __version__
@@ -84,12 +84,12 @@ def run(
         experiment=params.register_.experiment,
     ) as tracked:
         result = fit(tracked.log)
-        with replace_folder(out_dir) as draft:
-            result.detector.save(draft)
-        _write_table(
-            curves_dir / "curves.csv", result.record.history, list(result.record.history[0])
-        )
-        _write_table(curves_dir / "selection.csv", result.record.trials, _TRIAL_COLUMNS)
+        with replace_folder(curves_dir) as draft:
+            history = result.record.history
+            _write_table(draft / "curves.csv", history, list(history[0]))
+            _write_table(draft / "selection.csv", result.record.trials, _TRIAL_COLUMNS)
+        result.detector.save(out_dir)
+        discard_checkpoint(OUTPUTS.checkpoint)
         tracked.name_model(result.detector.digest)
     log.info("model %s in %s", result.detector.digest[:12], out_dir)
     return TrainResult(result.detector.digest, result.detector.categories)
@@ -107,10 +107,7 @@ def _choose_initial_weights(params: Params) -> Params:
 
 
 def _write_table(path: Path, rows: Sequence[dict[str, float]], columns: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from scipy import ndimage
 
+from onenip.errors import ParamsError
 from onenip.params import SynthesizeParams
 from onenip.synthesis.noise import Field, Mask, draw_blob, draw_perlin, draw_stroke, soften
 
 Pixels = NDArray[np.uint8]
 
-_TRIES = 20  # draws of one anomaly before the next kind is tried
+_TRIES = 20  # draws of one anomaly before another kind is drawn
+_ROUNDS = 20  # kinds drawn before giving up
 _MIN_SHOWN = 0.2  # share of what was pasted that must visibly change, else redrawn
 _BACKGROUND_SPREAD = 14.0  # levels: a border that varies more is no background
 
@@ -69,9 +71,12 @@ class Synthesizer:
 
         Returns:
             The anomaly, with a mask of at least `min_area_px` pixels.
+
+        Raises:
+            ParamsError: if no kind changes the image visibly, however often it is drawn.
         """
         allowed = find_foreground(image) if self.params.foreground_only else None
-        while True:
+        for _ in range(_ROUNDS):
             kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
             for _ in range(_TRIES):
                 changed, region = KINDS[kind](self, image, rng, donors)
@@ -79,6 +84,11 @@ class Synthesizer:
                 if drawn is not None:
                     return SyntheticAnomaly(drawn[0], drawn[1], kind)
             allowed = None  # nothing fits the foreground: the whole image then
+        raise ParamsError(
+            f"{_ROUNDS * _TRIES} draws of {', '.join(self._kinds)} changed too little; lower "
+            "synthesize.min_change or synthesize.min_area_px, or allow more synthesize.kinds",
+            key="synthesize.min_change",
+        )
 
     def _finish(
         self, image: Pixels, changed: Pixels, region: Mask, allowed: Mask | None

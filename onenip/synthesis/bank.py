@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from onenip.data.manifest import Sample
-from onenip.errors import DataError
+from onenip.errors import DataError, ParamsError
 from onenip.images import load_image, load_mask
 from onenip.params import SynthesizeParams
 from onenip.synthesis.anomalies import Synthesizer, SyntheticAnomaly
@@ -64,6 +64,9 @@ def draw_entries(
     """Synthetic anomalies of normal images [n, H, W, 3] uint8, `per_image` of each, one by one.
 
     An anomaly is a function of the seed, its image and the other images of its category.
+
+    Raises:
+        ParamsError: naming an image that no kind of anomaly changes visibly.
     """
     synthesizer = build_synthesizer(params, size=(images.shape[1], images.shape[2]), seed=seed)
     by_category = group_by_category(samples)
@@ -72,7 +75,10 @@ def draw_entries(
         mates = by_category[samples[index].category]
         for variant in range(params.per_image):
             donors = [images[i] for i in rng.choice(mates, min(2, len(mates)))]
-            drawn = synthesizer.draw(images[index], rng, donors=donors)
+            try:
+                drawn = synthesizer.draw(images[index], rng, donors=donors)
+            except ParamsError as error:
+                raise ParamsError(f"{samples[index].name}: {error}", key=error.key) from error
             yield Entry(samples[index], variant, drawn)
 
 

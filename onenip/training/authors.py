@@ -6,7 +6,6 @@ A checkpoint is read as tensors only, nothing in it is executed, and every key m
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip.data.loading import load_resized
+from onenip.data.loading import count_cores, load_resized
 from onenip.data.manifest import Sample, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
@@ -207,7 +206,7 @@ def _build_params(trained: dict[str, Tensor], *, origin: str) -> Params:
 def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed: int) -> Detector:
     size = params.model.input_size
     fitted = select(samples, subset="fit")
-    workers = os.cpu_count() or 1
+    workers = count_cores()
     data = build_training_set(
         network,
         load_resized(fitted, size, cache_dir=None, workers=workers, progress=False),

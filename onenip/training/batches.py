@@ -23,12 +23,17 @@ from tqdm import tqdm
 
 from onenip.detector.calibration import measure_statistics
 from onenip.detector.category import embed_globally
-from onenip.errors import DataError, DivergedError
+from onenip.errors import DataError, DivergedError, ParamsError
+from onenip.folders import keep_newest, write_whole
+from onenip.model.features import Backbone
+from onenip.model.folding import fold_backbone
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.weights import hash_backbone
 from onenip.synthesis.anomalies import Synthesizer
+from onenip.version import hash_code
 
 _EMBED_BATCH = 8
+_KEPT_ENTRIES = 3  # of the cache of features
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
 
 log = logging.getLogger(__name__)
@@ -131,44 +136,79 @@ def build_training_set(
     )
 
 
+def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Features:
+    """Features of images as a training sees them, whether they are normal or synthetic anomalies.
+
+    In 32 bits also under mixed precision, and fine ones rounded to the 16 bits in which those of normals are
+    kept: otherwise the refiner could learn to know anomalies by their rounding.
+
+    Args:
+        network: standardises coarse features, if its standardisation is set.
+        backbone: the network's, folded.
+        images: [B, H, W, 3] uint8 at input size, on the network's device.
+
+    Returns:
+        coarse float32 and fine float16, on the network's device.
+    """
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        features = network.fuse(backbone(images))
+    return Features(features.coarse.float(), features.fine.half())
+
+
 def embed_cached(
     network: Network, images: NDArray[np.uint8], *, cache_dir: Path | None, progress: bool
 ) -> Features:
-    """Raw features of images, from the cache where it holds these very images' features.
+    """Raw features of images, from the cache if it holds the features of these very images.
+
+    An entry is a folder, named by a digest of everything that features depend on. The entries used last
+    are kept, the others deleted.
 
     Args:
         network: whose standardisation is off (zero mean, unit deviation).
         images: [n, H, W, 3] uint8 at input size.
-        cache_dir: folder of the cache, one set of files per backbone and set of images; or None.
+        cache_dir: folder of the cache; None for no cache.
         progress: whether to show a bar.
 
     Returns:
-        coarse float32 and fine float16, on the CPU, memory-mapped from the cache where there is one.
+        coarse float32 and fine float16, on the CPU, memory-mapped from the cache if there is one.
 
     Raises:
         DataError: if the cache cannot be written.
     """
-    key = hashlib.sha256(hash_backbone(network.backbone).encode())
-    key.update(repr((network.params.input_size, network.params.pooling, network.grid)).encode())
-    key.update(repr((network.fine_grid, network.uses_memory, network.params.refiner)).encode())
-    key.update(np.ascontiguousarray(images).data)
     parts = _embed_parts(network, images, progress=progress)
     if cache_dir is None:
         arrays = [np.concatenate(one) for one in zip(*parts, strict=True)]
         return Features(*map(torch.from_numpy, arrays))
-    files = [cache_dir / f"{key.hexdigest()[:32]}-{kind}.npy" for kind in ("coarse", "fine")]
-    if all(file.is_file() for file in files):
-        log.info("features of %d normal images are cached", len(images))
-    else:
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
+    entry = cache_dir / _name_entry(network, images)
+    files = [entry / "coarse.npy", entry / "fine.npy"]
+    try:
+        found = _read_arrays(files, count=len(images))
+        if found is None:
             _write_arrays(files, parts, count=len(images))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise DataError(
-                f"{cache_dir}: cannot keep features: {reason}", path=cache_dir
-            ) from error
-    return Features(*(torch.from_numpy(np.load(file, mmap_mode="c")) for file in files))
+            found = _read_arrays(files, count=len(images))
+        else:
+            log.info("features of %d normal images are cached", len(images))
+        os.utime(entry)
+        keep_newest(cache_dir, _KEPT_ENTRIES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{cache_dir}: cannot keep features: {reason}", path=cache_dir) from error
+    assert found is not None
+    return Features(*map(torch.from_numpy, found))
+
+
+def _name_entry(network: Network, images: NDArray[np.uint8]) -> str:
+    """Digest of everything that features depend on: code, libraries, weights, settings, device, images."""
+    facts = (
+        hash_code("model", libraries=("timm", "torch")),
+        hash_backbone(network.backbone),
+        network.params.model_dump_json(),
+        network.coarse_mean.device.type,
+        images.shape,
+    )
+    key = hashlib.sha256(repr(facts).encode())
+    key.update(np.ascontiguousarray(images).data)
+    return key.hexdigest()[:32]
 
 
 def _embed_parts(
@@ -178,31 +218,40 @@ def _embed_parts(
 
     Sums over another layout differ in their last bits.
     """
+    backbone = fold_backbone(network)
+    device = network.coarse_mean.device
     starts = range(0, len(images), _EMBED_BATCH)
     for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
         batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
-        with torch.inference_mode():
-            embedded = network.embed(batch.to(network.coarse_mean.device))
-        coarse, fine = embedded.coarse.float().cpu(), embedded.fine.half().cpu()
+        embedded = embed_images(network, backbone, batch.to(device))
+        coarse, fine = embedded.coarse.cpu(), embedded.fine.cpu()
         yield np.ascontiguousarray(coarse.numpy()), np.ascontiguousarray(fine.numpy())
+
+
+def _read_arrays(files: Sequence[Path], *, count: int) -> list[NDArray[Any]] | None:
+    """Arrays of `count` rows, mapped copy-on-write; None if one is missing or damaged."""
+    try:
+        arrays = [np.load(file, mmap_mode="c", allow_pickle=False) for file in files]
+    except (FileNotFoundError, ValueError, EOFError):
+        return None
+    return arrays if all(len(array) == count for array in arrays) else None
 
 
 def _write_arrays(
     files: Sequence[Path], parts: Iterable[tuple[NDArray[Any], ...]], *, count: int
 ) -> None:
     """Write arrays of `count` rows part by part, each file whole or not at all, as `np.save` would."""
-    partial = [file.with_suffix(".partial.npy") for file in files]
     with ExitStack() as stack:
-        streams = [stack.enter_context(path.open("wb")) for path in partial]
-        for number, arrays in enumerate(parts):
-            for stream, array in zip(streams, arrays, strict=True):
-                if number == 0:
-                    header = np.lib.format.header_data_from_array_1_0(array)
-                    header["shape"] = (count, *array.shape[1:])
-                    np.lib.format.write_array_header_1_0(stream, header)
-                stream.write(array.data)
-    for path, file in zip(partial, files, strict=True):
-        os.replace(path, file)
+        drafts = [stack.enter_context(write_whole(file)) for file in files]
+        with ExitStack() as opened:
+            streams = [opened.enter_context(draft.open("wb")) for draft in drafts]
+            for number, arrays in enumerate(parts):
+                for stream, array in zip(streams, arrays, strict=True):
+                    if number == 0:
+                        header = np.lib.format.header_data_from_array_1_0(array)
+                        header["shape"] = (count, *array.shape[1:])
+                        np.lib.format.write_array_header_1_0(stream, header)
+                    stream.write(array.data)
 
 
 def _take(features: Tensor, indices: NDArray[np.intp]) -> Tensor:
@@ -315,7 +364,10 @@ class BatchPlan(Dataset[Batch]):
             others = mates[mates != pick] if len(mates) > 1 else mates
             prompts.append(self._choose_prompt(int(pick), others, rng))
             donors = [self.data.images[i] for i in rng.choice(others, min(_DONORS, len(others)))]
-            drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+            try:
+                drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+            except ParamsError as error:
+                raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
             images.append(drawn.image)
             masks.append(drawn.mask)
             seeds.append(int(rng.integers(2**62)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises of a file that is no checkpoint
@@ -13,17 +12,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from onenip.errors import CheckpointError
+from onenip.folders import write_whole
 from onenip.model.network import Network
-from onenip.params import ModelParams, TrainParams
+from onenip.model.weights import hash_backbone, hash_tensors
+from onenip.params import TrainParams
 from onenip.training.batches import BatchPlan
 from onenip.training.selection import BestWeights, WeightAverage
+from onenip.version import hash_code
 
 CHECKPOINT_FILE = "last.pt"
 
-_FORMAT = 3
-_ASIDE = {"checkpoint_seconds", "log_steps"}  # do not change the result
+_FORMAT = 4
+# do not change the result, or do so through the first weights
+_ASIDE = {"checkpoint_seconds", "log_steps", "warm_start"}
+_CODE = ("data", "detector", "images.py", "model", "params", "synthesis", "training")
+_LIBRARIES = ("lightning-fabric", "numpy", "pillow", "scikit-learn", "scipy", "timm", "torch")
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class TrainingState:
         optimizer: torch's, or Fabric's around it.
         average: of the weights, if there is one.
         best: the weights to keep, if they are selected.
+        precision: Fabric's plugin, which holds the scale of losses in 16 bits.
         step: optimiser steps done.
         history: a row of losses per log.
         trials: a row of figures per trial of the weights.
@@ -46,6 +53,7 @@ class TrainingState:
     optimizer: Any
     average: WeightAverage | None
     best: BestWeights | None
+    precision: Any
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     trials: list[dict[str, float]] = field(default_factory=list)
@@ -80,11 +88,10 @@ class Checkpoint:
             "average": state.average.state() if state.average else {},
             "trials": state.trials,
             "best": state.best.state() if state.best else {},
+            "precision": state.precision.state_dict(),
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save(values, partial)
-        os.replace(partial, self.path)
+        with write_whole(self.path) as draft:
+            torch.save(values, draft)
 
     def resume(self, state: TrainingState) -> None:
         """Load the file into a state, unless it is missing or of another training.
@@ -99,12 +106,13 @@ class Checkpoint:
             if values["format"] != _FORMAT or values["identity"] != self.identity:
                 log.info("%s is of other params, data or code: training starts anew", self.path)
                 return
-            state.network.load_state_dict(values["network"], strict=False)
+            _load_network(state.network, values["network"])
             state.optimizer.load_state_dict(values["optimizer"])
             if state.average:
                 state.average.load_state(values["average"])
             if state.best:
                 state.best.load_state(values["best"])
+            state.precision.load_state_dict(values["precision"])
             state.trials = list(values["trials"])
             state.step, state.history = int(values["step"]), list(values["history"])
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, UnpicklingError) as error:
@@ -115,20 +123,62 @@ class Checkpoint:
         log.info("resuming %s after step %d", self.path, state.step)
 
 
+def discard_checkpoint(folder: Path) -> None:
+    """Delete the state of a finished training, which nothing shall resume."""
+    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+
+
+def trained_tensors(network: Network) -> dict[str, Tensor]:
+    """The tensors that training changes, by name; they share memory with the network."""
+    tensors = network.state_dict()
+    return {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
+
+
 def identify(
-    params: TrainParams,
-    model_params: ModelParams,
+    network: Network,
     plan: BatchPlan,
     *,
+    params: TrainParams,
     seed: int,
     total: int,
+    numerics: str,
     selected_on: str,
 ) -> str:
-    """Digest of all that a training's state depends on, as 64 hex digits."""
-    settings = params.model_dump(mode="json", exclude=_ASIDE)
-    parts: list[Any] = [settings, model_params.model_dump(mode="json"), seed, total]
-    parts.append(selected_on)
-    parts += [plan.synthesizer.params.model_dump(mode="json"), plan.data.names, plan.world_size]
+    """Digest of everything a training's result depends on, as 64 hex digits.
+
+    Args:
+        network: as training starts: with its backbone's weights, random or warm-started otherwise.
+        plan: images, settings and textures of the synthetic anomalies.
+        params: the optimisation.
+        seed: root of every random choice.
+        total: optimiser steps in all.
+        numerics: device and precision.
+        selected_on: digest of the images that weights are selected on.
+    """
+    parts: list[Any] = [
+        hash_code(*_CODE, libraries=_LIBRARIES),
+        hash_backbone(network.backbone),
+        hash_tensors(trained_tensors(network)),
+        network.params.model_dump(mode="json"),
+        params.model_dump(mode="json", exclude=_ASIDE),
+        plan.synthesizer.params.model_dump(mode="json"),
+        plan.data.names,
+        plan.data.categories,
+        plan.world_size,
+        seed,
+        total,
+        numerics,
+        selected_on,
+    ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(plan.data.images).data)
+    for images in (plan.data.images, *plan.synthesizer.textures):
+        digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
+
+
+def _load_network(network: Network, tensors: dict[str, Tensor]) -> None:
+    """Load all tensors of a network but those of its backbone, and no other."""
+    missing, unexpected = network.load_state_dict(tensors, strict=False)
+    wrong = [*unexpected, *(key for key in missing if not key.startswith("backbone."))]
+    if wrong:
+        raise KeyError(wrong[0])

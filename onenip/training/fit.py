@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip.data.loading import load_resized
+from onenip.data.loading import count_cores, load_resized
 from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import calibrate_category
 from onenip.detector.category import CategoryState
 from onenip.detector.detector import Detector
-from onenip.errors import CheckpointError, DataError
+from onenip.detector.devices import VARIABLE, choose_device
+from onenip.errors import CheckpointError, DataError, ParamsError
 from onenip.model.file import CategorySpec, DetectorSpec, read_model
 from onenip.model.folding import fold_network
 from onenip.model.network import Network
@@ -38,6 +39,7 @@ from onenip.training.calibration_images import (
     gather_normals,
     pick_anomalies,
 )
+from onenip.training.checkpoint import trained_tensors
 from onenip.training.loop import OnLog, TrainingRecord, fit
 from onenip.training.selection import SelectionSet
 
@@ -94,7 +96,7 @@ def fit_detector(
         fitted,
         params.model.input_size,
         cache_dir=cache_dir / "images" if cache_dir else None,
-        workers=os.cpu_count() or 1,
+        workers=count_cores(),
         progress=progress,
     )
     with fabric.rank_zero_first():  # the others then find features in the cache
@@ -125,13 +127,12 @@ def fit_detector(
         network,
         plan,
         params=params.train,
-        model_params=params.model,
         seed=params.seed,
         fabric=fabric,
         checkpoint_dir=checkpoint_dir,
         on_log=on_log,
         progress=progress,
-        workers=min(8, os.cpu_count() or 1) if fabric.device.type == "cuda" else 0,
+        workers=min(8, count_cores()) if fabric.device.type == "cuda" else 0,
         selection=selection,
     )
     network.to("cpu")
@@ -203,20 +204,39 @@ def build_network(params: Params, fabric: Fabric) -> Network:
 
 
 def start_fabric(params: TrainParams) -> Fabric:
-    """Device, precision and strategy: CUDA with mixed precision where there is one, else the CPU.
+    """Device, precision and strategy of a training.
 
-    With more than one process, each of them runs the whole program from its beginning.
+    The device is that of ONENIP_DEVICE, or else CUDA if there is any, or else the CPU. With more than one
+    process, each of them runs the whole program from its beginning.
+
+    Raises:
+        DeviceError: if this machine has no such device.
+        ParamsError: if several processes are asked for, but ONENIP_DEVICE names one GPU.
     """
-    on_cuda = torch.cuda.is_available()
     _keep_freed_memory()
-    devices = params.devices if params.devices != "auto" or on_cuda else 1
+    on_cuda = torch.cuda.is_available()
+    device = (
+        choose_device() if os.environ.get(VARIABLE) else torch.device("cuda" if on_cuda else "cpu")
+    )
+    devices: int | str | list[int] = params.devices
+    if device.index is not None and device.type == "cuda":
+        if devices not in (1, "auto"):
+            message = (
+                f"train.devices: {devices} processes cannot share {device}, which {VARIABLE} names"
+            )
+            raise ParamsError(message, key="train.devices")
+        devices = [device.index]
+    elif devices == "auto" and device.type == "cpu":
+        devices = 1
     precision: str = params.precision
     if precision == "auto":
-        mixed = "bf16-mixed" if on_cuda and torch.cuda.is_bf16_supported() else "16-mixed"
-        precision = mixed if on_cuda else "32-true"
-    is_shared = params.hosts > 1 or devices not in (1, "auto")
+        # emulated bfloat16 would be slower than either
+        is_real = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        mixed = "bf16-mixed" if is_real else "16-mixed"
+        precision = mixed if device.type == "cuda" else "32-true"
+    is_shared = params.hosts > 1 or (isinstance(devices, int) and devices > 1)
     fabric = Fabric(
-        accelerator="cuda" if on_cuda else "cpu",
+        accelerator=device.type,
         devices=devices,
         num_nodes=params.hosts,
         precision=precision,  # type: ignore[arg-type]  # one of its literals
@@ -295,10 +315,14 @@ def _prepare_selection(
 
 
 def _warm_start(network: Network, folder: str | None) -> None:
-    """Start from another model's trained weights, where their shapes agree."""
+    """Start from another model's trained weights.
+
+    Raises:
+        CheckpointError: if a tensor is missing or of another shape.
+    """
     if folder is None:
         return
-    _, tensors = read_model(Path(folder))
+    _, tensors, _ = read_model(Path(folder))
     own = network.state_dict()
     taken = {}
     for key, value in tensors.items():
@@ -310,5 +334,8 @@ def _warm_start(network: Network, folder: str | None) -> None:
                     f"not {tuple(own[name].shape)}"
                 )
             taken[name] = value
+    missing = trained_tensors(network).keys() - taken.keys()
+    if missing:
+        raise CheckpointError(f"train.warm_start: {folder}: {min(missing)} is missing")
     network.load_state_dict(taken, strict=False)
     log.info("warm start from %s: %d tensors", folder, len(taken))

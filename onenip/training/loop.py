@@ -24,9 +24,9 @@ from tqdm import trange
 
 from onenip.errors import CheckpointError, DivergedError
 from onenip.model.network import Network
-from onenip.params import ModelParams, TrainParams
+from onenip.params import TrainParams
 from onenip.training.batches import Batch, BatchPlan, describe
-from onenip.training.checkpoint import Checkpoint, TrainingState, identify
+from onenip.training.checkpoint import Checkpoint, TrainingState, identify, trained_tensors
 from onenip.training.selection import BestWeights, SelectionSet, WeightAverage
 from onenip.training.step import Trainee
 
@@ -34,6 +34,9 @@ OnLog = Callable[[int, Mapping[str, float]], None]
 
 _LOG_SECONDS = 30.0  # between two lines of progress in the log
 _BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies finds nothing
+_LEAST_SCALE = (
+    1e-3  # of losses in 16 bits: gradients that overflow below it are not finite in 32 either
+)
 _LAST_LOGS = 5  # logs that are judged by
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,6 @@ def fit(
     plan: BatchPlan,
     *,
     params: TrainParams,
-    model_params: ModelParams,
     seed: int,
     fabric: Fabric,
     checkpoint_dir: Path,
@@ -78,7 +80,6 @@ def fit(
         network: with its backbone's weights and standardisation set.
         plan: the batches.
         params: the optimisation.
-        model_params: the architecture, which a checkpoint must agree with.
         seed: root of dropout.
         fabric: device, precision and strategy.
         checkpoint_dir: of the last state; a state of the same params and data is resumed.
@@ -93,17 +94,19 @@ def fit(
     """
     total = count_steps(params, plan.steps_per_epoch)
     wrapped, optimizer = fabric.setup(
-        Trainee(network, plan.data, params), build_optimizer(network, params)
+        Trainee(network, plan.data, params), build_optimizer(network, params, fabric)
     )
     average = _start_average(network, params)
-    best = BestWeights(_trained_tensors(network)) if selection else None
-    state = TrainingState(network, optimizer, average, best)
+    best = BestWeights(trained_tensors(network)) if selection else None
+    precision = fabric.strategy.precision
+    state = TrainingState(network, optimizer, average, best, precision)
     identity = identify(
-        params,
-        model_params,
+        network,
         plan,
+        params=params,
         seed=seed,
         total=total,
+        numerics=f"{fabric.device.type} {precision.precision}",
         selected_on=selection.digest if selection else "",
     )
     checkpoint = Checkpoint(checkpoint_dir, identity=identity)
@@ -158,7 +161,7 @@ def fit(
     return TrainingRecord(state.history, state.trials)
 
 
-def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimizer:
+def build_optimizer(network: Network, params: TrainParams, fabric: Fabric) -> torch.optim.Optimizer:
     """AdamW over the trained part."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     on_cpu = network.coarse_mean.device.type == "cpu"
@@ -166,7 +169,7 @@ def build_optimizer(network: Network, params: TrainParams) -> torch.optim.Optimi
         trainable,
         params.learning_rate,
         weight_decay=params.weight_decay,
-        fused=True if on_cpu else None,  # on CUDA a scaler of gradients cannot clip before it
+        fused=True if on_cpu and _find_scaler(fabric) is None else None,  # else it could not clip
     )
 
 
@@ -213,12 +216,22 @@ def take_step(
     norm = fabric.clip_gradients(
         trainee, optimizer, max_norm=params.gradient_clip, error_if_nonfinite=False
     )
-    is_scaled = params.precision == "16-mixed"  # there the scaler skips a step that overflows
-    if norm is not None and not is_scaled and not math.isfinite(float(norm)):
+    if norm is not None and not math.isfinite(float(norm)) and not _can_scale_down(fabric):
         names = "; ".join(describe(trainee.data.names, batch.indices) for batch in batches)
         raise DivergedError(f"gradients are not finite at step {step + 1}, on images {names}")
     optimizer.step()
     return {key: torch.stack([p[key].detach() for p in parts]).mean() for key in parts[0]}
+
+
+def _find_scaler(fabric: Fabric) -> torch.amp.GradScaler | None:
+    """The scaler of losses in 16 bits, if the precision that was chosen needs one."""
+    return getattr(fabric.strategy.precision, "scaler", None)
+
+
+def _can_scale_down(fabric: Fabric) -> bool:
+    """True if gradients may have overflowed only by their scale: the scaler skips the step and lowers it."""
+    scaler = _find_scaler(fabric)
+    return scaler is not None and scaler.get_scale() > _LEAST_SCALE
 
 
 def count_steps(params: TrainParams, steps_per_epoch: int) -> int:
@@ -278,13 +291,7 @@ def _load_batches(plan: BatchPlan, first: int, total: int, workers: int) -> Iter
 def _start_average(network: Network, params: TrainParams) -> WeightAverage | None:
     if params.ema_decay == 0:
         return None
-    return WeightAverage(_trained_tensors(network), decay=params.ema_decay)
-
-
-def _trained_tensors(network: Network) -> dict[str, Tensor]:
-    """Trained tensors by name."""
-    tensors = network.state_dict()
-    return {k: v for k, v in tensors.items() if not k.startswith(("backbone.", "coarse_"))}
+    return WeightAverage(trained_tensors(network), decay=params.ema_decay)
 
 
 def _is_trial(step: int, total: int, trials: int) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from onenip.data.manifest import Sample, list_categories, select
 from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
-from onenip.images import load_mask
+from onenip.images import hash_file, load_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
@@ -77,7 +77,9 @@ class SelectionSet:
                     anomalies=embed_files(network, [one.image for one in stored]),
                     masks=np.stack([load_mask(one.mask) for one in stored]),
                 )
-                digest.update("".join(sample.sha256 for sample in held_out).encode())
+                files = [file for one in stored for file in (one.image, one.mask)]
+                hashes = [s.sha256 for s in held_out] + [hash_file(file) for file in files]
+                digest.update("".join([category, *hashes]).encode())
         self.digest = digest.hexdigest()
 
     @property
@@ -134,7 +136,13 @@ class BestWeights:
         return {"score": self._score, "tensors": self._best}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a `state`."""
+        """Restore a `state`.
+
+        Raises:
+            ValueError: if its tensors are not those of this training.
+        """
+        if state["tensors"]:
+            _require_alike(state["tensors"], self._live)
         self._score, self._best = float(state["score"]), dict(state["tensors"])
 
     @torch.no_grad()
@@ -170,7 +178,12 @@ class WeightAverage:
         return self._average
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore a `state`."""
+        """Restore a `state`.
+
+        Raises:
+            ValueError: if its tensors are not those of this training.
+        """
+        _require_alike(state, self._average)
         for key, value in self._average.items():
             value.copy_(state[key])
 
@@ -191,3 +204,10 @@ class WeightAverage:
         """Copy the averages into the tensors."""
         for key, value in self._live.items():
             value.copy_(self._average[key])
+
+
+def _require_alike(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Make sure that a stored state has the very names and shapes that are expected."""
+    shapes = {key: value.shape for key, value in expected.items()}
+    if {key: value.shape for key, value in state.items()} != shapes:
+        raise ValueError("other tensors than those of the network")

@@ -14,7 +14,7 @@ from onenip.model.network import Network
 from onenip.model.reconstruction import jitter_features
 from onenip.model.refiner import PaperRefiner, upsample_logits
 from onenip.params import TrainParams
-from onenip.training.batches import Batch, TrainingSet
+from onenip.training.batches import Batch, TrainingSet, embed_images
 
 
 class Trainee(nn.Module):
@@ -46,8 +46,7 @@ class Trainee(nn.Module):
         coarse = self.data.features.coarse
         normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
         prompts = network.standardize(coarse[batch.prompts].to(device))
-        with torch.no_grad():
-            anomalous = network.fuse(self.backbone(batch.anomalous.to(device)))
+        anomalous = embed_images(network, self.backbone, batch.anomalous.to(device))
         query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]
         tokens = torch.cat([query, prompts]).flatten(2).mT  # [3B, N, C]
         jittered = jitter_features(

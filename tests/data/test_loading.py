@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,18 @@ def test_damaged_cache_is_rebuilt(tiny_data, tmp_path):
 
     assert (load(samples, tmp_path) == first).all()
     assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_old_folders_of_the_cache_are_deleted(tiny_data, tmp_path):
+    """Of the folders of other sizes and older code, those used last are kept, and today's."""
+    for age, name in enumerate(["new", "newer", "old", "older"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, -age))
+    load(list_samples(tiny_data), tmp_path)
+
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert len(kept) == 3
+    assert kept > {"new", "newer"}
 
 
 def test_nothing_to_load(tmp_path):

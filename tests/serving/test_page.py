@@ -17,6 +17,7 @@ from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
 from onenip.serving.recent import remember
+from tests.tiny import change_spec
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -93,9 +94,8 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     """
     approval.approve("disc", by="Eve", reason="the first one")
     stricter = Path(shutil.copytree(tiny_model, registry / "stricter"))
-    spec = json.loads((stricter / "detector.json").read_text())
-    spec["categories"]["disc"]["image_threshold"] -= 0.5
-    (stricter / "detector.json").write_text(json.dumps(spec))
+    threshold = tiny_detector.spec.categories["disc"].image_threshold - 0.5
+    change_spec(stricter, lambda s: s["categories"]["disc"].update(image_threshold=threshold))
     publish(stricter, evaluation_dir=registry / "evaluation", params={}, facts={})
     versions.set_gate_result("disc", 2, REFUSED)
     image = sorted((tiny_data / "disc/test/spot").iterdir())[0]

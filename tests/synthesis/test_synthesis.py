@@ -33,6 +33,14 @@ def test_outside_the_mask_the_image_is_untouched(kind, seed, category):
     assert drawn.kind == kind
 
 
+def test_anomalies_that_cannot_be_seen_are_an_error():
+    """Where no kind changes an image as much as params ask, drawing ends with the keys to change."""
+    image = draw_normal("disc", np.random.default_rng(0))
+
+    with pytest.raises(ParamsError, match=r"synthesize\.min_change"):
+        build(kinds={"erased": 1.0}, min_change=255).draw(image, np.random.default_rng(0))
+
+
 def test_the_same_seed_gives_the_same_anomaly():
     """An anomaly is a function of the image and the generator's state."""
     image = draw_normal("disc", np.random.default_rng(0))

@@ -43,7 +43,7 @@ def test_cached_features_give_the_same_weights(tiny_data, tiny_params, tiny_fit,
     first = fit_tiny(tiny_data, tiny_params, tmp_path / "a", cache=tmp_path / "cache")
     second = fit_tiny(tiny_data, tiny_params, tmp_path / "b", cache=tmp_path / "cache")
 
-    assert list((tmp_path / "cache/features").glob("*.npy"))
+    assert list((tmp_path / "cache/features").glob("*/*.npy"))
     assert_same_weights(tiny_fit.detector, first.detector)
     assert_same_weights(first.detector, second.detector)
     assert torch.equal(first.detector.network.coarse_mean, second.detector.network.coarse_mean)
@@ -228,6 +228,17 @@ def test_warm_start_begins_with_the_other_models_weights(tiny_data, tiny_model, 
     ours = dict(detector.network.named_parameters())
     theirs = dict(Detector.load(tiny_model).network.named_parameters())
     assert all(torch.allclose(ours[k], theirs[k], atol=1e-5) for k in ours)
+
+
+def test_warm_start_takes_all_or_nothing(tiny_data, tiny_model, tmp_path):
+    """A model that lacks a tensor of the network is refused, rather than leave that one random."""
+    paper = make_tiny_params(
+        model={**make_tiny_params().dump()["model"], "refiner": "paper", "memory_tokens": 0},
+        train={"warm_start": str(tiny_model), "max_steps": 1, "batch_size": 4},
+    )
+
+    with pytest.raises(CheckpointError, match=r"train\.warm_start: .*refiner\..* is missing"):
+        fit_tiny(tiny_data, paper, tmp_path)
 
 
 def test_schedules():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from onenip.data.loading import count_cores
 from onenip.data.manifest import GOOD, MANIFEST_COLUMNS, assign_subset
 from onenip.data.validation.frames import make_category_frame, make_file_frame
 from onenip.data.validation.measuring import list_category_folders, list_files, measure
@@ -90,7 +90,7 @@ def validate(
     rows = measure(
         files,
         data_dir,
-        workers=workers or len(os.sched_getaffinity(0)),
+        workers=workers or count_cores(),
         max_pixels=params.max_pixels,
         progress=progress,
     )
