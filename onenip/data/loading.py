@@ -7,7 +7,6 @@ libraries, so a changed image is another entry; a damaged entry is made anew.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,9 +25,8 @@ _KEPT_FOLDERS = 3  # of the cache: an input size and a state of the code each
 
 def count_cores() -> int:
     """Processor cores that this process may use; on systems without such limits, all."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    read_affinity = getattr(os, "sched_getaffinity", None)
+    return len(read_affinity(0)) if read_affinity else os.cpu_count() or 1
 
 
 def load_resized(
