@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.model.layers import Dropout, Projection, ReluDropout, project
-
 
 class Reconstruction(nn.Module):
     """Reconstruct a query's features from what a normal prompt of its category shows.
@@ -50,8 +48,8 @@ class Reconstruction(nn.Module):
         neighbor_size: int,
     ) -> None:
         super().__init__()
-        self.input_projection = Projection(channels, width)
-        self.output_projection = Projection(width, channels)
+        self.input_projection = nn.Linear(channels, width)
+        self.output_projection = nn.Linear(width, channels)
         self.position = PositionEmbedding(grid=grid, width=width)
         self.encoder = nn.ModuleList(
             EncoderLayer(width=width, heads=heads, feedforward=feedforward, dropout=dropout)
@@ -145,7 +143,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.packed_weight = nn.Parameter(torch.empty(3 * width, width))
         self.packed_bias = nn.Parameter(torch.zeros(3 * width))
-        self.output = Projection(width, width)
+        self.output = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.packed_weight)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None) -> Tensor:
@@ -160,7 +158,7 @@ class Attention(nn.Module):
         weights = self.packed_weight.chunk(3)
         biases = self.packed_bias.chunk(3)
         q, k, v = (
-            self._split(project(x, w, b, training=self.training))
+            self._split(functional.linear(x, w, b))
             for x, w, b in zip((query, key, value), weights, biases, strict=True)
         )  # [B, heads, N, D/heads]
         attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -177,16 +175,16 @@ class EncoderLayer(nn.Module):
         super().__init__()
         self.attention = Attention(width=width, heads=heads)
         self.attention_norm = nn.LayerNorm(width)
-        self.expand = Projection(width, feedforward)
-        self.contract = Projection(feedforward, width)
+        self.expand = nn.Linear(width, feedforward)
+        self.contract = nn.Linear(feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
-        self.dropout = ReluDropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, *, position: Tensor, mask: Tensor | None) -> Tensor:
         """[B, N, D] to [B, N, D]; `position` is [N, D], `mask` [N, N] bool."""
         located = x + position
         x = self.attention_norm(x + self.attention(located, located, x, mask=mask))
-        hidden = self.dropout(self.expand(x))  # [B, N, feedforward]
+        hidden = self.dropout(functional.relu(self.expand(x)))  # [B, N, feedforward]
         return self.feedforward_norm(x + self.contract(hidden))
 
 
@@ -200,12 +198,12 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.prompt_reads = Attention(width=width, heads=heads)
         self.prompt_norm = nn.LayerNorm(width)
-        self.expand = Projection(width, feedforward)
-        self.contract = Projection(feedforward, width)
+        self.expand = nn.Linear(width, feedforward)
+        self.contract = nn.Linear(feedforward, width)
         self.feedforward_norm = nn.LayerNorm(width)
         self.query_reads = Attention(width=width, heads=heads)
         self.query_norm = nn.LayerNorm(width)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(
         self, query: Tensor, prompt: Tensor, *, position: Tensor, mask: Tensor | None

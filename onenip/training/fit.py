@@ -5,11 +5,9 @@ Takes samples and params; knows no command line, experiment tracking or registry
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +41,6 @@ from onenip.training.checkpoint import trained_tensors
 from onenip.training.loop import OnLog, TrainingRecord, fit
 from onenip.training.selection import SelectionSet
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt
-_NEVER = 2**31 - 1  # bytes
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 
 log = logging.getLogger(__name__)
@@ -213,7 +209,6 @@ def start_fabric(params: TrainParams) -> Fabric:
         DeviceError: if this machine has no such device.
         ParamsError: if several processes are asked for, but ONENIP_DEVICE names one GPU.
     """
-    _keep_freed_memory()
     on_cuda = torch.cuda.is_available()
     device = (
         choose_device() if os.environ.get(VARIABLE) else torch.device("cuda" if on_cuda else "cpu")
@@ -254,23 +249,6 @@ def set_determinism(seed: int, *, is_deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
     torch.use_deterministic_algorithms(mode=is_deterministic, warn_only=True)
     torch.backends.cudnn.benchmark = not is_deterministic
-
-
-def _keep_freed_memory() -> None:
-    """Make this process keep what it frees for its next allocations, where the C library is glibc.
-
-    A training step allocates and frees the same hundreds of megabytes each time. By default glibc gives
-    large blocks back to the kernel, which fills them with zeros anew, page by page, when they are asked for
-    again. The process grows no larger than it was at its largest.
-
-    Source: mallopt(3).
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _NEVER)
-        mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:

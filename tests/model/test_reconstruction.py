@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from onenip.model.layers import Dropout, ReluDropout
 from onenip.model.reconstruction import (
     Attention,
     Reconstruction,
@@ -123,40 +122,3 @@ def test_jitter_can_be_off(scale, probability):
     jittered = jitter_features(tokens, scale=scale, probability=probability, seeds=[0])
 
     assert torch.equal(jittered, tokens)
-
-
-def test_dropout_drops_its_share_and_keeps_the_mean():
-    """A tenth is set to 0, the rest grows; the same seed drops the same; gradients follow the mask."""
-    dropout = Dropout(0.1)
-    x = torch.ones(400, 999, requires_grad=True)
-    torch.manual_seed(3)
-    first = dropout(x)
-    second = dropout(x)
-    torch.manual_seed(3)
-    again = dropout(x)
-    first.sum().backward()
-
-    assert float((first == 0).float().mean()) == pytest.approx(0.1, abs=0.003)
-    assert float(first.detach().mean()) == pytest.approx(1, abs=0.003)
-    assert torch.equal(first, again)
-    assert not torch.equal(first, second)
-    assert torch.equal(x.grad, first.detach())
-    assert dropout(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(dropout.eval()(x), x)
-
-
-def test_dropout_of_the_positive_part_is_dropout_after_relu():
-    """Values and gradients are those of the two, one after the other, to the last bit."""
-    plain, joined = Dropout(0.3), ReluDropout(0.3)
-    x = torch.randn(40, 99, requires_grad=True)
-    upstream = torch.randn(40, 99)
-    torch.manual_seed(3)
-    expected = plain(x.relu())
-    torch.manual_seed(3)
-    result = joined(x)
-
-    assert torch.equal(result, expected)
-    (gradient,) = torch.autograd.grad(result, x, upstream)
-    assert torch.equal(gradient, torch.autograd.grad(expected, x, upstream)[0])
-    assert joined(x.bfloat16()).dtype == torch.bfloat16
-    assert torch.equal(joined.eval()(x), x.relu())
