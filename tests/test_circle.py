@@ -44,6 +44,8 @@ def test_a_fresh_clone_gets_model_and_metrics_without_training(s3_server, tmp_pa
     first.mkdir()
     for name in (
         "onenip",
+        "textures",
+        "constraints.txt",
         "dvc.yaml",
         "retrain.yaml",
         ".gitignore",

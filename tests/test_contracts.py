@@ -12,6 +12,7 @@ from typer.main import get_command
 
 import onenip
 from onenip.cli import COMMANDS, app
+from onenip.errors import ParamsError
 from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT
 from onenip.params import Params
 from onenip.params.presets import list_presets, load_preset, render
@@ -77,6 +78,19 @@ def test_a_stage_reruns_for_every_module_that_it_imports(stage):
     listed = {d for d in read_graph()["stages"][stage]["deps"] if d.startswith("onenip/")}
 
     assert listed == import_closure(stage)
+
+
+def test_stages_that_draw_anomalies_depend_on_textures():
+    """Photos and pinned libraries are dependencies like data: DVC notices when they change."""
+    stages = read_graph()["stages"]
+
+    assert all("constraints.txt" in stages[name]["deps"] for name in DVC_STAGES)
+    assert {name for name in DVC_STAGES if "textures" in stages[name]["deps"]} == {
+        "synthesize",
+        "train",
+    }
+    with pytest.raises(ParamsError, match=r"synthesize\.textures: .*must be textures/"):
+        Params.parse({"synthesize": {"textures": "/elsewhere"}})
 
 
 def test_a_stage_has_one_name_everywhere():

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from onenip.params.reading import Section
 
 SYNTHETIC_KINDS = frozenset(
     {"cutpaste", "scar", "perlin", "misplaced", "stain", "scratch", "erased"}
 )
+
+
+def _check_texture_folder(folder: str) -> str:
+    """The same folder, if the pipeline notices what changes in it."""
+    parts = PurePosixPath(folder).parts
+    if parts[:1] != ("textures",) or ".." in parts:
+        raise ValueError(
+            "must be textures/ or a folder in it, on which stages depend; a link there may lead elsewhere"
+        )
+    return folder
+
+
+TextureFolder = Annotated[str, AfterValidator(_check_texture_folder)]
 
 
 class DataParams(Section):
@@ -61,7 +75,9 @@ class DownloadParams(Section):
         gt=1,
         description="maximum ratio of an archive's unpacked to its packed size, from 64 MiB on",
     )
-    textures: str = Field("textures", description="folder of downloaded textures (dtd)")
+    textures: TextureFolder = Field(
+        "textures/dtd", description="folder of downloaded textures (dtd), in textures/"
+    )
     urls: dict[str, str] = Field(
         {},
         description="addresses that replace those of mvtec, visa, btad, dtd, magnetic-tile, such as mirrors",
@@ -116,8 +132,9 @@ class SynthesizeParams(Section):
         },
         description="relative frequency of each kind of anomaly",
     )
-    textures: str | None = Field(
-        None, description="folder of texture photos; null: built-in procedural textures"
+    textures: TextureFolder | None = Field(
+        None,
+        description="folder of texture photos, in textures/; null: built-in procedural textures",
     )
     foreground_only: bool = Field(
         True, description="keep anomalies off a plain background, where one is recognised"

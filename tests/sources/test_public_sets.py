@@ -76,7 +76,7 @@ def test_all_public_sets_come_by_one_command(archives, web, s3_server, tmp_path,
     origins = json.loads(Path("artifacts/download/origin.json").read_text(encoding="utf-8"))
     assert {entry["source"] for entry in origins["sources"]} == set(SETS) - {"dtd"}
     assert {"bottle", "pcb1", "btad_01", "btad_03", "magnetic_tile"} <= set(summary["categories"])
-    assert list(Path("textures").glob("banded/*.jpg"))
+    assert list(Path("textures/dtd").glob("banded/*.jpg"))
     with Path("artifacts/validation/manifest.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == summary["images"]

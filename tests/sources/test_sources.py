@@ -268,7 +268,7 @@ def test_textures_go_to_their_own_folder(fetch, web, monkeypatch, tmp_path):
 
     fetch("dtd")
 
-    assert layout(tmp_path / "textures") == {"banded": 2, "woven": 2}
+    assert layout(tmp_path / "textures/dtd") == {"banded": 2, "woven": 2}
     assert not fetch.data.exists()
 
 
