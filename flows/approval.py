@@ -1,8 +1,8 @@
 """Approval in the browser: a flow run that shows the comparison and waits for a form.
 
-One run for each version that waits. It is suspended, holds no process and no checkout, and goes on
-when somebody fills in the form in Prefect's page. Whoever decided first, there or on the command
-line, wins; the other is told.
+One run for each version that waits. It is suspended, so it holds neither a process nor the checkout, and
+resumes when somebody submits the form on Prefect's page. The first decision wins, there or on the command
+line; a later one is refused.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pydantic import Field
 from flows.failures import notify_failure
 from flows.pictures import to_data_uri
 from onenip.errors import RegistryError
-from onenip.operation.notices import Kind, tell
+from onenip.operation.notices import Kind, notify
 from onenip.params import NotifyParams, Params
 from onenip.registry import approval as decisions
 from onenip.registry import versions
@@ -50,7 +50,7 @@ _SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "recall
 
 
 class Decision(RunInput):
-    """The form."""
+    """Fields of the form."""
 
     decision: Literal["approve", "reject"] = Field(description="Shall this version serve?")
     by: str = Field(description="Who decides; kept in the audit trail.")
@@ -66,7 +66,7 @@ class Decision(RunInput):
     on_crashed=[notify_failure],
 )
 def approve(category: str, number: int) -> State[Any]:
-    """Show one version beside its champion, wait for a person, and do as they say.
+    """Show a version beside its champion, wait for the form, and do what it says.
 
     Args:
         category: the product category.
@@ -105,10 +105,10 @@ def decide(version: Version, answer: Decision) -> str:
 
 
 def show_comparison(version: Version) -> str:
-    """Put champion and challenger side by side, the gate's reasons and heat maps beside the run.
+    """Attach champion and challenger side by side, the gate's reasons and heat maps to the run.
 
     Returns:
-        The same in short, as Markdown, for the form itself.
+        A short form of the same, in Markdown, for the form itself.
     """
     champion = versions.champion(version.category)
     rows = [("challenger", version)] + ([("champion", champion)] if champion else [])
@@ -145,7 +145,7 @@ def show_comparison(version: Version) -> str:
 
 
 def list_waiting() -> list[Version]:
-    """Challengers that nobody decided about, sorted by category.
+    """Challengers without a decision, sorted by category.
 
     Raises:
         RegistryError: if the registry cannot be reached.
@@ -155,23 +155,23 @@ def list_waiting() -> list[Version]:
 
 
 def notify_waiting(version: Version, result: GateResult | None, params: NotifyParams) -> None:
-    """Tell the team that a version waits for a person, or failed the gate.
+    """Notify the team that a version waits for a person, or failed the gate.
 
     Args:
         version: a challenger.
-        result: what the gate found; None where it was not asked.
-        params: whom to tell.
+        result: of the gate; None where it was not asked.
+        params: where notices go.
     """
     facts: dict[str, Any] = {"category": version.category, "version": version.number}
     text = f"{version.category}: version {version.number} "
     if result is None:
-        tell("challenger-waits", f"{text}waits for approval", facts=facts, params=params)
+        notify("challenger-waits", f"{text}waits for approval", facts=facts, params=params)
         return
     facts |= {"verdict": result.verdict, "reasons": list(result.reasons)}
     failed = result.verdict == "reject"
     text += "failed the gate" if failed else f"waits for approval (gate: {result.verdict})"
     kind: Kind = "gate-failed" if failed else "challenger-waits"
-    tell(kind, f"{text}: {result.reasons[0]}", facts=facts, params=params)
+    notify(kind, f"{text}: {result.reasons[0]}", facts=facts, params=params)
 
 
 def ask_people(waiting: Sequence[Version]) -> None:
@@ -195,7 +195,7 @@ def ask_people(waiting: Sequence[Version]) -> None:
 
 
 def close_forms() -> None:
-    """Cancel the runs whose form is about a version that was decided, or replaced by a newer one, elsewhere.
+    """Cancel the runs whose version was decided elsewhere, or replaced by a newer one.
 
     Raises:
         RegistryError: if the registry cannot be reached.
@@ -216,7 +216,7 @@ def close_forms() -> None:
 
 
 def _find_answer(category: str, number: int) -> str:
-    """What became of a version that nobody need decide about any more; empty while somebody must."""
+    """Why a version needs no decision any more, such as "is approved by Ada already"; empty while it needs one."""
     known = {version.number: version for version in versions.list_versions(category)}
     version = known.get(number)
     if version is None:

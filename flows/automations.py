@@ -1,8 +1,7 @@
-"""What Prefect's server does by itself about runs that can say nothing any more.
+"""Automations on Prefect's server for runs whose process or host died.
 
-A run whose process or host died is called crashed: at once by its worker, or by the server once it
-was silent for ten minutes. The team's webhook is told by the server then, since nobody else is left
-to do it.
+Such a run is marked as crashed: at once by its worker, or by the server after ten minutes of silence.
+The server then notifies the team's webhook, since no process is left to do it.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def declare_automations(params: NotifyParams) -> list[str]:
     """Create or update the automations on the server that PREFECT_API_URL names; their names.
 
     Args:
-        params: where the team is told; without a webhook only the run's state is put right.
+        params: the team's webhook; without one only the run's state is corrected.
     """
     runs = ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"})
     silent = AutomationCore(

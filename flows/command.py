@@ -1,4 +1,4 @@
-"""The command line of a flow: one line and exit status 2 for what a user can act on."""
+"""The command line of a flow: one line and exit status 2 for an error that a user can act on."""
 
 from __future__ import annotations
 

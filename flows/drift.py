@@ -1,4 +1,4 @@
-"""Drift as a flow: do arriving images still look like those that the champions were approved on?
+"""Drift as a flow: arriving images compared with those that the champions were approved on.
 
 python -m flows.drift
 """
@@ -22,14 +22,14 @@ from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
 from onenip.operation import retraining
-from onenip.operation.notices import DRIFT_EVENT, tell
+from onenip.operation.notices import DRIFT_EVENT, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
 
 
 @flow(name="drift", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
 def drift() -> State[Any]:
-    """Measure drift of every category; past a limit raise an event and tell the team.
+    """Measure drift of every category; past a limit raise an event and notify the team.
 
     With `drift.retrain` the event starts retraining: by an automation on the server that has the
     deployment, and here where there is none.
@@ -54,7 +54,7 @@ def drift() -> State[Any]:
         get_run_logger().warning("%s", text)
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
-        tell("champion-drifts", text, facts=result.dump(), params=params.notify)
+        notify("champion-drifts", text, facts=result.dump(), params=params.notify)
     if drifting and params.drift.retrain and not is_deployed():
         return retrain(force=True, return_state=True)
     names = ", ".join(result.category for result in drifting) or "nothing"
@@ -62,7 +62,7 @@ def drift() -> State[Any]:
 
 
 def main() -> None:
-    """Look for drift once."""
+    """Measure drift once."""
     require_server()
     state = drift(return_state=True)
     if not state.is_completed():

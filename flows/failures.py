@@ -1,4 +1,4 @@
-"""What follows when a step fails: another attempt where that may help, and telling the team."""
+"""Failed steps: another attempt where a server was down, and a notice to the team."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect.flows import Flow
 from prefect.tasks import Task
 
 from onenip.errors import ParamsError, UnreachableError
-from onenip.operation.notices import tell
+from onenip.operation.notices import notify
 from onenip.params import NotifyParams, Params
 
 P = ParamSpec("P")
@@ -39,13 +39,13 @@ def network_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
 def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Hook for `on_failure` and `on_crashed` of a flow.
 
-    Of a deployment's run that crashed the server tells, see `flows.automations`.
+    The server notifies of a deployment's run that crashed, see `flows.automations`.
     """
     if state.is_crashed() and flow_run.deployment_id is not None:
         return
     try:
         params = Params.load().notify
-    except ParamsError:  # the failure itself, perhaps; then nobody can be told
+    except ParamsError:  # perhaps the failure itself; then there is no address
         params = NotifyParams()
     text = f"{flow.name} failed: {state.message or state.name}"
-    tell("run-failed", text, facts={"flow": flow.name, "run": flow_run.name}, params=params)
+    notify("run-failed", text, facts={"flow": flow.name, "run": flow_run.name}, params=params)

@@ -1,4 +1,4 @@
-"""Judging a model, one task per category: in this process, or on the workers of a Dask cluster.
+"""The gate on a new model, one task per category: in this process, or on the workers of a Dask cluster.
 
 ONENIP_DASK_ADDRESS names the cluster's scheduler, such as `tcp://10.0.0.5:8786`. Its workers see the
 checkout at the same path, and the addresses of MLflow and Prefect in their environment. Without it
@@ -29,7 +29,7 @@ _CONNECT_SECONDS = 15
 
 
 def judge_model(model_dir: Path, manifest: Path) -> dict[str, GateResult]:
-    """What the gate says of a model by category; without those that it serves already.
+    """Gate results of a model by category, without the categories that it serves already.
 
     Args:
         model_dir: the new model, in this checkout.

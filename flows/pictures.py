@@ -1,4 +1,4 @@
-"""Pictures small enough to lie beside a flow run."""
+"""Small pictures for the artifacts of a flow run."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def register() -> State[Any]:
 
 @network_task("compare with champions")
 def compare_with_champions() -> State[Any]:
-    """Evaluate what serves on the same images, and write the report that shows both."""
+    """Evaluate the champions on the same images, and write the report that shows both."""
     return _settle(
         "compare with champions",
         lambda: write_champion_report(
@@ -120,7 +120,7 @@ def compare_with_champions() -> State[Any]:
 
 @network_task("link report")
 def link_report() -> State[Any]:
-    """Log the report with the model's run, and put a link to it beside this one."""
+    """Log the report with the model's run, and attach a link to it to this one."""
 
     def work() -> None:
         compared = find_champion_report(OUTPUTS.model)
@@ -136,7 +136,7 @@ def link_report() -> State[Any]:
 
 @task(name="show", persist_result=False)
 def show() -> None:
-    """Put the table of metrics and the heat maps beside the run."""
+    """Attach the table of metrics and the heat maps to the run."""
     rows = group_figures(load_metrics(OUTPUTS.metrics))
     create_table_artifact(
         key="metrics",
@@ -184,7 +184,7 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
 
 @contextmanager
 def hold_checkout(root: Path = Path()) -> Iterator[None]:
-    """Keep other pipelines out of this checkout.
+    """Lock this checkout against other pipelines.
 
     Raises:
         BusyError: if one is at work.

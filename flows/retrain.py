@@ -70,20 +70,20 @@ def take_in() -> IngestResult:
                 {"image": item.key, "where": item.outcome, "reason": item.reason}
                 for item in result.set_aside
             ],
-            description="Images that were not taken, and why; they lie on the inbox's shelves.",
+            description="Images that were not taken, and why; they are in the folders beside the inbox.",
         )
     return result
 
 
 @network_task("provide for new categories")
 def provide_for_new() -> None:
-    """Make the serving model usable on categories that it was not trained on, marked as provisional."""
+    """Register the champion's model for categories that it was not trained on, as provisional versions."""
     found = provisional.provide(Params.load(), root=Path())
     if found:
         create_table_artifact(
             key="provisional",
             table=[{"category": one.category, "version": one.number} for one in found],
-            description="Categories that the serving model answers for without having been trained on.",
+            description="Categories that the champion's model answers for without having been trained on them.",
         )
 
 
@@ -94,7 +94,7 @@ def warm_start() -> str | None:
 
 
 def judge_and_show() -> dict[str, GateResult]:
-    """Ask the gate about every category of the new model, and put its answers beside the run."""
+    """Ask the gate about every category of the new model, and attach its results to the run."""
     results = judge_model(OUTPUTS.model, OUTPUTS.manifest)
     create_table_artifact(
         key="gate",

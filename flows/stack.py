@@ -62,7 +62,7 @@ def up() -> None:
 
 
 def _up() -> None:
-    params = Params.load()  # a mistake there is told before anything starts
+    params = Params.load()  # a mistake there is an error before anything starts
     databases = read_databases(mlflow=f"sqlite:///{Path('mlflow.db').resolve()}")
     services = Services(FOLDER)
     env = _start_storage(services)
@@ -105,7 +105,7 @@ def _up() -> None:
 
 @app.command()
 def status() -> None:
-    """Say what runs; exit status 1 if something of the stack does not."""
+    """Print what runs; exit status 1 if something of the stack does not."""
     services = list(Services(FOLDER))
     for service in services:
         state = "runs" if service.is_running() else "is down"
@@ -154,6 +154,7 @@ def _prefect_settings(address: str, env: Mapping[str, str]) -> dict[str, str]:
     """
     defaults = {
         "PREFECT_SERVER_API_AUTH_STRING": env["PREFECT_API_AUTH_STRING"],
+        "PREFECT_UI_STATIC_DIRECTORY": str((FOLDER / "page").resolve()),  # not among the packages
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(_list_origins(address)),
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
             "prefect.server.concurrency.lease_storage.filesystem"

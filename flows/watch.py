@@ -1,4 +1,4 @@
-"""Watching the inbox: starts retraining when enough has arrived or has waited long enough.
+"""The inbox, watched: retraining starts when enough images have arrived, or have waited long enough.
 
     python -m flows.watch
 
@@ -45,15 +45,15 @@ DEPLOYMENT = "retrain/retrain"
 def watch() -> State[Any]:
     """Count what waits, and start retraining if it is due.
 
-    Also notices a champion that somebody set by hand in MLflow, and records it, and sees to it that
-    every version that waits has its form, and no other has.
+    Also records a champion that somebody set by hand in MLflow, and makes sure that every version that
+    waits has its form, and no other has.
     """
     params = Params.load()
     try:
         for entry in approval.reconcile_all():
             get_run_logger().warning("%s: %s", entry.category, entry.reason)
         close_forms()
-        ask_people(list_waiting())  # again, in case that whoever registered them was killed
+        ask_people(list_waiting())  # again, in case the run that registered them was killed
         if params.retrain.inbox is None:
             return Completed(message="there is no inbox: retrain.inbox names none")
         inbox = open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds)

@@ -220,7 +220,13 @@ def _dvc_command() -> list[str]:
 
 def _dvc(arguments: Sequence[str], root: Path) -> str:
     _drop_dead_locks(root)
-    return git.run_command([*_dvc_command(), *arguments], root, "dvc", {})
+    return git.run_command([*_dvc_command(), *arguments], root, "dvc", _settings(root))
+
+
+def _settings(root: Path) -> dict[str, str]:
+    """DVC's index of a checkout is kept below it, not in a folder that all users of the machine share."""
+    folder = os.environ.get("DVC_SITE_CACHE_DIR") or str((root / ".onenip" / "dvc").resolve())
+    return {"DVC_SITE_CACHE_DIR": folder}
 
 
 def _ask_remote(arguments: Sequence[str], root: Path) -> None:
@@ -234,7 +240,7 @@ def _stream(
     command: Sequence[str], root: Path, on_line: Callable[[str], None] | None
 ) -> tuple[int, str]:
     """Exit status and last lines of a command whose lines are handed on as they come, if anybody listens."""
-    env = os.environ | QUIET
+    env = os.environ | QUIET | _settings(root)
     env[FLOW_PROCESS] = f"{os.getpid()} {psutil.Process().create_time()}"
     if on_line is None:
         return subprocess.run(command, cwd=root, env=env, check=False).returncode, ""

@@ -78,7 +78,7 @@ def emit(
         raise NoticeError(f"{address}: the event was not taken: {error}") from error
 
 
-def tell(kind: Kind, message: str, *, facts: Mapping[str, Any], params: NotifyParams) -> bool:
+def notify(kind: Kind, message: str, *, facts: Mapping[str, Any], params: NotifyParams) -> bool:
     """POST a notice to the team's webhook; whether it was taken.
 
     The body has `text`, which chat services show, and `kind`, `at` and the facts for programs. An

@@ -14,7 +14,7 @@ from onenip import Detector
 from onenip.ingestion.journal import Journal
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
-from onenip.operation.notices import NoticeError, emit, tell
+from onenip.operation.notices import NoticeError, emit, notify
 from onenip.params import NotifyParams, Params
 from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, publishing, versions
@@ -193,14 +193,14 @@ def test_a_webhook_gets_a_sentence_and_facts():
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         params = NotifyParams(webhook=f"http://127.0.0.1:{server.server_port}/", timeout_seconds=5)
-        told = tell("gate-failed", "bottle failed", facts={"version": 3}, params=params)
+        told = notify("gate-failed", "bottle failed", facts={"version": 3}, params=params)
     dead = NotifyParams(webhook="http://127.0.0.1:9/", timeout_seconds=1)
 
     assert told
     assert taken[0]["text"] == "bottle failed"
     assert taken[0]["version"] == 3
-    assert not tell("gate-failed", "nobody hears", facts={}, params=dead)
-    assert not tell("gate-failed", "no address", facts={}, params=NotifyParams())
+    assert not notify("gate-failed", "nobody hears", facts={}, params=dead)
+    assert not notify("gate-failed", "no address", facts={}, params=NotifyParams())
 
 
 def test_announcing_without_a_server_says_what_to_set(monkeypatch):

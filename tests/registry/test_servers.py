@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from onenip.errors import RegistryError
-from onenip.operation.notices import tell
+from onenip.operation.notices import notify
 from onenip.params import NotifyParams
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.publishing import publish
@@ -161,9 +161,9 @@ def test_a_notice_is_signed_and_tried_again(monkeypatch):
         monkeypatch.setenv("TEAM_HOOK", receiver.address)
         receiver.failures = 1
         params = NotifyParams(webhook="$TEAM_HOOK", timeout_seconds=5)
-        assert tell("run-failed", "retrain failed", facts={"run": "brave-owl"}, params=params)
+        assert notify("run-failed", "retrain failed", facts={"run": "brave-owl"}, params=params)
         receiver.failures = 3
-        assert not tell("run-failed", "again", facts={}, params=params)
+        assert not notify("run-failed", "again", facts={}, params=params)
 
     (notice,) = receiver.deliveries
     assert notice.content["text"] == "retrain failed"
