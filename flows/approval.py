@@ -216,7 +216,7 @@ def close_forms() -> None:
 
 
 def _find_answer(category: str, number: int) -> str:
-    """Why a version needs no decision any more, such as "is approved by Ada already"; empty while it needs one."""
+    """Why a version needs no decision any more, such as "is approved by Ada already", or nothing."""
     known = {version.number: version for version in versions.list_versions(category)}
     version = known.get(number)
     if version is None:

@@ -83,7 +83,7 @@ def provide_for_new() -> None:
         create_table_artifact(
             key="provisional",
             table=[{"category": one.category, "version": one.number} for one in found],
-            description="Categories that the champion's model answers for without having been trained on them.",
+            description="Categories that the champion's model answers for without training on them.",
         )
 
 

@@ -18,6 +18,7 @@ import psutil
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from onenip.errors import OneNIPError
+from onenip.folders import write_whole
 
 _START_SECONDS = 180.0
 _STOP_SECONDS = 50.0
@@ -156,10 +157,9 @@ class Services:
         """Remember a process that was started."""
         service = Service(name, process_id, psutil.Process(process_id).create_time(), address)
         self._known[name] = service
-        partial = self._path.with_suffix(".partial")
         content = [asdict(one) for one in self._known.values()]
-        partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        os.replace(partial, self._path)
+        with write_whole(self._path) as draft:
+            draft.write_text(json.dumps(content, indent=2), encoding="utf-8")
         return service
 
     def wait_for(self, service: Service, health: str) -> None:

@@ -144,6 +144,65 @@ def test_what_a_page_names_exists(page):
     assert not missing
 
 
+def parse_code():
+    """Each module of the product with its syntax tree, by its path."""
+    for path in sorted([*ROOT.glob("onenip/**/*.py"), *ROOT.glob("flows/*.py")]):
+        yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+
+
+def find_modules(matches):
+    """Modules in whose code a node is that `matches` accepts."""
+    return {name for name, tree in parse_code() if any(map(matches, ast.walk(tree)))}
+
+
+def is_text(node, start):
+    return isinstance(node, ast.Constant) and str(node.value).startswith(start)
+
+
+def moves_a_file(node):
+    """`os.replace(a, b)`, `path.replace(b)` or `path.rename(b)`; text has two arguments to `replace`."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    is_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+    return node.func.attr in ("replace", "rename") and (is_os or len(node.args) == 1)
+
+
+def test_files_are_written_whole_in_one_place():
+    """Who else renames moves a file that is complete already: a download, an arrival, a kept answer."""
+    movers = {
+        "onenip/ingestion/ingest.py",
+        "onenip/registry/store.py",
+        "onenip/registry/tracking.py",
+        "onenip/serving/recent.py",
+    }
+    found = {name for name in find_modules(moves_a_file) if not name.startswith("onenip/sources/")}
+
+    assert found <= {"onenip/folders.py", *movers}
+
+
+def test_outputs_have_their_paths_from_one_place():
+    """Nobody else spells a path below `artifacts/`, or knows the name of the file of figures."""
+    paths = find_modules(lambda node: is_text(node, "artifacts/"))
+    figures = find_modules(
+        lambda node: isinstance(node, ast.Constant) and node.value == "metrics.json"
+    )
+
+    assert paths <= {"onenip/data/outputs.py"}
+    assert {name for name in figures if not name.startswith("onenip/evaluation/")} <= {
+        "onenip/data/outputs.py"
+    }
+
+
+def test_a_prediction_has_one_dict_form():
+    """Only one module builds a dict with score, verdict and regions."""
+
+    def is_prediction(node):
+        keys = {getattr(key, "value", None) for key in getattr(node, "keys", ())}
+        return isinstance(node, ast.Dict) and {"score", "verdict"} <= keys
+
+    assert find_modules(is_prediction) <= {"onenip/detector/prediction.py"}
+
+
 def test_params_yaml_is_the_default_preset():
     """params.yaml lists every param with its explanation, as `onenip preset cpu` writes it."""
     assert (ROOT / "params.yaml").read_text(encoding="utf-8") == render(load_preset("cpu"))

@@ -249,9 +249,7 @@ def evaluate(
         training_dir=OUTPUTS.curves,
         champion=champion,
     )
-    typer.echo(
-        f"figures in {result.folder / 'metrics.json'}, report in {result.folder}/report.html"
-    )
+    typer.echo(f"figures and report.html in {result.folder}")
 
 
 def _read_params(path: Path) -> Params:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ValidationError
 
 from onenip.evaluation.results import group_figures, load_metrics
+from onenip.folders import write_whole
 from onenip.registry import store
 from onenip.registry.environment import describe_environment, list_packages
 
@@ -80,10 +81,8 @@ def read_record(folder: Path) -> RunRecord | None:
 
 def write_record(folder: Path, record: RunRecord) -> None:
     """Write a record so that a kill leaves the old one or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / "run.json.part"
-    draft.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    draft.replace(folder / "run.json")
+    with write_whole(folder / "run.json") as draft:
+        draft.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def create_run(client: MlflowClient, record: RunRecord) -> str:
