@@ -4,7 +4,8 @@
 
 Images of the demo set are judged one at a time, on all cores, by a detector of the preset `cpu` (with random
 weights, which changes no time): alone, beside training steps of the same preset in another process of equal
-priority, and beside the same after `lower_priority`, as `onenip train` and the worker of `make up` run.
+priority, and beside the same after `lower_priority`, as `onenip train` and the worker of `make up` run. The
+other process leads a session of its own, as under systemd or `make up`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def train_for_ever(*, at_low_priority: bool) -> None:
 def training_beside(way: str) -> Iterator[None]:
     """A training in another process for the length of a block, once it takes steps."""
     command = [sys.executable, "-m", "benchmarks.sharing", "--train", way]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # set before torch is imported, as commands do it
+    env = os.environ | ({"OMP_WAIT_POLICY": "passive"} if way == "low" else {})
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip() == _READY:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -28,6 +29,35 @@ def test_a_process_and_its_children_get_low_priority(before, after):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert int(done.stdout) == after
+
+
+SESSION = Path("/proc/self/autogroup")
+LOWERED = """
+import os
+from onenip.stages.process import lower_priority
+lower_priority()
+print(open("/proc/self/autogroup").read().split()[-1], os.environ["OMP_WAIT_POLICY"])
+"""
+# leads a session, as a worker of `make up` or a shell does
+LEADER = f"""
+import subprocess, sys
+subprocess.run([sys.executable, "-c", {LOWERED!r}], check=True)
+print(open("/proc/self/autogroup").read().split()[-1])
+"""
+
+
+@pytest.mark.skipif(not SESSION.is_file(), reason="this kernel does not group by session")
+def test_the_session_has_low_priority_as_long_as_the_process_lives():
+    """Between sessions the kernel goes by the session's own value, which the shell gets back."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEADER],
+        capture_output=True,
+        text=True,
+        check=True,
+        start_new_session=True,
+    )
+
+    assert done.stdout.split() == ["10", "passive", "0"]
 
 
 STAGE = """
