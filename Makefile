@@ -23,7 +23,7 @@ demo: install ## run the whole pipeline on the embedded demo set and print where
 	$(BIN)/python -m flows.pipeline --source demo
 
 test: install ## run the tests
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not acceptance'
+	$(BIN)/python -m pytest -q -m 'not slow and not acceptance'
 
 check: install ## format, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -129,10 +129,11 @@ def validate(
     from rich.console import Console
     from rich.table import Column, Table
 
-    from onenip.stages import validate as stage
     from onenip.stages.process import begin_stage
 
-    begin_stage()
+    begin_stage()  # before torch is imported
+    from onenip.stages import validate as stage
+
     loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data, out_dir=out)
     kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
@@ -167,10 +168,11 @@ def synthesize(
     ] = OUTPUTS.synthesis,
 ) -> None:
     """Make synthetic anomalies of normal images, with exact masks, reproducibly from the seed."""
-    from onenip.stages import synthesize as stage
     from onenip.stages.process import begin_stage
 
-    begin_stage()
+    begin_stage()  # before torch is imported
+    from onenip.stages import synthesize as stage
+
     loaded = _read_params(params)
     stage.run(loaded, data_dir=data, manifest=manifest, out_dir=out)
 
@@ -187,10 +189,11 @@ def train(
     ] = OUTPUTS.curves,
 ) -> None:
     """Train and calibrate one model for all categories; after a kill it resumes from its last checkpoint."""
-    from onenip.stages import train as stage
     from onenip.stages.process import begin_stage
 
-    begin_stage()
+    begin_stage()  # before torch is imported
+    from onenip.stages import train as stage
+
     loaded = _read_params(params)
     stage.run(
         loaded,
@@ -233,10 +236,11 @@ def evaluate(
     curves, histograms, the worst misses and the worst false alarms; scores.csv has a line per image.
     """
     from onenip.params import Params
-    from onenip.stages import evaluate as stage
     from onenip.stages.process import begin_stage
 
-    begin_stage()
+    begin_stage()  # before torch is imported
+    from onenip.stages import evaluate as stage
+
     loaded = Params.load(params)
     result = stage.run(
         loaded,
