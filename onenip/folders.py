@@ -1,4 +1,7 @@
-"""Files and folders that change whole or not at all, wherever a kill or a power cut lands."""
+"""Walks over folders, and files and folders that change whole or not at all.
+
+Whole means wherever a kill or a power cut lands.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,47 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_JUNK = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "@eadir",
+     "system volume information", "lost+found"}
+)  # fmt: skip
 _AT_FDCWD = -100
 _EXCHANGE = 2  # Linux: both names change in one step
+
+
+def is_junk(parts: Iterable[str]) -> bool:
+    """Whether a path is an operating system's own file, or hidden."""
+    return any(part.startswith(".") or part.casefold() in _JUNK for part in parts)
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder itself, sorted; operating systems' files are left out.
+
+    Links to folders are followed, each such folder once, and never back into a folder above.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    yield from _walk(folder, (os.path.realpath(folder),), set())
+
+
+def _walk(folder: Path, above: tuple[str, ...], linked: set[str]) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if is_junk([path.name]):
+            continue
+        if not path.is_dir():
+            yield path
+            continue
+        real = os.path.realpath(path)
+        if real in above or (path.is_symlink() and real in linked):
+            continue
+        if path.is_symlink():
+            linked.add(real)
+        yield from _walk(path, (*above, real), linked)
 
 
 @contextmanager

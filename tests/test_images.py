@@ -1,4 +1,7 @@
 import io
+import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -7,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onenip.errors import ImageError
-from onenip.images import hash_file, load_image, load_mask, resize_image
+from onenip.images import (
+    hash_file,
+    load_image,
+    load_mask,
+    load_mask_classes,
+    resize_image,
+    to_rgb,
+)
+from tests.paths import CASES
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8).reshape(6, 8)
 
@@ -41,20 +52,71 @@ def test_sixteen_bits_scale_over_their_full_range():
     assert (rgb == RAMP[:, :, None]).all()
 
 
-@pytest.mark.parametrize("scale", [1.0, 1 / 255])
-def test_float_tiff_in_bytes_or_fractions(scale):
-    """A float TIFF in 0..255 or in 0..1 gives the same pixels."""
-    values = Image.fromarray(RAMP.astype(np.float32) * np.float32(scale))
+@pytest.mark.parametrize("overshoot", [1.0, 1.001])
+def test_floats_are_read_as_fractions(overshoot):
+    """A float TIFF of 0..1, even with a little more, gives the pixels of the 8-bit image."""
+    values = Image.fromarray(RAMP.astype(np.float32) / np.float32(255 / overshoot))
 
-    assert (load_image(encode(values, "TIFF")) == RAMP[:, :, None]).all()
+    found = load_image(encode(values, "TIFF"))
+
+    assert np.abs(found - RAMP[:, :, None].astype(int)).max() <= (overshoot > 1)
 
 
-def test_float_without_a_value_is_black():
-    """NaN in a float image is black rather than undefined."""
-    values = RAMP.astype(np.float32)
-    values[2, 3] = np.nan
+def write_png16(channels, values):
+    """A PNG of 16 bits a channel, which Pillow itself writes in grey only."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    pixels = np.broadcast_to(values[:, :, None], (*values.shape, channels)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
 
-    assert (load_image(encode(Image.fromarray(values), "TIFF"))[2, 3] == 0).all()
+    def chunk(name, body):
+        end = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + end
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_few_bits_in_sixteen_are_refused(channels, bits):
+    """Nothing says whether such an image is dark or of a camera of fewer bits: it is no 14 grey levels."""
+    values = RAMP.astype(np.uint16) * (2**bits - 1) // 255
+
+    with pytest.raises(ImageError, match="bits stored in 16"):
+        load_image(write_png16(channels, values))
+    full = load_image(write_png16(channels, np.full_like(values, 65535)))
+    assert full.min() == 255
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (RAMP.astype(np.float32), "floats of 0 to 255"),
+        (RAMP.astype(np.float32) - 300, "floats of -300 to -45"),
+        (np.full((6, 8), np.nan, np.float32), "not numbers"),
+        (RAMP.astype(np.int32), "signed or of 32 bits"),
+        (RAMP.astype(np.int16) - 20, "signed or of 32 bits"),
+    ],
+    ids=["float bytes", "negative floats", "nan", "int32", "int16"],
+)
+def test_values_of_unknown_range_are_refused(values, reason):
+    """Floats beyond 0..1, NaN, signed and 32-bit integers are no image until somebody says their range."""
+    image = Image.fromarray(values.astype(np.int32) if values.dtype == np.int16 else values)
+
+    with pytest.raises(ImageError, match=reason):
+        load_image(encode(image, "TIFF"))
+    with pytest.raises(ImageError, match=reason):
+        to_rgb(image)
+
+
+def test_white_is_zero():
+    """A 16-bit TIFF that counts from white shows the same scene as the one that counts from black."""
+    values = Image.fromarray(65535 - RAMP.astype(np.uint16) * 257)
+
+    found = load_image(encode(values, "TIFF", tiffinfo={262: 0}))
+
+    assert (found == RAMP[:, :, None]).all()
 
 
 def test_cmyk_is_converted():
@@ -83,15 +145,42 @@ def test_exif_orientation_is_applied(orientation, turns):
     assert (rgb[:, :, 0] == np.rot90(RAMP, turns)).all()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "MPO"])
-def test_first_picture_of_several(kind):
-    """A file of several pictures gives its first."""
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_several_frames_are_refused(kind):
+    """Neither the first alone is judged, nor is it silently chosen."""
+    first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
+    content = encode(first, kind, save_all=True, append_images=[second])
+
+    with pytest.raises(ImageError, match="it holds 2 frames"):
+        load_image(content)
+
+
+def test_the_primary_picture_of_a_multi_picture_jpeg():
+    """What phones add to a JPEG is no second image."""
     first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
 
-    rgb = load_image(encode(first, kind, save_all=True, append_images=[second]))
+    assert load_image(encode(first, "MPO", save_all=True, append_images=[second])).min() > 250
 
-    assert rgb.shape == (8, 8, 3)
-    assert rgb.min() > 250
+
+CASE_REASONS = {
+    "float-and-int32-tiff/float4095.tif": "floats of",
+    "float-and-int32-tiff/float65535.tif": "floats of",
+    "float-and-int32-tiff/int32_0_255.tif": "signed or of 32 bits",
+    "mono12-in-16-bit/mono10.png": "looks like 10 bits",
+    "mono12-in-16-bit/mono12.png": "looks like 12 bits",
+    "mono12-in-16-bit/mono12.tif": "looks like 12 bits",
+    "several-frames/two_pages.tif": "2 frames",
+    "tiff-not-an-image/float64.tif": "a TIFF of a kind that is not supported",
+    "tiff-not-an-image/grey_alpha_16.tif": "a TIFF of a kind that is not supported",
+    **{f"poison-formats/{p.name}": "not an image that" for p in CASES.glob("poison-formats/*.bin")},
+}
+
+
+@pytest.mark.parametrize("name", CASE_REASONS)
+def test_what_cannot_be_scaled_or_opened_says_why(name):
+    """Files that cameras and strangers delivered, whatever their names: an ImageError with its reason."""
+    with pytest.raises(ImageError, match=CASE_REASONS[name]):
+        load_image(CASES / name)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +205,23 @@ def test_missing_file_and_too_many_pixels(tmp_path):
         load_image(tmp_path / "no.png")
     with pytest.raises(ImageError, match="8x6 px is more than 40 pixels"):
         load_image(encode(Image.fromarray(RAMP)), max_pixels=40)
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "DDS", "ICNS", "TGA"]
+)
+def test_two_thousand_damaged_files_end_in_an_image_error(kind):
+    """Bytes changed or cut anywhere, in wanted and unwanted formats, end in pixels or in an ImageError."""
+    rng = np.random.default_rng(len(kind))
+    whole = encode(Image.fromarray(RAMP).convert("RGB").resize((32, 32)), kind)
+    for _ in range(230):
+        content = bytearray(whole)
+        for position in rng.integers(0, len(content), rng.integers(1, 8)):
+            content[position] = rng.integers(0, 256)
+        cut = int(rng.integers(1, len(content) + 1)) if rng.random() < 0.3 else len(content)
+        with suppress(ImageError):
+            load_image(bytes(content[:cut]), max_pixels=100_000)
+            load_mask(bytes(content[:cut]), max_pixels=100_000)
 
 
 @settings(deadline=None, max_examples=150)
@@ -147,6 +253,75 @@ def test_mask_counts_any_value(dtype, value):
     mask[1:3, 2:6] = True
 
     assert (load_mask(encode(Image.fromarray(mask.astype(dtype) * dtype(value)))) == mask).all()
+
+
+SQUARE = np.zeros((16, 16), bool)
+SQUARE[4:12, 4:12] = True
+
+
+def classes(*values):
+    """Mask of one square a class."""
+    levels = np.zeros((16, 16 * len(values)), np.uint8)
+    for index, value in enumerate(values):
+        levels[4:12, 16 * index + 4 : 16 * index + 12] = value
+    return levels
+
+
+@pytest.mark.parametrize(
+    "values", [(1, 2, 3), (1, 2), (64, 128, 255), (255, 254, 253)], ids=lambda v: str(v)
+)
+def test_every_class_of_a_mask_counts(values):
+    """Masks of classes, in small numbers or in shades, lose none; the classes are named."""
+    content = encode(Image.fromarray(classes(*values)))
+
+    assert (load_mask(content) == (classes(*values) > 0)).all()
+    assert load_mask_classes(content) == sorted(values)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_a_soft_mask_counts_from_half_of_its_range(kind):
+    """Blurred edges, and JPEG's noise around them, do not make a defect larger."""
+    soft = Image.fromarray(SQUARE.astype(np.uint8) * 255).resize((160, 160), Image.BILINEAR)
+    hard = np.asarray(soft) > 127
+
+    found = load_mask(encode(soft, kind, **({"quality": 70} if kind == "JPEG" else {})))
+
+    assert (found != hard).mean() < 0.01
+    assert load_mask_classes(encode(soft, kind)) == []
+    empty = Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8))
+    assert not load_mask(encode(empty, "JPEG")).any()
+
+
+@pytest.mark.parametrize("background", ["black", "white"])
+def test_the_index_of_a_palette_counts(background):
+    """Whatever colours it has: all black, or a white background."""
+    image = Image.fromarray(SQUARE.astype(np.uint8), "P")
+    image.putpalette([0] * 6 if background == "black" else [255, 255, 255, 0, 0, 0])
+
+    assert (load_mask(encode(image)) == SQUARE).all()
+
+
+def test_alpha_counts_where_the_colour_is_constant():
+    """White everywhere and drawn in alpha, or drawn in colour and opaque: the same mask."""
+    drawn = np.full((16, 16, 4), 255, np.uint8)
+    drawn[:, :, 3] = SQUARE * 255
+    opaque = np.full((16, 16, 4), 255, np.uint8)
+    opaque[:, :, :3] = SQUARE[:, :, None] * [255, 0, 0]
+
+    assert (load_mask(encode(Image.fromarray(drawn))) == SQUARE).all()
+    assert (load_mask(encode(Image.fromarray(opaque))) == SQUARE).all()
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(CASES.glob("mask-*/**/ground_truth/*/000*")),
+    ids=lambda p: p.relative_to(CASES).parts[0],
+)
+def test_masks_as_people_deliver_them(path):
+    """The same defect of 49 px in each: as JPEG, soft, in alpha, in a palette; the inverted one is seen."""
+    coverage = load_mask(path).mean()
+
+    assert coverage == pytest.approx(0.952 if "inverted" in str(path) else 0.0478, abs=0.005)
 
 
 def test_resize_keeps_what_fits_and_means():

@@ -10,7 +10,8 @@ import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
 
-from onenip.data.manifest import GOOD, Sample, scan_layout
+from onenip.data.labels import GOOD
+from onenip.data.manifest import Sample, scan_layout
 from onenip.images import hash_file, load_image, resize_image
 from onenip.model.file import SPEC_FILE, TENSORS_FILE, seal_spec
 from onenip.params import Params

@@ -9,15 +9,16 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from onenip.data.labels import GOOD, find_masked_stem, is_normal_label
 from onenip.errors import DataError
-from onenip.images import IMAGE_SUFFIXES, hash_file
+from onenip.images import find_images, hash_file
 
 Subset = Literal["fit", "calibration", "holdout", "test"]
-GOOD = "good"
 DATA_DIR = Path("data")  # below the checkout, as in dvc.yaml; versioned by data.dvc
+_DEPTH = 4  # <category>/<split>/<label>/<file>
 MANIFEST_COLUMNS = (
     "path",  # relative to the data root, POSIX separators
     "category",
@@ -117,10 +118,13 @@ def scan_layout(
         DataError: if the folder holds no `<category>/train/good` or `<category>/test/<label>`.
     """
     samples = []
-    for path in sorted(data_dir.glob("*/t*/*/*")):
-        category, split, label, _ = path.relative_to(data_dir).parts
-        if path.suffix.lower() not in IMAGE_SUFFIXES or split not in ("train", "test"):
+    images = {path.relative_to(data_dir).as_posix(): path for path in find_images(data_dir)[0]}
+    masks = match_masks(images, [name for name in images if "/ground_truth/" in name])
+    for name, path in images.items():
+        parts = name.split("/")
+        if len(parts) != _DEPTH or parts[1] not in ("train", "test"):
             continue
+        category, split, label = parts[0], parts[1], GOOD if is_normal_label(parts[2]) else parts[2]
         digest = hash_file(path)
         subset: Subset = "test"
         if split == "train":
@@ -129,13 +133,29 @@ def scan_layout(
                 calibration_fraction=calibration_fraction,
                 holdout_fraction=holdout_fraction,
             )
-        mask = data_dir / category / "ground_truth" / label / f"{path.stem}_mask.png"
-        name = path.relative_to(data_dir).as_posix()
-        known = mask if label != GOOD and mask.is_file() else None
-        samples.append(Sample(path, name, category, label, subset, known, digest))
+        mask = images[masks[name]] if label != GOOD and name in masks else None
+        samples.append(Sample(path, name, category, label, subset, mask, digest))
     if not samples:
         raise DataError(f"{data_dir}: no <category>/train/{GOOD} images", path=data_dir)
     return samples
+
+
+def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
+    """Mask of each test image that has one, both as paths in MVTec layout relative to the data root."""
+    by_place: dict[tuple[str, str], dict[str, str]] = {}
+    for path in images:
+        parts = path.split("/")
+        if len(parts) == _DEPTH and parts[1] == "test":
+            by_place.setdefault((parts[0], parts[2]), {})[PurePosixPath(path).stem] = path
+    found: dict[str, str] = {}
+    for mask in sorted(masks, key=lambda path: ("_mask." not in path, path)):  # our own name first
+        parts = mask.split("/")
+        if len(parts) == _DEPTH:
+            stems = by_place.get((parts[0], parts[2]), {})
+            image = stems.get(find_masked_stem(parts[3], stems))
+            if image is not None:
+                found.setdefault(image, mask)
+    return found
 
 
 def list_categories(samples: Iterable[Sample]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.data.manifest import GOOD
+from onenip.data.labels import GOOD
 from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.metrics import (
     NAMES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onenip.data.manifest import GOOD
+from onenip.data.labels import GOOD
 from onenip.errors import DataError
 from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.metrics.resampling import PixelGrid

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onenip.data.dvc import describe_checkout
-from onenip.data.manifest import DATA_DIR, GOOD
+from onenip.data.labels import GOOD
+from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
 from onenip.detector.detector import Detector
 from onenip.images import IMAGE_SUFFIXES, hash_file

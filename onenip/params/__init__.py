@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, ValidationError
 
 from onenip.addresses import HIDDEN, hide_secrets
+from onenip.errors import ParamsError
 from onenip.params.detection import CalibrateParams, EvaluateParams, ModelParams, TrainParams
 from onenip.params.images import DataParams, DownloadParams, SynthesizeParams, ValidateParams
 from onenip.params.operation import (
@@ -45,6 +46,10 @@ __all__ = [
 ]
 
 DEFAULT_PATH = Path("params.yaml")
+_RETIRED = {  # key: the value that it may still have, and what holds instead of any other
+    ("data", "root"): ("data", "the images lie in data/, or in a link of that name"),
+    ("validate", "max_pixels"): (100_000_000, "the same limit holds in every stage"),
+}
 
 
 class Params(Section):
@@ -82,6 +87,7 @@ class Params(Section):
     @classmethod
     def parse(cls, values: dict[str, Any], *, origin: str = "params") -> Self:
         """Params from plain values, as YAML or JSON would give them; `origin` is named in errors."""
+        values = _drop_retired(values, origin)
         try:
             # JSON, because strict mode takes a list for a tuple only from there
             return cls.model_validate_json(json.dumps(values))
@@ -101,6 +107,19 @@ class Params(Section):
         if self.notify.webhook is not None and not self.notify.webhook.startswith("$"):
             values["notify"]["webhook"] = HIDDEN
         return values
+
+
+def _drop_retired(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The same values without keys of earlier versions, which may still have their usual value."""
+    for (section, key), (usual, instead) in _RETIRED.items():
+        inner = values.get(section) if isinstance(values, dict) else None
+        if not isinstance(inner, dict) or key not in inner:
+            continue
+        name = f"{section}.{key}"
+        if inner[key] != usual:
+            raise ParamsError(f"{origin}: {name} is gone: {instead}; remove it", key=name)
+        values = values | {section: {k: v for k, v in inner.items() if k != key}}
+    return values
 
 
 def _hide(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -44,18 +44,6 @@ class DataParams(Section):
         "counts false alarms on them and on test/good",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_another_folder(cls, values: Any) -> Any:
-        """Params written before the folder was fixed may still name it."""
-        if not isinstance(values, dict) or "root" not in values:
-            return values
-        if values["root"] != "data":
-            raise ValueError(
-                "data.root is gone: the images lie in data/, or in a link of that name"
-            )
-        return {key: value for key, value in values.items() if key != "root"}
-
     @model_validator(mode="after")
     def _leave_images_to_fit(self) -> Self:
         if self.calibration_fraction + self.holdout_fraction >= 1:
@@ -88,7 +76,6 @@ class ValidateParams(Section):
     """Rules that usable images satisfy."""
 
     min_side_px: int = Field(16, ge=1, description="minimum side of an image in px")
-    max_pixels: int = Field(100_000_000, ge=1, description="maximum height times width of an image")
     min_contrast: float = Field(
         0.004, ge=0, le=1, description="minimum standard deviation of grey values, 0..1"
     )

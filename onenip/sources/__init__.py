@@ -1,4 +1,4 @@
-"""Where images come from: one module per kind of source; the only place that knows boto3."""
+"""Image sources: folders, archives, HTTP, S3, public data sets; the only package that uses boto3."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onenip.sources.archive import is_archive_name
 from onenip.sources.catalog import CATALOG, CatalogSource
 from onenip.sources.folder import ArchiveSource, DemoSource, FolderSource, S3Source
 from onenip.sources.items import Source
-from onenip.sources.manifest_files import MANIFEST_SUFFIXES, ManifestSource
+from onenip.sources.manifest_files import MANIFEST_SUFFIXES, ManifestSource, name_format
 
 _PIN = "#sha256="
 
@@ -69,6 +69,10 @@ def _resolve_path(name: str, path: Path, sha256: str) -> Source:
         return ManifestSource(name, path)
     if is_archive_name(path.name):
         return ArchiveSource(name, str(path), sha256)
+    if kind := name_format(path):
+        raise SourceError(
+            f"{name}: {kind} cannot be read; write a CSV with path, category, label and mask, masks as images"
+        )
     raise SourceError(f"{name}: not a folder, an archive (zip, tar), a CSV or a JSON-lines file")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip.data.manifest import GOOD
+from onenip.data.labels import GOOD
 from onenip.errors import SourceError
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.sources.folder import fetch_archive, place_folder

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from onenip.errors import SourceError
+from onenip.folders import walk_files
 from onenip.sources import http
 from onenip.sources.archive import extract, is_archive_name
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
 from onenip.sources.layout import arrange
-from onenip.sources.s3 import Bucket
+from onenip.sources.manifest_files import name_format
+from onenip.sources.s3 import Bucket, S3Object
+
+logger = logging.getLogger(__name__)
 
 _ARCHIVE_STEM = ".tar"
 
 
 def place_folder(folder: Path, *, name: str, origin: str) -> list[Item]:
     """Items of a folder whose files are to be placed by their paths."""
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
-    items = [
-        Item(place.target, folder / place.path, is_mask=place.is_mask)
-        for place in arrange(paths, name=name, origin=origin)
-    ]
-    for item in items:
-        if not item.file.is_file():
-            raise SourceError(f"{item.file}: neither a file nor a link to one")
+    paths = [path.relative_to(folder).as_posix() for path in walk_files(folder)]
+    for path in paths:
+        if path.lower().endswith(".json") and (kind := name_format(folder / path)):
+            logger.warning("%s: %s are not read: draw masks of them, as images", path, kind)
+    items = []
+    for place in arrange(paths, name=name, origin=origin):
+        more = tuple(folder / path for path in place.more)
+        items.append(Item(place.target, folder / place.path, place.is_mask, more=more))
+    for file in [file for item in items for file in (item.file, *item.more)]:
+        if not file.is_file():
+            raise SourceError(f"{file}: neither a file nor a link to one")
     return items
 
 
@@ -160,15 +168,17 @@ class S3Source:
         for key in keys:
             check_relative(key, self.name)
         stem = Path(bucket.prefix).name or bucket.name
-        items, wanted = [], {}
+        items: list[Item] = []
+        wanted: dict[Path, S3Object] = {}
         for place in arrange(keys, name=stem, origin=self.name):
-            found = keys[place.path]
-            tag = f"{found.etag}:{found.size}:{found.key}"
+            objects = [keys[path] for path in (place.path, *place.more)]
+            tags = [f"{found.etag}:{found.size}:{found.key}" for found in objects]
+            tag = "|".join(tags)
             path = workspace.reuse(self.name, place.target, tag)
             if path is None:
-                path = workspace.slot("object", bucket.name, tag)
-                wanted[path] = found
-                items.append(Item(place.target, path, place.is_mask, tag))
+                slots = [workspace.slot("object", bucket.name, one) for one in tags]
+                wanted |= dict(zip(slots, objects, strict=True))
+                items.append(Item(place.target, slots[0], place.is_mask, tag, tuple(slots[1:])))
             else:
                 items.append(Item(place.target, path, tag=tag))
         bucket.fetch(wanted)

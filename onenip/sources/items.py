@@ -25,12 +25,14 @@ class Item:
         file: where its bytes are now.
         is_mask: a mask that has to be rewritten as PNG with the values 0 and 255.
         tag: what the origin calls this version of the file, such as its ETag; "" if nothing.
+        more: further masks of the same image, to be united with this one.
     """
 
     target: str
     file: Path
     is_mask: bool = False
     tag: str = ""
+    more: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""From the files of a folder to the MVTec layout, told from their paths alone.
+"""From the files of a folder to the MVTec layout, inferred from their paths alone.
 
-Understood are: several categories with `train`, `test` and `ground_truth`; one such category; categories
-that hold only images (all of them normal); a folder that holds only images (one category of normal images).
+Understood are: several categories with `train`, `test` and `ground_truth`, also as MVTec LOCO and MVTec AD 2
+unpack; one such category; categories whose folders are labels (OK and NG, good and crack); categories that
+hold only images (all of them normal); a folder that holds only images (one category of normal images).
 A single folder around all of it is looked through.
 """
 
@@ -11,31 +12,51 @@ import logging
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from onenip.data.manifest import GOOD
-from onenip.errors import SourceError
+from onenip.data.labels import (
+    GOOD,
+    check_category,
+    clean_label,
+    find_masked_stem,
+    is_label,
+    is_normal_label,
+)
+from onenip.errors import DataError, SourceError
+from onenip.folders import is_junk
 from onenip.images import IMAGE_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
-_GOOD_NAMES = frozenset({GOOD, "ok"})  # BTAD says ok
-_JUNK = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+_MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "gt"})  # beside folders of labels
+_VALIDATION = "validation"  # normal images of MVTec LOCO and AD 2: they train
+_PRIVATE = "test_private"  # images of MVTec AD 2 without labels
+_SHOWN = 5
 _EXPECTED = (
-    "expected <category>/train/good/<image>, <category>/<image>, or images alone; "
-    "see `onenip download --help`"
+    "expected <category>/train/good/<image>, <category>/OK/<image> and <category>/NG/<image>, "
+    "<category>/<image>, or images alone; see `onenip download --help`"
 )
+
+Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where one file goes: `target` in the data set, `path` as it was, both POSIX and relative."""
+    """Where one file goes.
+
+    Attributes:
+        target: path in the data set, POSIX and relative.
+        path: as it was, POSIX and relative.
+        is_mask: a mask that has to be rewritten as PNG with the values 0 and 255.
+        more: paths of further masks of the same image, to be united with it.
+    """
 
     target: str
     path: str
     is_mask: bool = False
+    more: tuple[str, ...] = ()
 
 
 def arrange(paths: Iterable[str], *, name: str, origin: str) -> list[Placement]:
@@ -52,29 +73,56 @@ def arrange(paths: Iterable[str], *, name: str, origin: str) -> list[Placement]:
         Placements sorted by target.
 
     Raises:
-        SourceError: if the layout is not understood, or two files claim one place.
+        SourceError: if the layout is not understood, a category or label cannot be called so, or two files
+            claim one place.
     """
-    files = [parts for path in sorted(paths) if not is_junk(parts := PurePosixPath(path).parts)]
+    try:
+        return _arrange(sorted(paths), name, origin)
+    except DataError as error:
+        raise SourceError(f"{origin}: {error}") from error
+
+
+def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
+    original: dict[Parts, str] = {}
+    for path in paths:
+        first = original.setdefault(_canonical(PurePosixPath(path).parts), path)
+        if first != path:
+            raise SourceError(f"{origin}: the names {first} and {path} differ only by case")
+    files = [
+        parts
+        for parts in original
+        if not is_junk(parts) and not any(part.startswith(_PRIVATE) for part in parts[:-1])
+    ]
     depth = _wrapper_depth(files)
     if depth:
         name = files[0][depth - 1]
-    groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    groups: dict[str, list[Parts]] = defaultdict(list)
     for parts in files:
         groups[parts[depth] if len(parts) > depth + 1 else ""].append(parts)
     loose = groups.pop("", [])
-    if groups.keys() & SPLITS:
-        placements = _place_category([p for group in groups.values() for p in group], depth, name)
+    if groups.keys() & SPLITS or any(map(is_label, groups)):
+        whole = [parts for group in groups.values() for parts in group]
+        placements = _place_category(whole, depth, _name_category(name))
     elif not any(_is_image(parts) for group in groups.values() for parts in group):
-        placements = _place_images(loose, name)
+        placements = _place_images(loose, _name_category(name))
     else:
         if any(_is_image(parts) for parts in loose):
             raise SourceError(f"{origin}: images both beside and inside of folders; {_EXPECTED}")
         placements = []
         for category, group in groups.items():
-            placements += _place_category(group, depth + 1, category)
+            if any(map(_is_image, group)):
+                placements += _place_category(group, depth + 1, _name_category(category))
     if not any(_is_image(PurePosixPath(place.path).parts) for place in placements):
         raise SourceError(f"{origin}: no images found; {_EXPECTED}")
-    _report(len(files) - len(placements), placements, origin)
+    placed = {place.path for place in placements}
+    left_out = [original[parts] for parts in files if "/".join(parts) not in placed]
+    left_out += [
+        p for parts, p in original.items() if any(x.startswith(_PRIVATE) for x in parts[:-1])
+    ]
+    placements = _name_masks(
+        [replace(place, path=original[tuple(place.path.split("/"))]) for place in placements]
+    )
+    _report(left_out, placements, origin)
     check_clashes([place.target for place in placements], origin)
     return sorted(placements, key=lambda place: place.target)
 
@@ -104,14 +152,29 @@ def fold(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def is_junk(parts: Sequence[str]) -> bool:
-    """Whether a path is an operating system's own file, or hidden."""
-    return any(part.startswith(".") or part.casefold() in _JUNK for part in parts)
-
-
 def mask_target(category: str, label: str, stem: str) -> str:
     """Place of a mask: `<category>/ground_truth/<label>/<stem>_mask.png`."""
     return f"{category}/ground_truth/{label}/{stem}_mask.png"
+
+
+def _name_category(name: str) -> str:
+    kept = check_category(name)
+    if kept != name:
+        logger.info("category %r is kept as %r", name, kept)
+    return kept
+
+
+def _canonical(parts: Parts) -> Parts:
+    """A path with its splits as MVTec AD writes them."""
+    *folders, file = parts
+    names = [folder.casefold() if folder.casefold() in SPLITS else folder for folder in folders]
+    if "test_public" in names:  # MVTec AD 2
+        at = names.index("test_public")
+        names[at : at + 1] = [] if names[at + 1 : at + 2] == ["ground_truth"] else ["test"]
+    if _VALIDATION in names[:-1] and is_normal_label(names[-1]):
+        names[names.index(_VALIDATION)] = "train"
+        file = f"{_VALIDATION}-{file}"
+    return (*names, file)
 
 
 def _wrapper_depth(files: Sequence[tuple[str, ...]]) -> int:
@@ -127,45 +190,99 @@ def _wrapper_depth(files: Sequence[tuple[str, ...]]) -> int:
         depth += 1
 
 
-def _place_category(group: Sequence[tuple[str, ...]], depth: int, category: str) -> list[Placement]:
+def _place_category(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
     """Placements of one category whose own folder ends at `depth`."""
-    if any(parts[depth] in SPLITS for parts in group if len(parts) > depth + 1):
-        inner = [p for p in group if len(p) > depth + 1 and p[depth] in SPLITS]
-        return [_place_split(parts, depth, category) for parts in inner]
-    for parts in group:
-        if len(parts) > depth + 1 and _is_image(parts):
-            raise SourceError(f"{'/'.join(parts)}: cannot tell its split and label; {_EXPECTED}")
+    inside = [parts for parts in group if len(parts) > depth + 1]
+    if any(parts[depth] in SPLITS for parts in inside):
+        return [_place_split(p, depth, category) for p in inside if p[depth] in SPLITS]
+    if any(is_label(parts[depth]) for parts in inside):
+        return _place_labels(inside, depth, category)
+    for parts in inside:
+        if _is_image(parts):
+            raise SourceError(f"{'/'.join(parts)}: its split and label are unknown; {_EXPECTED}")
     return _place_images([parts for parts in group if len(parts) == depth + 1], category)
 
 
-def _place_split(parts: tuple[str, ...], depth: int, category: str) -> Placement:
+def _place_split(parts: Parts, depth: int, category: str) -> Placement:
     path = "/".join(parts)
     split, *labels, file = parts[depth:]
     if split == "train" and not labels:
         labels = [GOOD]
+    if split == "ground_truth" and len(labels) == 2 and _is_image(parts):  # MVTec LOCO
+        target = mask_target(category, clean_label(labels[0]), labels[1])
+        return Placement(target, path, is_mask=True)
     if len(labels) != 1:
         raise SourceError(f"{path}: expected {split}/<good or kind of defect>/<image>")
-    label = GOOD if labels[0].casefold() in _GOOD_NAMES else labels[0]
-    if split != "ground_truth":
-        return Placement(f"{category}/{split}/{label}/{file}", path)
-    name = PurePosixPath(file)
-    if name.suffix.lower() not in IMAGE_SUFFIXES:
-        return Placement(f"{category}/{split}/{label}/{file}", path)
-    target = mask_target(category, label, name.stem.removesuffix("_mask"))
-    return Placement(target, path, is_mask=name.suffix.lower() != ".png")
+    label = clean_label(labels[0])
+    return Placement(f"{category}/{split}/{label}/{file}", path)
 
 
-def _place_images(group: Sequence[tuple[str, ...]], category: str) -> list[Placement]:
+def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
+    """Placements of a category whose folders are labels: normal images train, defects are for tests."""
+    placements = []
+    for parts in group:
+        path, (word, *deeper, file) = "/".join(parts), parts[depth:]
+        if word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
+            target = f"{category}/ground_truth/{clean_label(deeper[0])}/{file}"
+        elif deeper:
+            raise SourceError(f"{path}: expected {category}/{word}/<image>")
+        else:
+            label = clean_label(word)
+            target = f"{category}/{'train' if label == GOOD else 'test'}/{label}/{file}"
+        placements.append(Placement(target, path))
+    words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
+    logger.info(
+        "%s: taken as one category, its folders as labels: normal images of %s train, %s are defects",
+        category,
+        ", ".join(sorted(filter(is_normal_label, words))) or "no folder",
+        ", ".join(sorted(word for word in words if not is_normal_label(word))) or "none",
+    )
+    return placements
+
+
+def _place_images(group: Sequence[Parts], category: str) -> list[Placement]:
     return [Placement(f"{category}/train/{GOOD}/{parts[-1]}", "/".join(parts)) for parts in group]
+
+
+def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
+    """The same with each mask named after its image, and masks of one image united."""
+    stems: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for place in placements:
+        category, split, label, file = place.target.split("/")
+        if split == "test":
+            stems[category, label].add(PurePosixPath(file).stem)
+    named: dict[str, Placement] = {}
+    plain = []
+    for place in placements:
+        category, split, label, file = place.target.split("/")
+        if split != "ground_truth" or not _is_image((file,)):
+            plain.append(place)
+            continue
+        target = mask_target(category, label, find_masked_stem(file, stems[category, label]))
+        is_mask = place.is_mask or PurePosixPath(file).suffix.lower() != ".png"
+        first = named.get(target)
+        if first is None:
+            named[target] = replace(place, target=target, is_mask=is_mask)
+        elif place.is_mask and first.is_mask:
+            named[target] = replace(first, more=(*first.more, place.path))
+        else:
+            plain.append(replace(place, target=target))  # two files for one place
+    return [*plain, *named.values()]
 
 
 def _is_image(parts: Sequence[str]) -> bool:
     return PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
 
 
-def _report(dropped: int, placements: Sequence[Placement], origin: str) -> None:
-    if dropped:
-        logger.info("%s: %d files lie outside of the layout and are left out", origin, dropped)
+def _report(left_out: Sequence[str], placements: Sequence[Placement], origin: str) -> None:
+    if left_out:
+        names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+        logger.warning(
+            "%s: %d files lie outside of the layout and are left out: %s",
+            origin,
+            len(left_out),
+            names,
+        )
     by_category: dict[str, bool] = defaultdict(lambda: True)
     for place in placements:
         by_category[place.target.split("/")[0]] &= "/train/good/" not in f"/{place.path}"

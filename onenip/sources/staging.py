@@ -155,7 +155,7 @@ class Staging:
         staged.parent.mkdir(parents=True, exist_ok=True)
         present = self.data_dir / item.target
         if item.is_mask:
-            _rewrite_mask(item.file, staged)
+            _rewrite_mask((item.file, *item.more), staged)
         elif present.is_file() and _is_same(present, item.file):
             _link(present, staged)
         elif item.file.is_relative_to(self.folder):
@@ -199,11 +199,16 @@ def _is_same(first: Path, second: Path) -> bool:
     return first.samefile(second) or hash_file(first) == hash_file(second)
 
 
-def _rewrite_mask(source: Path, target: Path) -> None:
-    """Write a mask as PNG with 0 and 255; one that cannot be read goes on as it is, to be reported."""
-    try:
-        mask = load_mask(source)
-    except ImageError:
-        shutil.copyfile(source, target)
-        return
-    Image.fromarray(mask.astype(np.uint8) * 255).save(target, format="PNG")
+def _rewrite_mask(sources: Sequence[Path], target: Path) -> None:
+    """Write united masks as PNG with 0 and 255; one that cannot be read is copied, to be reported."""
+    masks = []
+    for source in sources:
+        try:
+            masks.append(load_mask(source))
+        except ImageError:
+            shutil.copyfile(source, target)
+            return
+    if len({mask.shape for mask in masks}) > 1:
+        raise SourceError(f"{sources[0].parent}: the masks of one image differ in size")
+    united = np.logical_or.reduce(masks)
+    Image.fromarray(united.astype(np.uint8) * 255).save(target, format="PNG")

@@ -3,8 +3,9 @@ import os
 import numpy as np
 import pytest
 
+from onenip.data.labels import GOOD
 from onenip.data.loading import load_resized
-from onenip.data.manifest import GOOD, Sample
+from onenip.data.manifest import Sample
 from onenip.errors import ImageError
 from onenip.images import hash_file, load_image, resize_image
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import pandas as pd
 
+from onenip.data.labels import GOOD
 from onenip.data.loading import count_cores
-from onenip.data.manifest import GOOD, MANIFEST_COLUMNS, assign_subset
+from onenip.data.manifest import MANIFEST_COLUMNS, assign_subset
 from onenip.data.validation.frames import make_category_frame, make_file_frame
 from onenip.data.validation.measuring import list_category_folders, list_files, measure
 from onenip.data.validation.rules import category_rules, check_names, file_rules
@@ -91,7 +92,6 @@ def validate(
         files,
         data_dir,
         workers=workers or count_cores(),
-        max_pixels=params.max_pixels,
         progress=progress,
     )
     frame = make_file_frame(rows, near_duplicate_bits=params.near_duplicate_bits)

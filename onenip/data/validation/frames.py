@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from onenip.data.manifest import GOOD
+from onenip.data.labels import GOOD
 from onenip.data.validation.measuring import Row
 
 TEXT_COLUMNS = (
     "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray",
     "wrong_suffix", "mask_problem", "defect_in_train", "empty_mask", "good_mask", "leak",
     "duplicate_in_train", "duplicate_in_test", "near_duplicate", "missing_mask",
+    "mask_doubt", "mask_classes",
 )  # fmt: skip
 NUMBER_COLUMNS = (
     "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",

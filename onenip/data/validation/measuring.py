@@ -7,8 +7,7 @@ image at a time and returns a few numbers, so memory does not grow with the data
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -21,15 +20,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from onenip.data.labels import GOOD, is_normal_label
+from onenip.data.manifest import match_masks
 from onenip.errors import ImageError
-from onenip.images import IMAGE_SUFFIXES, load_image, load_mask_levels
+from onenip.folders import walk_files
+from onenip.images import IMAGE_SUFFIXES, load_image, load_mask, load_mask_classes, read_header
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
+_MOST_OF_IMAGE = 0.5
 CHUNK = 16  # files handed to a worker at once
 _FORMATS = {
     ".png": {"PNG"},
     ".jpg": {"JPEG", "MPO"},
     ".jpeg": {"JPEG", "MPO"},
+    ".jpe": {"JPEG", "MPO"},
+    ".jfif": {"JPEG", "MPO"},
     ".bmp": {"BMP"},
     ".tif": {"TIFF"},
     ".tiff": {"TIFF"},
@@ -47,7 +52,7 @@ class Found:
         path: relative to the data root, POSIX separators.
         category: first folder of the path.
         split: "train" or "test"; empty for a stray file.
-        label: the folder of the split: good, or a kind of defect.
+        label: good, or the kind of defect that the folder of the split names.
         mask: relative path of its mask, or empty.
         stray: why the file has no role, or empty.
     """
@@ -62,11 +67,11 @@ class Found:
 
 def list_files(data_dir: Path) -> list[Found]:
     """Every file under the data root with its role, sorted by path."""
-    paths = sorted(
-        path.relative_to(data_dir).as_posix() for path in data_dir.rglob("*") if path.is_file()
-    )
+    paths = sorted(path.relative_to(data_dir).as_posix() for path in walk_files(data_dir))
     masks = {p for p in paths if "/ground_truth/" in p and _suffix(p) in IMAGE_SUFFIXES}
-    found = [_place(path, masks) for path in paths if path not in masks]
+    images = [path for path in paths if path not in masks]
+    names = match_masks(images, masks)
+    found = [_place(path, names) for path in images]
     used = {file.mask for file in found}
     found += [
         Found(path, path.split("/")[0], stray="mask without its image") for path in masks - used
@@ -81,19 +86,16 @@ def list_category_folders(data_dir: Path) -> list[str]:
     )
 
 
-def measure(
-    files: list[Found], data_dir: Path, *, workers: int, max_pixels: int, progress: bool
-) -> list[Row]:
+def measure(files: list[Found], data_dir: Path, *, workers: int, progress: bool) -> list[Row]:
     """A row of measurements per file, in the files' order.
 
     Args:
         files: what `list_files` found.
         data_dir: the data root.
         workers: processes.
-        max_pixels: larger images are not decoded.
         progress: whether to show a bar.
     """
-    work = partial(measure_file, data_dir=data_dir, max_pixels=max_pixels)
+    work = partial(measure_file, data_dir=data_dir)
     return list(
         tqdm(
             _map(work, files, workers),
@@ -105,7 +107,7 @@ def measure(
     )
 
 
-def measure_file(file: Found, *, data_dir: Path, max_pixels: int) -> Row:
+def measure_file(file: Found, *, data_dir: Path) -> Row:
     """Measurements of one file; an image that cannot be used has its reason as `problem`."""
     row: Row = {
         "path": file.path,
@@ -123,17 +125,16 @@ def measure_file(file: Found, *, data_dir: Path, max_pixels: int) -> Row:
         return row | {"problem": f"cannot be read ({error.strerror})", "bytes": 0, "sha256": ""}
     row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     try:
-        rgb = load_image(content, max_pixels=max_pixels)
+        rgb = load_image(content)
     except ImageError as error:
         return row | {"problem": error.reason}
-    with Image.open(io.BytesIO(content)) as image:
-        width, height, mode, kind = image.width, image.height, image.mode, image.format or ""
+    width, height, mode, kind = read_header(content)
     if kind not in _FORMATS.get(_suffix(file.path), {kind}):
         row["wrong_suffix"] = f"a {kind} file named {_suffix(file.path)}"
     row |= {"width": width, "height": height, "mode": mode, "short_side": min(width, height)}
     row |= _describe(rgb)
     if file.mask:
-        row |= _measure_mask(data_dir / file.mask, rgb.shape[:2], max_pixels)
+        row |= _measure_mask(data_dir / file.mask, rgb.shape[:2])
     return row
 
 
@@ -152,34 +153,41 @@ def _describe(rgb: NDArray[np.uint8]) -> Row:
     }
 
 
-def _measure_mask(path: Path, size: tuple[int, ...], max_pixels: int) -> Row:
+def _measure_mask(path: Path, size: tuple[int, ...]) -> Row:
     try:
-        mask = load_mask_levels(path, max_pixels=max_pixels)
+        mask, classes = load_mask(path), load_mask_classes(path)
     except ImageError as error:
         return {"mask_problem": f"mask {path.name}: {error.reason}"}
-    levels = np.unique(mask)
-    row: Row = {"mask_coverage": round(float((mask != 0).mean()), 8)}
-    if len(levels) > 2 or (len(levels) == 2 and levels[0] != 0):
-        row["mask_problem"] = f"mask {path.name} is not binary: {len(levels)} grey values"
-    elif mask.shape != size:
+    coverage = float(mask.mean())
+    row: Row = {"mask_coverage": round(coverage, 8)}
+    if classes:
+        named = ", ".join(map(str, classes))
+        row["mask_classes"] = f"mask {path.name} holds the classes {named}; each counts as a defect"
+    if coverage > _MOST_OF_IMAGE or (mask.any() and _is_border_full(mask)):
+        row["mask_doubt"] = (
+            f"mask {path.name} covers {coverage:.0%} of the image and "
+            f"{'all' if _is_border_full(mask) else 'not all'} of its border; is it the wrong way round?"
+        )
+    if mask.shape != size:
         row["mask_problem"] = (
             f"mask {path.name} is {mask.shape[1]}x{mask.shape[0]} px, the image {size[1]}x{size[0]}"
         )
     return row
 
 
-def _place(path: str, masks: set[str]) -> Found:
+def _is_border_full(mask: NDArray[np.bool_]) -> bool:
+    return bool(mask[[0, -1]].all() and mask[:, [0, -1]].all())
+
+
+def _place(path: str, masks: Mapping[str, str]) -> Found:
     parts = path.split("/")
     category = parts[0] if len(parts) > 1 else ""
     if _suffix(path) not in IMAGE_SUFFIXES:
         return Found(path, category, stray="not an image by its name")
     if len(parts) != 4 or parts[1] not in ("train", "test"):
         return Found(path, category, stray="not in <category>/{train,test}/<label>/")
-    split, label = parts[1], parts[2]
-    stem = f"{category}/ground_truth/{label}/{Path(path).stem}"
-    names = (f"{stem}{tail}{suffix}" for tail in ("_mask", "") for suffix in sorted(IMAGE_SUFFIXES))
-    mask = next((name for name in names if name in masks), "") if split == "test" else ""
-    return Found(path, category, split, label, mask)
+    split, label = parts[1], GOOD if is_normal_label(parts[2]) else parts[2]
+    return Found(path, category, split, label, masks.get(path, "") if split == "test" else "")
 
 
 def _map(work: partial[Row], files: list[Found], workers: int) -> Iterator[Row]:

@@ -81,6 +81,8 @@ def file_rules(params: ValidateParams) -> list[Rule]:
         Rule("no_duplicate_in_test", "warning", "duplicate_in_test"),
         Rule("no_near_duplicate", "warning", "near_duplicate"),
         Rule("mask_present", "warning", "missing_mask"),
+        Rule("mask_plausible", "warning", "mask_doubt"),
+        Rule("mask_of_one_class", "warning", "mask_classes"),
         Rule("known_mode", "warning", "mode", "unusual colour mode {value}", KNOWN_MODES),
         Rule("suffix_tells_format", "warning", "wrong_suffix"),
         Rule("usual_size", "warning", "area_deviation",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onenip.data.manifest import GOOD
+from onenip.data.labels import GOOD
 from onenip.sources.demo import fabric, gear, label
 from onenip.sources.demo.scene import Camera, Product, photograph_defect
 

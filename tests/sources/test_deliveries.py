@@ -1,0 +1,222 @@
+"""Image sets as people deliver them: other words, layouts, tables and names than ours."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onenip.data.manifest import scan_layout
+from onenip.data.validation.measuring import list_files, measure
+from onenip.errors import SourceError
+from onenip.images import load_mask
+from onenip.sources import resolve_source
+from onenip.sources.folder import place_folder
+from onenip.sources.items import Workspace
+from onenip.sources.layout import arrange
+from onenip.sources.staging import Staging
+from tests.paths import CASES
+
+
+def place(case, folder="set"):
+    """Where the files of a case go: target by path."""
+    root = CASES / case / folder
+    items = place_folder(root, name=root.name, origin=case)
+    return {item.file.relative_to(root).as_posix(): item.target for item in items}
+
+
+def fetch(path, tmp_path):
+    """Targets of what a source brings, sorted."""
+    workspace = Workspace(tmp_path / "work", tmp_path / "data")
+    return sorted(item.target for item in resolve_source(str(path)).fetch(workspace).items)
+
+
+@pytest.mark.parametrize("case", ["test-normal", "good-with-trailing-space"])
+def test_other_words_for_normal_are_good(case):
+    """`test/normal` and `test/good ` hold normal images."""
+    placed = place(case)
+
+    assert placed["part/train/good/000.png"] == "part/train/good/000.png"
+    assert {t.split("/")[2] for t in placed.values() if "/test/" in t} <= {"good", "hole"}
+    assert sum(t.startswith("part/test/hole") for t in placed.values()) == 2
+
+
+def test_one_product_of_ok_and_ng():
+    """One category: OK trains, NG is a defect, and no category is called by a label."""
+    placed = place("ok-ng-one-product")
+
+    assert {target.rpartition("/")[0] for target in placed.values()} == {
+        "part/train/good",
+        "part/test/NG",
+    }
+    assert all(("/NG/" in path) == ("/NG/" in target) for path, target in placed.items())
+
+
+def test_folders_of_labels_with_masks():
+    """good, crack and mask/crack beside one another, for one or for several products."""
+    paths = ["good/0.png", "crack/1.png", "mask/crack/1.png"]
+    expected = {"train/good/0.png", "test/crack/1.png", "ground_truth/crack/1_mask.png"}
+
+    one = arrange(paths, name="nut", origin="x")
+    two = arrange([f"{c}/{p}" for c in ("nut", "cap") for p in paths], name="x", origin="x")
+
+    assert {p.target for p in one} == {f"nut/{path}" for path in expected}
+    assert {p.target for p in two} == {f"{c}/{path}" for c in ("nut", "cap") for path in expected}
+
+
+def test_mvtec_ad_2_as_it_unpacks():
+    """Public tests are tests, validation trains, private images without labels are left out by name."""
+    placed = arrange(
+        [
+            "can/train/good/0.png",
+            "can/validation/good/0.png",
+            "can/test_public/good/1.png",
+            "can/test_public/bad/2.png",
+            "can/test_public/ground_truth/bad/2_mask.png",
+            "can/test_private/3.png",
+        ],
+        name="x",
+        origin="x",
+    )
+
+    assert {place.target for place in placed} == {
+        "can/train/good/0.png",
+        "can/train/good/validation-0.png",
+        "can/test/good/1.png",
+        "can/test/bad/2.png",
+        "can/ground_truth/bad/2_mask.png",
+    }
+
+
+def test_masks_of_one_image_are_united(tmp_path):
+    """MVTec LOCO's folder of masks per image becomes one mask with all of them."""
+    root = tmp_path / "set"
+    shutil.copytree(CASES / "layout-mvtec-loco/set", root)
+    second = np.zeros((32, 32), np.uint8)
+    second[:3, :3] = 254
+    Image.fromarray(second).save(root / "part/ground_truth/hole/000/001.png")
+    first = load_mask(root / "part/ground_truth/hole/000/000.png")
+    staging = Staging(tmp_path / "data", pointer=tmp_path / "data.dvc")
+
+    with staging.locked():
+        staged = staging.stage(place_folder(root, name="set", origin="x"))
+        mask = load_mask(staging._tree / "part/ground_truth/hole/000_mask.png")
+
+    assert "part/ground_truth/hole/001_mask.png" in staged
+    assert mask.sum() == first.sum() + 9
+
+
+@pytest.mark.parametrize("folder", ["gt", "upper"])
+def test_masks_are_found_by_other_names(folder):
+    """At the first door they get the name that every stage knows."""
+    targets = place("mask-names", folder).values()
+
+    assert "part/ground_truth/hole/000_mask.png" in targets
+    found = list_files(CASES / "mask-names" / folder)
+    assert sum(bool(file.mask) for file in found) == 2
+    assert not any(file.stray for file in found)
+    samples = scan_layout(CASES / "mask-names" / folder, calibration_fraction=0, holdout_fraction=0)
+    assert sum(sample.mask is not None for sample in samples) == 2
+
+
+def test_a_linked_folder_is_entered_and_a_loop_is_not(tmp_path):
+    """A category that is a link has its images; a link to a folder above ends."""
+    shutil.copytree(CASES / "symlinked-folder", tmp_path / "case", symlinks=True)
+    (tmp_path / "case/set/part").unlink()
+    (tmp_path / "case/set/part").symlink_to(tmp_path / "case/store/part")
+    (tmp_path / "case/set/bolt/again").symlink_to(tmp_path / "case/set")
+
+    items = place_folder(tmp_path / "case/set", name="set", origin="x")
+    found = list_files(tmp_path / "case/set")
+
+    for targets in ([item.target for item in items], [file.path for file in found]):
+        assert {target.split("/")[0] for target in targets} == {"bolt", "part"}
+        assert len(targets) == len(set(targets)) == 30
+
+
+@pytest.mark.parametrize("name", ["normal", "OK", "Good", "mixed"])
+def test_labels_of_tables(name, tmp_path):
+    """Every word for normal is good in a table, too; the others are defects."""
+    targets = fetch(CASES / f"csv-labels/{name}.csv", tmp_path)
+
+    assert sum("/train/good/" in target for target in targets) == 9
+    assert sum("/test/" in t and "/good/" not in t for t in targets) == 2
+
+
+@pytest.mark.parametrize("name", ["semicolon", "trailing", "empty_rows"])
+def test_tables_from_excel(name, tmp_path):
+    """Semicolons, a BOM, a trailing delimiter and empty rows are read as meant."""
+    expected = [f"part/train/good/{number}.png" for number in range(3)]
+
+    assert fetch(CASES / f"csv-from-excel/{name}.csv", tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("windows.csv", "Path;Category;Label\r\nimages\\0.png;Dübel;0\r\n"),
+        ("tabs.csv", "path\tcategory\tlabel\nimages/0.png\tDübel\tIO\n"),
+        ("numbers.jsonl", '{"path": "images/0.png", "category": "Dübel", "label": 0}\n'),
+        ("visa.csv", "object,split,label,image,mask\nDübel,train,normal,images/0.png,\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_tables_of_other_programs(name, text, encoding, tmp_path):
+    """Paths of Windows, its encoding, tabs, numeric labels, and VisA's own names of columns."""
+    shutil.copytree(CASES / "csv-from-excel/images", tmp_path / "in/images")
+    if name.endswith("jsonl"):
+        encoding = "utf-8"
+    (tmp_path / "in" / name).write_bytes(text.encode(encoding))
+
+    assert fetch(tmp_path / "in" / name, tmp_path) == ["Dübel/train/good/0.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("coco.json", "COCO"), ("realiad.json", "Real-IAD"), ("train.manifest", "Lookout")],
+)
+def test_formats_of_other_tools_are_named(name, kind, tmp_path):
+    """What cannot be imported says what it is, and what can be written instead."""
+    with pytest.raises(SourceError, match=f"{kind}.*write a CSV"):
+        fetch(CASES / "label-files" / name, tmp_path)
+
+
+def test_annotations_beside_images_are_named(tmp_path, caplog):
+    """COCO or LabelMe in a folder of images is no silent stray."""
+    shutil.copytree(CASES / "csv-from-excel/images", tmp_path / "part")
+    shutil.copy(CASES / "label-files/coco.json", tmp_path / "part/labels.json")
+
+    fetch(tmp_path, tmp_path)
+
+    assert "COCO annotations" in caplog.text
+
+
+def test_what_lies_outside_of_the_layout_is_named(caplog):
+    """No file is left out without its name."""
+    arrange(["a/train/good/0.png", "a/readme.txt"], name="x", origin="set")
+
+    assert "a/readme.txt" in caplog.text
+
+
+@pytest.mark.parametrize("word", ["NG", "unsorted", "nul"])
+def test_no_category_is_called_by_a_label(word):
+    """Refused at the door, with the reason."""
+    with pytest.raises(SourceError, match=f"category '{word}'|x/{word}/<image>"):
+        arrange([f"{word}/train/good/0.png"], name="x", origin="set")
+
+
+@pytest.mark.parametrize("case", ["mask-in-alpha", "mask-palette/black_palette", "mask-inverted"])
+def test_validation_measures_masks_as_they_are_meant(case):
+    """Alpha and palette count as the defect does; a mask the wrong way round is questioned."""
+    root = CASES / case
+    root = root if (root / "part").is_dir() else root / "set"
+
+    rows = measure(list_files(root), Path(root), workers=1, progress=False)
+
+    masked = [row for row in rows if row["mask"]]
+    assert len(masked) == 2
+    is_inverted = case == "mask-inverted"
+    for row in masked:
+        assert row["mask_coverage"] == pytest.approx(0.952 if is_inverted else 0.048, abs=0.01)
+        assert ("the wrong way round" in str(row.get("mask_doubt"))) == is_inverted
