@@ -95,12 +95,13 @@ def release(
     """
     from datetime import UTC, datetime
 
+    from onenip.data.labels import clean_name
     from onenip.errors import SourceError
     from onenip.params import Params
     from onenip.sources.inbox import NOTE_SUFFIX
 
     inbox = _open(Params.load(params))
-    folder = f"{name.rstrip('/')}/"
+    folder = f"{clean_name(name.rstrip('/'))}/"
     below = [one.key for one in inbox.list_arrivals(shelf="held") if one.key.startswith(folder)]
     for key in [one for one in below if not one.endswith(NOTE_SUFFIX)] or [name]:
         note = inbox.read_note("held", key)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onenip.data.labels import check_category
 from onenip.detector.calibration import calibrate_given
 from onenip.detector.category import (
     CategoryState,
@@ -254,8 +255,7 @@ class Detector:
         Raises:
             DataError: if the name is taken or no image is given.
         """
-        if not name.strip() or not name.isprintable() or "/" in name:
-            raise DataError(f"category {name!r}: a name is not empty, printable and without /")
+        name = check_category(name)
         if name in self._states:
             raise DataError(f"category {name!r} is there already")
         if not normal_images:

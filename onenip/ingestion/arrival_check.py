@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.data.labels import UNSORTED, find_category_problem
 from onenip.errors import ImageError
 from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
@@ -21,7 +21,6 @@ from onenip.params import RetrainParams
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
 
-_NAME = re.compile(r"\w[\w .+()-]*")
 _MIN_SIDE_PX = 16
 _MIN_SPREAD = 1.0  # levels: below it an image is one flat colour
 _SIMILAR_NAME = 0.8  # of 1: names this alike are taken for a slip of the pen
@@ -78,8 +77,11 @@ def inspect(
         params: what is held.
     """
     sha256 = hash_file(path)
-    if not _NAME.fullmatch(item.category):
+    if not item.category:
         return Verdict("held", "it lies in no folder named as a category", sha256)
+    if problem := find_category_problem(item.category):
+        reason = f"its folder {item.category!r} cannot be a category: {problem}"
+        return Verdict("held", reason, sha256)
     image, problem = _decode(path, item)
     if image is None:
         return Verdict("quarantine", problem, sha256)
@@ -111,7 +113,8 @@ def placed_name(item: Item, sha256: str) -> str:
 
 def shelf_name(item: Item, sha256: str) -> str:
     """Path below a shelf of an image that is set aside."""
-    folder = item.category if _NAME.fullmatch(item.category) else "unsorted"
+    is_name = item.category and not find_category_problem(item.category)
+    folder = item.category if is_name else UNSORTED
     return f"{folder}/{sha256[:12]}-{PurePosixPath(item.key).name}"
 
 

@@ -7,6 +7,7 @@ Imports neither torch nor MLflow unless the model needs it, so that an edge runs
 from __future__ import annotations
 
 import glob
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ from PIL import Image
 
 from onenip.detector.prediction import Prediction
 from onenip.errors import DataError, ImageError, OneNIPError, UnknownCategoryError
-from onenip.images import IMAGE_SUFFIXES, load_image
+from onenip.images import IMAGE_SUFFIXES, find_images, load_image
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
 
 _MAGIC = frozenset("*?[")
+_SHOWN = 5  # names of files that are left out
+
+log = logging.getLogger(__name__)
 
 
 class Predictor(Protocol):
@@ -75,7 +79,10 @@ def list_images(names: Sequence[str], *, scratch: Path) -> list[tuple[str, Path]
         if name.startswith("s3://"):
             found = _fetch_objects(name, scratch / str(len(files)))
         elif Path(name).is_dir():
-            found = [(str(path), path) for path in _walk(Path(name))]
+            images, others = find_images(Path(name))
+            if others:
+                log.warning("%s: left out, as no image by its name: %s", name, _list(others))
+            found = [(str(path), path) for path in images]
         elif _MAGIC & set(name) and not Path(name).exists():
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # absolute ones too
             found = [(match, Path(match)) for match in matches if Path(match).is_file()]
@@ -185,8 +192,8 @@ def _load_registered(model: str, category: str | None) -> Predictor:
     return load_all_serving() if category is None else load_serving(category)[0]
 
 
-def _walk(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+def _list(paths: Sequence[Path]) -> str:
+    return ", ".join(path.name for path in paths[:_SHOWN]) + ", ..." * (len(paths) > _SHOWN)
 
 
 def _fetch_objects(address: str, folder: Path) -> list[tuple[str, Path]]:

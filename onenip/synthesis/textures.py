@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.errors import DataError
-from onenip.images import IMAGE_SUFFIXES, load_image, resize_image
+from onenip.images import find_images, load_image, resize_image
 from onenip.synthesis.noise import Field, draw_perlin
 
 DRAWN_COUNT = 64
@@ -34,7 +34,7 @@ def load_textures(
     """
     if folder is None:
         return [draw_texture(size, rng) for _ in range(DRAWN_COUNT)]
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = find_images(folder)[0]
     if not files:
         raise DataError(f"{folder}: no texture images (synthesize.textures)", path=folder)
     if len(files) > limit:

@@ -57,9 +57,10 @@ def plant_faults(root):
     Image.new("L", (32, 32), 255).save(masks / "000_mask.png")
     Image.new("L", (64, 64)).save(masks / "001_mask.png")
     (masks / "002_mask.png").unlink()
-    grey = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    inverted = np.full((64, 64), 255, np.uint8)
+    inverted[20:30, 20:30] = 0
     add_noise_image(spot / "010.png", 3)
-    Image.fromarray(grey).save(masks / "010_mask.png")
+    Image.fromarray(inverted).save(masks / "010_mask.png")
     Image.new("L", (64, 64), 255).save(masks / "099_mask.png")
     (root / "disc/ground_truth/good").mkdir()
     Image.new("L", (64, 64), 255).save(root / "disc/ground_truth/good/001_mask.png")
@@ -86,7 +87,7 @@ def plant_faults(root):
         "disc/test/spot/000.png": "mask_usable",
         "disc/test/spot/001.png": "mask_not_empty",
         "disc/test/spot/002.png": "mask_present",
-        "disc/test/spot/010.png": "mask_usable",
+        "disc/test/spot/010.png": "mask_plausible",
         "disc/ground_truth/spot/099_mask.png": "no_stray_file",
         "disc/test/good/001.png": "good_without_mask",
         "disc/train/good/jpeg.png": "suffix_tells_format",
@@ -97,7 +98,7 @@ def plant_faults(root):
     }
 
 
-WARNINGS = {"mask_present", "no_stray_file", "suffix_tells_format", "known_mode"}
+WARNINGS = {"mask_present", "mask_plausible", "no_stray_file", "suffix_tells_format", "known_mode"}
 
 
 def test_every_planted_fault_is_reported(data, tmp_path):

@@ -306,7 +306,7 @@ def test_the_inbox_in_s3_does_as_a_folder(checkout, tmp_path, s3_server, monkeyp
     assert sum(key.startswith("line1/inbox-quarantine/disc/") for key in keys) == 8
     item = next(item for item in result.set_aside if item.outcome == "held")
     S3Inbox("images", "line1/inbox").release(item.name, note={"sha256": item.sha256, "by": "Ada"})
-    assert any(a.key == item.name for a in S3Inbox("images", "line1/inbox").list_arrivals())
+    assert any(a.key == item.key for a in S3Inbox("images", "line1/inbox").list_arrivals())
 
 
 def test_an_s3_inbox_that_is_not_there_is_one_clear_error(s3_server, monkeypatch):

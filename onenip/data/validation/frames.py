@@ -42,22 +42,30 @@ def make_file_frame(rows: Sequence[Row], *, near_duplicate_bits: int) -> pd.Data
 
 
 def make_category_frame(names: Sequence[str], usable: pd.DataFrame) -> pd.DataFrame:
-    """A row per category with how many usable images it has for training and for tests."""
-    return pd.DataFrame(
-        [
+    """A row per category: its usable images for training and tests, and what is doubtful about the tests."""
+    rows = []
+    for name in names:
+        part = usable[usable["category"] == name]
+        tests = part[part["split"] == "test"]
+        good = int(tests["label"].eq(GOOD).sum())
+        doubt = None
+        if good == 0 and len(tests):
+            labels = ", ".join(sorted(set(tests["label"])))
+            doubt = f"its tests hold no normal image: {len(tests)} are called {labels}"
+        rows.append(
             {
                 "path": name,
-                "train_images": int(
-                    ((usable["category"] == name) & (usable["split"] == "train")).sum()
-                ),
-                "test_images": int(
-                    ((usable["category"] == name) & (usable["split"] == "test")).sum()
-                ),
+                "train_images": int((part["split"] == "train").sum()),
+                "test_images": len(tests),
+                "test_doubt": doubt,
             }
-            for name in names
-        ],
-        columns=["path", "train_images", "test_images"],
+        )
+    columns = ["path", "train_images", "test_images", "test_doubt"]
+    frame = pd.DataFrame(rows, columns=columns)
+    frame["test_doubt"] = (
+        frame["test_doubt"].astype(object).where(frame["test_doubt"].notna(), None)
     )
+    return frame
 
 
 def _compare_labels(frame: pd.DataFrame) -> None:

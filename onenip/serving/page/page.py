@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction, Region, find_regions
 from onenip.errors import ImageError, OneNIPError
-from onenip.images import IMAGE_SUFFIXES
+from onenip.images import IMAGE_SUFFIXES, find_images
 from onenip.serving.page.decision import draw_decision
 from onenip.serving.page.drawing import (
     ANOMALOUS_COLOUR,
@@ -92,7 +92,7 @@ def _choose_images(category: str) -> list[tuple[str, bytes]]:
     folder = Path(os.environ.get("ONENIP_INSPECT_FOLDER", "data"))
     own = folder / category / "test"
     root = own if own.is_dir() else folder
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = find_images(root)[0]
     names = {p.relative_to(root).as_posix(): p for p in files[:_MAX_LISTED]}
     first = [] if uploads else list(names)[:1]
     picked = side.multiselect("Or browse the folder", list(names), default=first)

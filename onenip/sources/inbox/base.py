@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from onenip.data.labels import UNSORTED, clean_name
 from onenip.errors import SourceError
 
 Shelf = Literal["quarantine", "held", "duplicates"]
@@ -40,9 +41,9 @@ class Arrival:
 
     @property
     def category(self) -> str:
-        """First folder of the key; empty if it lies in none."""
+        """First folder of the key as a category's name is kept; empty if it lies in none."""
         first, slash, _ = self.key.partition("/")
-        return first if slash else ""
+        return clean_name(first) if slash else ""
 
 
 class Inbox(ABC):
@@ -94,7 +95,7 @@ class Inbox(ABC):
 
     @abstractmethod
     def release(self, name: str, *, note: Mapping[str, Any]) -> None:
-        """Move a held image back to the inbox, marked as looked at; see `is_released`.
+        """Move a held image back to where it arrived, marked as looked at; see `is_released`.
 
         Args:
             name: path below the shelf `held`.
@@ -120,6 +121,20 @@ def parse_note(text: str) -> dict[str, Any]:
         return dict(json.loads(text))
     except ValueError:
         return {}
+
+
+def find_origin(name: str, note: Mapping[str, Any] | None) -> str:
+    """Key in the inbox that an image on a shelf came from.
+
+    Args:
+        name: path below the shelf.
+        note: the shelf's note on the image; its key counts if it stays inside of the inbox.
+    """
+    key = str((note or {}).get("key") or "")
+    parts = PurePosixPath(key).parts
+    if parts and ".." not in parts and not PurePosixPath(key).is_absolute() and "\\" not in key:
+        return key
+    return name.removeprefix(f"{UNSORTED}/")
 
 
 @contextmanager

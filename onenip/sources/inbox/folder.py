@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onenip.errors import SourceError
-from onenip.folders import write_whole
+from onenip.folders import walk_files, write_whole
 from onenip.sources.inbox.base import (
     NOTE_SUFFIX,
     RELEASED,
@@ -19,6 +19,7 @@ from onenip.sources.inbox.base import (
     Inbox,
     Shelf,
     file_refusals,
+    find_origin,
     parse_note,
     render_note,
 )
@@ -32,7 +33,7 @@ class FolderInbox(Inbox):
         self._settle_seconds = settle_seconds
 
     def list_arrivals(self, *, shelf: Shelf | None = None) -> Iterator[Arrival]:
-        """See `Inbox`; hidden files and those that may still grow are left out.
+        """See `Inbox`; links are followed; files of operating systems and those that may grow are left out.
 
         The age of a file that is dated in the future tells nothing: it is looked at twice instead.
         """
@@ -43,19 +44,16 @@ class FolderInbox(Inbox):
             raise SourceError(f"retrain.inbox: there is no folder {root}")
         now = datetime.now(tz=UTC).timestamp()
         undated = []
-        for parent, folders, files in os.walk(root):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(files):
-                path = Path(parent, name)
-                found = _stat(path)
-                if name.startswith(".") or found is None:
-                    continue
-                arrival = _to_arrival(path.relative_to(root).as_posix(), found)
-                age = now - found.st_mtime
-                if shelf or age >= self._settle_seconds:
-                    yield arrival
-                elif age <= -self._settle_seconds:
-                    undated.append(arrival)
+        for path in walk_files(root):
+            found = _stat(path)
+            if found is None:
+                continue
+            arrival = _to_arrival(path.relative_to(root).as_posix(), found)
+            age = now - found.st_mtime
+            if shelf or age >= self._settle_seconds:
+                yield arrival
+            elif age <= -self._settle_seconds:
+                undated.append(arrival)
         if undated:
             time.sleep(self._settle_seconds)
         yield from filter(self._is_same, undated)
@@ -100,8 +98,10 @@ class FolderInbox(Inbox):
         if not source.is_file():
             raise SourceError(f"no held image {name}")
         with file_refusals(source):
+            target = self._folder / find_origin(name, self.read_note("held", name))
+            if target.exists():  # another image arrived there since
+                target = target.with_name(source.name)
             self._write_note(RELEASED, str(note["sha256"]), note)
-            target = self._folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(source, target)
             (self._shelf("held") / f"{name}{NOTE_SUFFIX}").unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from onenip.errors import SourceError
+from onenip.folders import is_junk
 from onenip.sources.inbox.base import (
     NOTE_SUFFIX,
     RELEASED,
@@ -19,6 +20,7 @@ from onenip.sources.inbox.base import (
     Inbox,
     Shelf,
     file_refusals,
+    find_origin,
     parse_note,
     render_note,
 )
@@ -43,7 +45,7 @@ class S3Inbox(Inbox):
             for page in pages.paginate(Bucket=self._bucket, Prefix=root):
                 for entry in page.get("Contents", []):
                     key = entry["Key"].removeprefix(root)
-                    if not key or key.endswith("/") or PurePosixPath(key).name.startswith("."):
+                    if not key or key.endswith("/") or is_junk(PurePosixPath(key).parts):
                         continue
                     version = entry["ETag"].strip('"')
                     yield Arrival(key, version, entry["Size"], entry["LastModified"])
@@ -105,8 +107,11 @@ class S3Inbox(Inbox):
             version = self._version(key)
             if version is None:
                 raise SourceError(f"no held image {name}")
+            target = self._root() + find_origin(name, self.read_note("held", name))
+            if self._version(target) is not None:  # another image arrived there since
+                target = f"{target.rpartition('/')[0]}/{PurePosixPath(name).name}"
             self._write_note(RELEASED, str(note["sha256"]), note)
-            self._move(key, self._root() + name, version=version)
+            self._move(key, target, version=version)
             self._client.delete_object(Bucket=self._bucket, Key=key + NOTE_SUFFIX)
 
     def _root(self, shelf: str | None = None) -> str:
