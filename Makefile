@@ -1,6 +1,7 @@
 # Every target works from a fresh clone; the virtual environment is .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+JOBS ?= 2
 export DO_NOT_TRACK ?= true
 export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 export MLFLOW_DISABLE_TELEMETRY ?= true
@@ -22,8 +23,8 @@ install: .venv/.installed ## create .venv and install everything, locked
 demo: install ## run the whole pipeline on the embedded demo set and print where to look
 	$(BIN)/python -m flows.pipeline --source demo
 
-test: install ## run the tests
-	$(BIN)/python -m pytest -q -m 'not slow and not acceptance'
+test: install ## run the tests, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not acceptance'
 
 check: install ## format, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -6,11 +6,15 @@ import os
 
 import pytest
 
+from tests.paths import ROOT
+
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # two processes, two databases of Prefect
+    os.environ.setdefault("PREFECT_HOME", str(ROOT / ".onenip" / f"prefect-{worker}"))
 
 
 @pytest.fixture(autouse=True)
