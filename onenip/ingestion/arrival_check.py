@@ -27,6 +27,8 @@ _SIMILAR_NAME = 0.8  # of 1: names this alike are taken for a slip of the pen
 _FOREIGN_SPREADS = 1.5  # an image this near to another category's prompts may be one of it
 _HEX_DIGITS = 24  # of a content-derived file name
 
+NEAR = "nearly equals "  # begins the reason of an accepted near-duplicate
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -34,7 +36,7 @@ class Verdict:
 
     Attributes:
         outcome: accepted, quarantine (cannot be used), held (a person must look) or duplicates.
-        reason: why it is not accepted.
+        reason: why it is not accepted; of an accepted one, which image of the data it nearly equals.
         sha256: of its bytes.
         fingerprint: None if it cannot be decoded.
         digest: of the champion that looked at it, empty if none did.
@@ -66,6 +68,9 @@ def inspect(
 ) -> Verdict:
     """Judge one fetched image.
 
+    A duplicate is an image whose bytes or decoded pixels are in the data. One that only looks the same is
+    judged as any other, because a small defect on a part in a fixed pose looks the same, too.
+
     Args:
         path: the fetched file.
         item: where it came from.
@@ -86,23 +91,24 @@ def inspect(
     if image is None:
         return Verdict("quarantine", problem, sha256)
     fingerprint = take_fingerprint(image, sha256)
-    same = known.find_same(sha256)
+    same = known.find_same(fingerprint)
     if same is not None:
-        return Verdict("duplicates", f"the same file as {same}", sha256, fingerprint)
+        way = "file" if known.find_file(sha256) == same else "picture"
+        return Verdict("duplicates", f"the same {way} as {same}", sha256, fingerprint)
     if item.category not in categories and not is_released:
         reason = _doubt_category(item.category, image, unified, categories, params)
         if reason:
             return Verdict("held", reason, sha256, fingerprint)
-    levels = params.near_duplicate_levels
-    similar = known.find_similar(item.category, fingerprint, levels=levels)
-    if similar is not None and not is_released:
-        return Verdict("duplicates", f"looks the same as {similar}", sha256, fingerprint)
-    if champion is None or item.category not in champion.categories:
-        return Verdict("accepted", "", sha256, fingerprint)
-    outcome, reason, facts = _ask(champion, image, item.category, params)
-    if is_released:
-        outcome, reason = "accepted", ""
-    return Verdict(outcome, reason, sha256, fingerprint, champion.digest, *facts)
+    outcome: Outcome = "accepted"
+    reason, digest = "", ""
+    facts: tuple[float | None, float | None, float | None] = (None, None, None)
+    if champion is not None and item.category in champion.categories:
+        outcome, reason, facts = _ask(champion, image, item.category, params)
+        digest = champion.digest
+    if outcome == "accepted" or is_released:
+        near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)
+        outcome, reason = "accepted", f"{NEAR}{near}" if near else ""
+    return Verdict(outcome, reason, sha256, fingerprint, digest, *facts)
 
 
 def placed_name(item: Item, sha256: str) -> str:

@@ -1,7 +1,9 @@
-"""Images that are in the data already, recognised by their bytes, or by their look if re-encoded."""
+"""Images that are in the data already: the same file, the same pixels in another file, or nearly the same."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,12 @@ from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
 from onenip.ingestion.journal import Journal
 
 _SIDE_PX = 32
-_MAX_BITS = 4  # of 64 in which the hashes of near duplicates may differ
+_MAX_BITS = 4  # of 64 in which the hashes of near-duplicates may differ
+_BLOCK_PX = 16  # near-duplicates are compared at their own size, by the means of such blocks
+_MAX_COMPARED = 4  # images of the data that one arrival is compared with at full size
 _CHUNK = 256
+
+Row = tuple[str, str, str, int, bytes]  # stamp, sha256, hash of pixels, perceptual hash, thumbnail
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,13 @@ class Fingerprint:
 
     Attributes:
         sha256: of the file's bytes, 64 hex digits.
+        pixels: sha256 of size and decoded pixels, 64 hex digits.
         phash: perceptual hash, 64 bits.
         thumbnail: [1024] uint8, grey, 32 by 32 px, row by row.
     """
 
     sha256: str
+    pixels: str
     phash: int
     thumbnail: NDArray[np.uint8]
 
@@ -39,7 +47,11 @@ def take_fingerprint(image: NDArray[np.uint8], sha256: str) -> Fingerprint:
     """Fingerprint of an image [H, W, 3] uint8 whose file has this hash."""
     grey = Image.fromarray(image).convert("L")
     thumbnail = np.asarray(grey.resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BOX), dtype=np.uint8)
-    return Fingerprint(sha256, int(str(imagehash.phash(grey)), 16), thumbnail.ravel())
+    content = hashlib.sha256(str(image.shape).encode())
+    content.update(np.ascontiguousarray(image).data)
+    return Fingerprint(
+        sha256, content.hexdigest(), int(str(imagehash.phash(grey)), 16), thumbnail.ravel()
+    )
 
 
 class KnownImages:
@@ -51,10 +63,12 @@ class KnownImages:
     """
 
     def __init__(self, data_dir: Path, journal: Journal) -> None:
+        self._data_dir = data_dir
         self._by_bytes: dict[str, str] = {}
+        self._by_pixels: dict[str, str] = {}
         self._by_category: dict[str, _Gallery] = {}
         cached = journal.read_known()
-        fresh: dict[str, tuple[str, str, int, bytes]] = {}
+        fresh: dict[str, Row] = {}
         seen = set()
         for path in _list_images(data_dir):
             name = path.relative_to(data_dir).as_posix()
@@ -74,28 +88,42 @@ class KnownImages:
 
     def add(self, name: str, fingerprint: Fingerprint) -> None:
         """Take note of an image that was placed."""
-        row = ("", fingerprint.sha256, _signed(fingerprint.phash), fingerprint.thumbnail.tobytes())
-        self._insert(name, row)
+        self._insert(name, _to_row("", fingerprint))
 
-    def find_same(self, sha256: str) -> str | None:
+    def find_file(self, sha256: str) -> str | None:
         """Path below the data root of an image with these very bytes, None if there is none."""
         return self._by_bytes.get(sha256)
 
-    def find_similar(self, category: str, fingerprint: Fingerprint, *, levels: float) -> str | None:
-        """Path of an image of the category that looks the same, None if there is none.
+    def find_same(self, fingerprint: Fingerprint) -> str | None:
+        """Path of an image with the same bytes, else with the same pixels, None if there is none."""
+        return self.find_file(fingerprint.sha256) or self._by_pixels.get(fingerprint.pixels)
+
+    def find_near(
+        self, category: str, image: NDArray[np.uint8], fingerprint: Fingerprint, levels: float
+    ) -> str | None:
+        """Path of an image of the category that is nearly the same, None if there is none.
 
         Args:
             category: where to look.
+            image: [H, W, 3] uint8.
             fingerprint: of the image.
-            levels: mean grey difference of thumbnails, 0..255, below which two images are the same.
+            levels: 0..255; no channel's mean of any block of 16 px differs by more.
         """
         gallery = self._by_category.get(category)
-        return gallery.find(fingerprint, levels=levels) if gallery else None
+        for name in gallery.find(fingerprint, levels=levels) if gallery else ():
+            try:
+                other = load_image(self._data_dir / name)
+            except ImageError:
+                continue
+            if _measure_difference(image, other) <= levels:
+                return name
+        return None
 
-    def _insert(self, name: str, row: tuple[str, str, int, bytes]) -> None:
-        _, sha256, phash, thumbnail = row
+    def _insert(self, name: str, row: Row) -> None:
+        _, sha256, pixels, phash, thumbnail = row
         self._by_bytes.setdefault(sha256, name)
         if thumbnail:
+            self._by_pixels.setdefault(pixels, name)
             gallery = self._by_category.setdefault(name.partition("/")[0], _Gallery())
             gallery.add(name, phash, thumbnail)
 
@@ -116,15 +144,33 @@ class _Gallery:
         self._names.append(name)
         self._thumbnails.append(thumbnail)
 
-    def find(self, fingerprint: Fingerprint, *, levels: float) -> str | None:
+    def find(self, fingerprint: Fingerprint, *, levels: float) -> list[str]:
+        """Images whose thumbnails are as near, the nearest first: they may be near-duplicates."""
         hashes = self._hashes[: len(self._names)]
         bits = np.bitwise_count(hashes ^ np.uint64(fingerprint.phash))
         own = fingerprint.thumbnail.astype(np.int16)
+        found = []
         for index in np.flatnonzero(bits <= _MAX_BITS):
             other = np.frombuffer(self._thumbnails[index], dtype=np.uint8).astype(np.int16)
-            if np.abs(own - other).mean() < levels:
-                return self._names[index]
-        return None
+            difference = float(np.abs(own - other).mean())
+            if difference <= levels:
+                found.append((difference, self._names[index]))
+        return [name for _, name in sorted(found)[:_MAX_COMPARED]]
+
+
+def _measure_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    """Largest difference of the means of blocks of two images, in levels; infinite if sizes differ."""
+    if one.shape != other.shape:
+        return math.inf
+    rows, columns = (np.arange(0, side, _BLOCK_PX) for side in one.shape[:2])
+    difference = np.subtract(one, other, dtype=np.int16)
+    lines = np.add.reduceat(difference, rows, axis=0, dtype=np.int32)
+    sums = np.add.reduceat(lines, columns, axis=1)
+    heights, widths = (
+        np.diff([*starts, side])
+        for starts, side in zip((rows, columns), one.shape[:2], strict=True)
+    )
+    return float(np.abs(sums / (heights[:, None] * widths)[:, :, None]).max())
 
 
 def _list_images(data_dir: Path) -> Iterator[Path]:
@@ -133,13 +179,18 @@ def _list_images(data_dir: Path) -> Iterator[Path]:
             yield path
 
 
-def _read_row(path: Path, stamp: str) -> tuple[str, str, int, bytes]:
+def _read_row(path: Path, stamp: str) -> Row:
     sha256 = hash_file(path)
     try:
         fingerprint = take_fingerprint(load_image(path), sha256)
     except ImageError:  # validation names it; here only its bytes count
-        return stamp, sha256, 0, b""
-    return stamp, sha256, _signed(fingerprint.phash), fingerprint.thumbnail.tobytes()
+        return stamp, sha256, "", 0, b""
+    return _to_row(stamp, fingerprint)
+
+
+def _to_row(stamp: str, fingerprint: Fingerprint) -> Row:
+    phash, thumbnail = _signed(fingerprint.phash), fingerprint.thumbnail.tobytes()
+    return stamp, fingerprint.sha256, fingerprint.pixels, phash, thumbnail
 
 
 def _signed(phash: int) -> int:

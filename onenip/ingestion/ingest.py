@@ -26,7 +26,7 @@ from onenip.data.git import HERE
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
 from onenip.errors import BusyError, DataError, VersioningError
-from onenip.ingestion.arrival_check import Verdict, inspect, placed_name, shelf_name
+from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
@@ -49,7 +49,8 @@ class IngestResult:
     """What one ingestion did.
 
     Attributes:
-        counts: by category, then by outcome.
+        counts: by category, then by outcome; `near-duplicates` are those of the accepted that nearly equal
+            an image of the data.
         set_aside: the first arrivals that were not accepted, with their reasons; `counts` has all.
         commit: Git commit that names the new data, None if nothing new was accepted.
         data_version: what `data.dvc` names now.
@@ -253,11 +254,15 @@ class _Steps:
             return False
         _write_through(staged)
         found = self._inspect(staged, item, known, is_released=False)
-        if found.reason and found.fingerprint and self.inbox.is_released(found.sha256):
+        if (
+            found.outcome != "accepted"
+            and found.fingerprint
+            and self.inbox.is_released(found.sha256)
+        ):
             found = self._inspect(staged, item, known, is_released=True)
         outcome, reason = found.outcome, found.reason
         name = placed_name(item, found.sha256)
-        is_placed = known.find_same(found.sha256) == name
+        is_placed = known.find_file(found.sha256) == name
         if is_placed and not self.journal.is_placed(found.sha256):  # the journal was lost
             outcome, reason = "accepted", ""
         if outcome != "accepted":
@@ -380,6 +385,8 @@ class _Tally:
 
     def add(self, item: Item, outcome: str) -> None:
         self._counts[item.category, outcome] += 1
+        if outcome == "accepted" and item.reason.startswith(NEAR):
+            self._counts[item.category, "near-duplicates"] += 1
         if outcome in SHELVES and len(self._set_aside) < _MAX_LISTED:
             self._set_aside.append(item)
 

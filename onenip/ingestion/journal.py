@@ -38,10 +38,12 @@ CREATE TABLE IF NOT EXISTS item (
 );
 CREATE INDEX IF NOT EXISTS item_state ON item (state, outcome);
 CREATE INDEX IF NOT EXISTS item_sha256 ON item (sha256);
-CREATE TABLE IF NOT EXISTS known (
+DROP TABLE IF EXISTS known;  -- of version 0.1: without pixels
+CREATE TABLE IF NOT EXISTS known_image (
     path TEXT PRIMARY KEY,
     stamp TEXT NOT NULL,
     sha256 TEXT NOT NULL,
+    pixels TEXT NOT NULL,
     phash INTEGER NOT NULL,
     thumbnail BLOB NOT NULL
 );
@@ -63,7 +65,7 @@ class Item:
         category: first folder of the key.
         state: arrived → judged → placed → committed → done; only accepted images are placed.
         outcome: empty until it is judged.
-        reason: why it was not accepted.
+        reason: why it was not accepted; of an accepted one, which image of the data it nearly equals.
         sha256: of its bytes, empty until it is judged.
         name: path below the data root where it is placed, or below the shelf it is moved to.
         digest: of the champion that looked at it, empty if there was none.
@@ -216,23 +218,26 @@ class Journal:
 
     # -- images that are in the data --------------------------------------------------------------
 
-    def read_known(self) -> dict[str, tuple[str, str, int, bytes]]:
-        """Path to (stamp, sha256, perceptual hash, thumbnail) of images seen in the data."""
-        rows = self._db.execute("SELECT path, stamp, sha256, phash, thumbnail FROM known")
+    def read_known(self) -> dict[str, tuple[str, str, str, int, bytes]]:
+        """Path to (stamp, sha256, hash of pixels, perceptual hash, thumbnail) of images seen in the data."""
+        columns = "path, stamp, sha256, pixels, phash, thumbnail"
+        rows = self._db.execute(f"SELECT {columns} FROM known_image")
         return {row["path"]: tuple(row)[1:] for row in rows}
 
-    def write_known(self, rows: Mapping[str, tuple[str, str, int, bytes]]) -> None:
+    def write_known(self, rows: Mapping[str, tuple[str, str, str, int, bytes]]) -> None:
         """Remember images of the data."""
         with self.transaction():
             self._db.executemany(
-                "INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO known_image VALUES (?, ?, ?, ?, ?, ?)",
                 [(path, *values) for path, values in rows.items()],
             )
 
     def forget_known(self, paths: Sequence[str]) -> None:
         """Forget images that are no longer in the data."""
         with self.transaction():
-            self._db.executemany("DELETE FROM known WHERE path = ?", [(path,) for path in paths])
+            self._db.executemany(
+                "DELETE FROM known_image WHERE path = ?", [(path,) for path in paths]
+            )
 
 
 def _to_item(row: Any) -> Item:

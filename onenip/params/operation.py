@@ -157,7 +157,9 @@ class RetrainParams(Section):
         description="hold images that look like another category, and new categories named like one",
     )
     near_duplicate_levels: float = Field(
-        0.7, ge=0, description="mean grey difference, 0..255, below which two images are the same"
+        0.7,
+        ge=0,
+        description="maximum difference, 0..255, of any 16-px block of near-duplicates, which are counted",
     )
     settle_seconds: float = Field(
         10.0,

@@ -93,7 +93,7 @@ def drop(inbox: Path, key: str, image: np.ndarray, **options) -> Path:
 
 
 def fill(inbox: Path, data: Path) -> None:
-    """Six good discs and one of each fault."""
+    """Six good discs, one that nearly equals one of the data, and one of each fault."""
     rng = np.random.default_rng(11)
     for i in range(6):
         drop(inbox, f"disc/new {i}.png", draw_normal("disc", rng))
@@ -103,11 +103,13 @@ def fill(inbox: Path, data: Path) -> None:
     (inbox / "disc/notes.txt").write_text("not an image")
     shutil.copy(data / "disc/train/good/000.png", inbox / "disc/again.png")
     shutil.copy(inbox / "disc/new 1.png", inbox / "disc/twice.png")
+    known = np.asarray(Image.open(data / "disc/test/good/001.png"))
+    drop(inbox, "disc/recoded.bmp", known)
     drop(
         inbox,
-        "disc/recoded.jpg",
-        np.asarray(Image.open(data / "disc/test/good/001.png")),
-        quality=97,
+        "disc/alike.jpg",
+        np.asarray(Image.open(data / "disc/train/good/001.png")),
+        quality=99,
     )
     drop(inbox, "bolt/0.png", draw_normal("stripes", rng))
     drop(inbox, "loose.png", draw_normal("disc", rng))
@@ -129,12 +131,13 @@ def look(inbox: Path) -> dict[str, set[str]]:
     }
 
 
+COUNTS = {"accepted": 7, "duplicates": 3, "near-duplicates": 1, "quarantine": 4}
 CLOSED = {"new_categories": False}
 EXPECTED = {
     "inbox": set(),
     "quarantine": {"flat.png", "empty.png", "cut.png", "notes.txt"},
     "held": {"0.png", "loose.png"},
-    "duplicates": {"again.png", "twice.png", "recoded.jpg"},
+    "duplicates": {"again.png", "twice.png", "recoded.bmp"},
 }
 
 
@@ -152,19 +155,70 @@ def test_every_arrival_ends_where_it_belongs(checkout, tmp_path):
     )
 
     assert look(inbox) == EXPECTED
-    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    assert result.counts["disc"] == COUNTS
     reasons = {item.key: item.reason for item in result.set_aside}
     assert "0 bytes" in reasons["disc/empty.png"]
-    assert "disc/test/good/001.png" in reasons["disc/recoded.jpg"]
+    assert "disc/test/good/001.png" in reasons["disc/recoded.bmp"]
     assert "unknown category bolt" in reasons["bolt/0.png"]
     added = {path.name for path in (checkout / "data/disc/train/good").iterdir()} - {
         f"{i:03}.png" for i in range(4)
     }
-    assert len(added) == 6
+    assert len(added) == 7
     assert result.data_version != before
     assert dvc.read_version_at("onenip/arrivals", root=checkout) == result.data_version
     assert dvc.read_version_at("main", root=checkout) == before
     assert git.current_branch(checkout) == "main"
+
+
+def draw_parts(kind: str, count: int) -> list[np.ndarray]:
+    """Discs in one pose under a camera with a little noise, each with one fault of a kind."""
+    rng = np.random.default_rng(2)
+    part = draw_normal("disc", np.random.default_rng(3)).astype(float)
+    y, x = np.mgrid[:64, :64]
+    images = []
+    for _ in range(count):
+        image = part + rng.normal(0, 1.5, part.shape)
+        cy, cx = rng.integers(24, 40, 2)
+        if kind == "scratch":  # two px wide, 14 long
+            image[cy : cy + 2, cx - 7 : cx + 7] = (230, 40, 40)
+        elif kind == "smear":
+            near = (np.abs(y - cy) < 4) & (np.abs(x - cx) < 8)
+            image[near] = image[near].mean(axis=0) * (0.5, 0.5, 1.6)
+        elif kind == "stain":
+            image[np.hypot(y - cy, x - cx) < 4] *= 0.4
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return images
+
+
+def test_parts_in_a_fixed_pose_are_judged_not_taken_for_duplicates(
+    checkout, tmp_path, tiny_detector
+):
+    """The champion decides about parts that look alike: good ones are taken, faulty ones are held."""
+    inbox = tmp_path / "inbox"
+    parts = {
+        f"disc/{kind}-{number}.png": image
+        for kind in ("good", "scratch", "smear", "stain")
+        for number, image in enumerate(draw_parts(kind, 10))
+    }
+    for key, image in parts.items():
+        drop(inbox, key, image)
+    predictions = tiny_detector.predict(list(parts.values()), category="disc")
+    doubted = {key for key, one in zip(parts, predictions, strict=True) if one.is_anomalous}
+
+    result = ingest(
+        make_tiny_params(),
+        inbox=FolderInbox(inbox),
+        find_champion=lambda _: tiny_detector,
+        root=checkout,
+    )
+
+    counts = result.counts["disc"]
+    assert "duplicates" not in counts
+    assert {item.key for item in result.set_aside if item.outcome == "held"} == doubted
+    assert sum("good" in key for key in doubted) <= 2
+    assert sum("good" not in key for key in doubted) >= 25
+    assert counts["accepted"] == 40 - len(doubted)
+    assert counts["near-duplicates"] >= 7  # each good one after the first
 
 
 def test_a_second_run_changes_nothing_and_a_repeated_arrival_is_a_duplicate(checkout, tmp_path):
@@ -297,7 +351,7 @@ def test_the_inbox_in_s3_does_as_a_folder(checkout, tmp_path, s3_server, monkeyp
         root=checkout,
     )
 
-    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    assert result.counts["disc"] == COUNTS
     keys = {
         entry["Key"]
         for entry in client.list_objects_v2(Bucket="images", Prefix="line1/")["Contents"]
@@ -483,7 +537,7 @@ def test_many_arrivals_are_versioned_in_parts(checkout, tmp_path, monkeypatch):
     )
 
     assert look(inbox) == EXPECTED
-    assert result.counts["disc"] == {"accepted": 6, "duplicates": 3, "quarantine": 4}
+    assert result.counts["disc"] == COUNTS
     log = ["git", "log", "--format=%s", "main..onenip/arrivals"]
     commits = subprocess.run(log, cwd=checkout, check=True, capture_output=True, text=True).stdout
     assert len(commits.splitlines()) > 1
