@@ -13,15 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -35,11 +33,11 @@ from flows.approval import ask_people, list_waiting, notify_waiting
 from flows.command import require_server, run_command
 from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.pictures import to_data_uri
-from flows.settings import STATE_DIR
 from onenip.data import dvc
+from onenip.data.checkout import hold_checkout
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
-from onenip.errors import BusyError, OneNIPError, UnreachableError
+from onenip.errors import OneNIPError, UnreachableError
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
@@ -182,30 +180,14 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
     return Completed(message="every category has a challenger")
 
 
-@contextmanager
-def hold_checkout(root: Path = Path()) -> Iterator[None]:
-    """Lock this checkout against other pipelines.
-
-    Raises:
-        BusyError: if one is at work.
-    """
-    path = root / STATE_DIR / "pipeline.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path, timeout=0):
-            yield
-    except Timeout as error:
-        raise BusyError(f"another pipeline is at work in this checkout ({path})") from error
-
-
 def run_pipeline(request: Download) -> None:
     """Run the flow in this process.
 
     Raises:
-        BusyError: if another pipeline is at work in this checkout.
+        BusyError: if another command is at work in this checkout.
         OneNIPError: if a step failed; the message says which and why.
     """
-    with hold_checkout():
+    with hold_checkout("pipeline"):
         state = pipeline(asdict(request), return_state=True)
     if not state.is_completed():
         raise OneNIPError(state.message or "the pipeline failed")

@@ -25,12 +25,12 @@ from flows.judging import judge_model
 from flows.pipeline import (
     STAGES,
     compare_with_champions,
-    hold_checkout,
     link_report,
     reproduce,
     show,
 )
 from onenip.data import git
+from onenip.data.checkout import hold_checkout
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import IngestResult, ingest, open_journal
@@ -146,12 +146,14 @@ def commit_training(last: int) -> None:
 def retrain(*, force: bool = False) -> State[Any]:
     """Ingest what arrived; if enough is new, train, judge, register and decide.
 
+    Waits while another command, such as a pipeline, is at work in the checkout.
+
     Args:
         force: train although too little is new.
     """
     params = Params.load()
     try:
-        with hold_checkout():
+        with hold_checkout("retrain", wait=True):
             waiting = _retrain(params, force=force)
     except OneNIPError as error:
         get_run_logger().error("%s", error)

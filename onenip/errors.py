@@ -16,7 +16,7 @@ OneNIPError
 ├── VersioningError             DVC or Git refused
 │   └── RemoteError                 (also an UnreachableError) a remote of DVC or Git did
 ├── StageError                  a pipeline stage exited non-zero
-└── BusyError                   another pipeline holds this checkout
+└── BusyError                   another command holds this checkout
 
 The command line prints one of these as one line and exits with status 2; anything else is a bug and
 keeps its traceback:
@@ -142,4 +142,4 @@ class StageError(OneNIPError):
 
 
 class BusyError(OneNIPError):
-    """Another pipeline is at work in this checkout."""
+    """Another command is at work in this checkout."""

@@ -22,6 +22,7 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     Bad images, duplicates and images that a person must look at are moved to folders beside the
     inbox, each with a note. Needs a registry only where a category has a champion.
     """
+    from onenip.data.checkout import hold_checkout
     from onenip.ingestion.ingest import ingest as take_in
     from onenip.operation.provisional import provide
     from onenip.params import Params
@@ -29,23 +30,26 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
     from onenip.sources.inbox import SHELVES
 
     loaded, champions = Params.load(params), Champions()
-    result = take_in(
-        loaded,
-        inbox=_open(loaded),
-        find_champion=champions.find,
-        find_unified=champions.find_unified,
-    )
-    for category, counts in result.counts.items():
-        outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-        typer.echo(f"{category or 'in no folder'}: {outcomes}")
-    for item in result.set_aside[:_SHOWN]:
-        typer.echo(f"  {item.key}: {item.outcome}: {item.reason}")
-    others = sum(counts.get(shelf, 0) for counts in result.counts.values() for shelf in SHELVES)
-    if others > _SHOWN:
-        typer.echo(f"  and {others - _SHOWN} more")
-    typer.echo(f"data version {result.data_version or 'none'}")
-    for version in provide(loaded, root=Path()):
-        typer.echo(f"{version.category}: version {version.number} is provisional, never trained")
+    with hold_checkout("ingest"):
+        result = take_in(
+            loaded,
+            inbox=_open(loaded),
+            find_champion=champions.find,
+            find_unified=champions.find_unified,
+        )
+        for category, counts in result.counts.items():
+            outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+            typer.echo(f"{category or 'in no folder'}: {outcomes}")
+        for item in result.set_aside[:_SHOWN]:
+            typer.echo(f"  {item.key}: {item.outcome}: {item.reason}")
+        others = sum(counts.get(shelf, 0) for counts in result.counts.values() for shelf in SHELVES)
+        if others > _SHOWN:
+            typer.echo(f"  and {others - _SHOWN} more")
+        typer.echo(f"data version {result.data_version or 'none'}")
+        for version in provide(loaded, root=Path()):
+            typer.echo(
+                f"{version.category}: version {version.number} is provisional, never trained"
+            )
 
 
 def notify(

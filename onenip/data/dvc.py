@@ -121,6 +121,19 @@ def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path =
     _ask_remote(["push", *_remote_option(remote), *targets], root)
 
 
+def find_user(root: Path = HERE) -> str:
+    """Another process's DVC that is at work in the checkout, for a sentence; empty if there is none."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    _drop_dead_locks(root)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    users = {int(pid) for pid in _PID.findall(text)} - {os.getpid()}
+    alive = sorted(pid for pid in users if _is_alive(pid))
+    return f"dvc (process {alive[0]})" if alive else ""
+
+
 def repro(
     stage: str | None = None,
     *,

@@ -178,6 +178,8 @@ def run_command(command: Sequence[str], root: Path, name: str, env: dict[str, st
         said = [line for line in done.stderr.splitlines() if line.strip()]
         words = " ".join([word for word in command if not word.startswith(sys.prefix)][:4])
         problem = next((line for line in said if line.startswith(("ERROR", "fatal"))), "")
+        if problem.endswith(":"):  # the reason stands on the next line
+            problem = " ".join(said[said.index(problem) :][:2])
         problem = problem or (said[-1] if said else f"status {done.returncode}")
         raise VersioningError(f"{name}: `{words}`: {problem}")
     return done.stdout

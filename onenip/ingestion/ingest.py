@@ -7,7 +7,6 @@ may be repeated: files are named by content, and a step that was done is found d
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -22,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.data import dvc, git
+from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
-from onenip.errors import BusyError, DataError, VersioningError
+from onenip.errors import DataError, VersioningError
 from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
@@ -80,14 +80,18 @@ def ingest(
         root: the checkout.
 
     Raises:
-        BusyError: if another ingestion is at work in this checkout.
+        BusyError: if another command is at work in this checkout.
         SourceError: if the inbox cannot be reached, or the disk is full.
         DataError: if the branch of arrivals and this checkout went different ways, data are missing
             here, or the journal cannot be written.
         VersioningError: if DVC or Git refuses.
     """
     work_dir = Outputs(root).ingestion
-    with _disk_refusals(work_dir), _only_one(work_dir), _open_journal(work_dir) as journal:
+    with (
+        _disk_refusals(work_dir),
+        hold_checkout("ingest", root=root),
+        _open_journal(work_dir) as journal,
+    ):
         steps = _Steps(params, inbox, find_champion, cache(find_unified), root, journal)
         steps.follow_branch()
         steps.require_same_line()
@@ -340,17 +344,6 @@ def _disk_refusals(work_dir: Path) -> Iterator[None]:
     except OSError as error:
         path = error.filename or work_dir
         raise DataError(f"{path}: {error.strerror or error}", path=path) from error
-
-
-@contextmanager
-def _only_one(work_dir: Path) -> Iterator[None]:
-    work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(f"{work_dir}: another ingestion is at work in this checkout") from error
-        yield
 
 
 @contextmanager

@@ -11,15 +11,15 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 
-from onenip.errors import BusyError, ImageError, SourceError
+from onenip.data.checkout import hold_checkout
+from onenip.errors import ImageError, SourceError
 from onenip.folders import write_whole
 from onenip.images import hash_file, load_mask
 from onenip.sources.items import Item
@@ -64,20 +64,17 @@ class Staging:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the data set against other downloads, after putting right what a killed one left.
+        """Hold the checkout of the data set, and put right what a killed download left.
 
         Raises:
-            BusyError: if another download is at work on it.
+            BusyError: if another command is at work in it.
         """
-        with explain_disk_errors():
-            self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock", timeout=0)
-        try:
-            with lock:
-                self._recover()
-                yield
-        except Timeout as error:
-            raise BusyError(f"{self.data_dir}: another download is at work on it") from error
+        with ExitStack() as stack:
+            with explain_disk_errors():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold_checkout("download", root=self.data_dir.parent))
+            self._recover()
+            yield
 
     def stage(self, items: Sequence[Item]) -> dict[str, StagedFile]:
         """Lay out the new data set, from links where the bytes lie here already.

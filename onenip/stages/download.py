@@ -67,7 +67,7 @@ def run(
 
     Raises:
         SourceError: if a source cannot be read completely, is unsafe, or clashes with another.
-        BusyError: if another download is at work on the data set.
+        BusyError: if another command is at work in the checkout of the data set.
     """
     if not sources:
         raise SourceError("nothing to download: name a --source, such as --source demo")

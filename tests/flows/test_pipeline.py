@@ -12,6 +12,7 @@ from prefect.states import Failed
 
 from flows.failures import UNREACHABLE, may_pass
 from onenip.errors import RegistryUnreachableError, SourceError
+from tests.holding import held_elsewhere
 from tests.paths import ROOT
 
 
@@ -37,3 +38,30 @@ def test_a_missing_source_is_one_line_at_once(tmp_path: Path) -> None:
     assert any(line.startswith("onenip: download: no/such/folder: no such") for line in lines)
     assert "Traceback" not in result.stderr
     assert "Retry" not in result.stderr
+
+
+def test_a_retraining_waits_for_a_pipeline(tmp_path: Path) -> None:
+    """It says whom it waits for, begins when that has ended, and fails for nobody."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_HOME": str(tmp_path / "prefect")}
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        environment.pop(name, None)
+    command = [sys.executable, "-m", "flows.retrain"]
+    lines = []
+    with held_elsewhere(tmp_path) as other:
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        while not any("waiting until" in line for line in lines):
+            lines.append(process.stdout.readline())
+            assert lines[-1], "".join(lines)
+    rest = process.stdout.read()
+
+    assert process.wait() == 0, rest
+    assert f"retrain: waiting until pipeline (process {other.pid}) is done" in lines[-1]
+    assert "too little is new to train" in rest

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from onenip.data import dvc, git
+from onenip.data.checkout import HOLDER
 from onenip.data.outputs import Outputs
 from onenip.errors import (
     BusyError,
@@ -27,11 +28,12 @@ from onenip.errors import (
     SourceUnreachableError,
     VersioningError,
 )
-from onenip.ingestion.ingest import _only_one, ingest, open_journal
+from onenip.ingestion.ingest import ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, open_inbox
 from onenip.sources.inbox.s3 import S3Inbox
+from tests.holding import held_elsewhere
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
 
 
@@ -374,13 +376,16 @@ def test_an_s3_inbox_that_is_not_there_is_one_clear_error(s3_server, monkeypatch
         open_inbox("ftp://x", settle_seconds=0)
 
 
-def test_two_ingestions_at_once_are_refused(checkout, tmp_path):
-    """The second says that the first is at work."""
-    with (
-        _only_one(Outputs(checkout).ingestion),
-        pytest.raises(BusyError, match="at work"),
-    ):
-        ingest(make_tiny_params(), inbox=FolderInbox(tmp_path), find_champion=nobody, root=checkout)
+def test_an_ingestion_beside_another_command_is_refused(checkout, tmp_path):
+    """The second says that the first is at work, and has moved nothing into the data."""
+    drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    box = FolderInbox(tmp_path / "inbox")
+
+    with held_elsewhere(checkout), pytest.raises(BusyError, match=r"pipeline .* is at work"):
+        ingest(make_tiny_params(), inbox=box, find_champion=nobody, root=checkout)
+
+    assert look(tmp_path / "inbox")["inbox"] == {"a.png"}
+    assert len(list((checkout / "data/disc/train/good").iterdir())) == 4
 
 
 def test_a_checkout_behind_the_branch_is_not_built_upon(checkout, tmp_path):
@@ -612,7 +617,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, k
 
 def _kill_after_start(process: subprocess.Popen, checkout: Path, chance: random.Random) -> None:
     """Kill a run, with all that it started, at a random moment after it took its lock."""
-    lock = Outputs(checkout).ingestion / "lock"
+    lock = checkout / HOLDER
     known = lock.stat().st_mtime_ns if lock.exists() else 0
     while process.poll() is None and (not lock.exists() or lock.stat().st_mtime_ns == known):
         time.sleep(0.02)

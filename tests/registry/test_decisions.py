@@ -14,6 +14,7 @@ from onenip.registry import audit, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
 from tests.acceptance.plant import mlflow_server
+from tests.holding import held_elsewhere
 from tests.paths import ROOT
 from tests.tiny import CATEGORIES
 
@@ -114,18 +115,16 @@ def test_an_alias_set_in_mlflows_own_page_is_recorded(registry, server):
 
 def test_a_second_pipeline_in_a_checkout_is_told(tmp_path):
     """While one is at work the other ends with one line and touches nothing."""
-    from flows.pipeline import hold_checkout
-
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     for name in ("flows", "onenip"):
         (tmp_path / name).symlink_to(ROOT / name)
     env = {**os.environ, **QUIET, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, "-m", "flows.pipeline", "--source", "demo"]
-    with hold_checkout(tmp_path):
+    with held_elsewhere(tmp_path):
         done = subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
 
     assert done.returncode == 2
-    assert "another pipeline is at work" in done.stderr.splitlines()[-1]
+    assert "is at work in this checkout" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "data").exists()

@@ -15,8 +15,8 @@ from PIL import Image
 from onenip.errors import BusyError, SourceError
 from onenip.images import hash_file, load_mask
 from onenip.sources.http import download as fetch_file
-from onenip.sources.staging import Staging
 from onenip.stages import download
+from tests.holding import held_elsewhere
 from tests.paths import SHARED
 from tests.sources.originals import ORIGINALS, mask, pack_tar, pack_zip, picture
 from tests.sources.web import Web, running_web
@@ -436,11 +436,10 @@ def test_a_hand_made_change_is_undone(fetch, tmp_path):
 
 
 def test_two_downloads_do_not_meet(fetch, tmp_path):
-    """A second download into the same data set is refused while the first is at work."""
+    """A second download into the same checkout is refused while another process is at work."""
     source = write(tmp_path / "in", {"a/1.png": picture(1)})
-    staging = Staging(fetch.data, pointer=fetch.data.with_name("data.dvc"))
 
-    with staging.locked(), pytest.raises(BusyError, match="another download"):
+    with held_elsewhere(fetch.data.parent, "download"), pytest.raises(BusyError, match="download"):
         fetch(source)
 
     assert fetch(source).is_changed
