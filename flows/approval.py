@@ -34,6 +34,7 @@ from pydantic import Field
 from flows.failures import notify_failure
 from flows.pictures import to_data_uri
 from onenip.errors import RegistryError
+from onenip.evaluation.counts import COUNT_NAMES, describe_wrong
 from onenip.operation.notices import Kind, notify
 from onenip.params import NotifyParams, Params
 from onenip.registry import approval as decisions
@@ -46,7 +47,7 @@ DEPLOYMENT = "approve/approve"
 _PICTURES = 9
 _PICTURES_IN_FORM = 3
 _KINDS = ("sample", "miss", "false_alarm")  # how `evaluate` names its pictures
-_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro", "recall", "accuracy")
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 
 
 class Decision(RunInput):
@@ -119,11 +120,12 @@ def show_comparison(version: Version) -> str:
             {
                 "role": role,
                 "version": one.number,
-                **{k: round(v, 4) for k, v in one.metrics.items()},
+                **describe_wrong(one.metrics),
+                **{k: round(v, 4) for k, v in one.metrics.items() if k not in COUNT_NAMES},
             }
             for role, one in rows
         ],
-        description=f"{version.category}: metrics at registration, fractions in 0..1.",
+        description=f"{version.category} on the test images: 95 % intervals, metrics in 0..1.",
     )
     pictures = _render_heat_maps(version)
     gate = _render_gate(version)
@@ -234,6 +236,10 @@ def _render_table(rows: Sequence[tuple[str, Version]]) -> str:
     lines = [
         "| | " + " | ".join(f"{role} {one.number}" for role, one in rows) + " |",
         "|---|" + "---|" * len(rows),
+    ]
+    wrong = [describe_wrong(one.metrics) for _, one in rows]
+    lines += [
+        f"| {title} | " + " | ".join(texts[title] for texts in wrong) + " |" for title in wrong[0]
     ]
     for name in names:
         cells = [f"{one.metrics[name]:.3f}" if name in one.metrics else "-" for _, one in rows]

@@ -38,6 +38,7 @@ from onenip.data.checkout import hold_checkout
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError, UnreachableError
+from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.model.network import check_architecture
 from onenip.operation.champion_report import find_champion_report, write_champion_report
@@ -47,7 +48,7 @@ from onenip.stages.process import lower_priority
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 
-_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro")
+_SHOWN = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
 _PICTURES = 12  # heat maps shown in the flow run, at most
 
 
@@ -138,8 +139,11 @@ def show() -> None:
     rows = group_figures(load_metrics(OUTPUTS.metrics))
     create_table_artifact(
         key="metrics",
-        table=[{"category": name, **{k: row.get(k) for k in _SHOWN}} for name, row in rows.items()],
-        description="Metrics per category on the test images, fractions in 0..1.",
+        table=[
+            {"category": name, **describe_wrong(row), **{key: row.get(key) for key in _SHOWN}}
+            for name, row in rows.items()
+        ],
+        description="Per category on the test images: wrong verdicts with 95 % intervals, metrics in 0..1.",
     )
     pictures = "\n\n".join(
         f"**{path.parent.name}/{path.stem}**\n\n![]({to_data_uri(path)})"
@@ -254,10 +258,10 @@ def _print_summary() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("category", *_SHOWN, box=box.SIMPLE_HEAD)
+    table = Table("category", *describe_wrong({}), *_SHOWN, box=box.SIMPLE_HEAD)
     for name, row in group_figures(load_metrics(OUTPUTS.metrics)).items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
-        table.add_row(name, *cells)
+        table.add_row(name, *describe_wrong(row).values(), *cells)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(f"report      {OUTPUTS.report}", highlight=False)

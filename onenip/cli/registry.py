@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onenip.registry.audit import Entry
     from onenip.registry.versions import Version
 
-SHOWN_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap", "aupro")
+SHOWN_METRICS = ("image_auroc", "pixel_ap", "aupro")
 
 VersionOption = Annotated[
     int | None,
@@ -57,6 +57,7 @@ def register_model(
 
 def status() -> None:
     """Show champion and challenger of every category, and how long a challenger has waited."""
+    from onenip.evaluation.counts import describe_wrong
     from onenip.registry import approval
     from onenip.registry.versions import approval_command, list_standings
 
@@ -67,7 +68,9 @@ def status() -> None:
     if not standings:
         console.print("Nothing is registered yet: run `onenip register`.")
         return
-    table = _table("category", "", "version", *SHOWN_METRICS, "gate", "since (UTC)")
+    table = _table(
+        "category", "", "version", *describe_wrong({}), *SHOWN_METRICS, "gate", "since (UTC)"
+    )
     for standing in standings:
         name = standing.category
         rows = [("champion", standing.champion), ("challenger", standing.challenger)]
@@ -208,9 +211,11 @@ def _table(*columns: str) -> Table:
 
 
 def _describe(version: Version | None) -> list[str]:
+    from onenip.evaluation.counts import describe_wrong
+
     if version is None:
-        return ["-"] * (3 + len(SHOWN_METRICS))
-    metrics = [
+        return ["-"] * (5 + len(SHOWN_METRICS))
+    metrics = [*describe_wrong(version.metrics).values()] + [
         f"{version.metrics[name]:.3f}" if name in version.metrics else "-" for name in SHOWN_METRICS
     ]
     gate = "-" if version.gate is None else version.gate.verdict

@@ -12,6 +12,7 @@ from typing import Self
 from scipy import special
 
 CONFIDENCE = 0.95
+COUNT_NAMES = ("missed", "defective", "false_alarms", "good")
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,6 @@ class VerdictCounts:
         good = [called for truth, called in pairs if not truth]
         return cls(len(defective) - sum(defective), len(defective), sum(good), len(good))
 
-    @classmethod
-    def of_figures(cls, figures: Mapping[str, float]) -> Self | None:
-        """Counts among the figures of a version or a run; None where they were not recorded."""
-        names = cls.__dataclass_fields__
-        if not names.keys() <= figures.keys():
-            return None
-        return cls(**{name: round(figures[name]) for name in names})
-
     def __add__(self, other: Self) -> Self:
         return type(self)(
             self.missed + other.missed,
@@ -58,13 +51,24 @@ class VerdictCounts:
         """Counts by name."""
         return asdict(self)
 
-    def describe_missed(self, *, confidence: float = CONFIDENCE) -> str:
-        """Missed defects, such as "3 of 63 (1 to 13 %)"."""
-        return describe_share(self.missed, self.defective, confidence=confidence)
 
-    def describe_false_alarms(self, *, confidence: float = CONFIDENCE) -> str:
-        """False alarms, such as "0 of 9 (0 to 34 %)"."""
-        return describe_share(self.false_alarms, self.good, confidence=confidence)
+def describe_wrong(
+    figures: Mapping[str, float], *, confidence: float = CONFIDENCE
+) -> dict[str, str]:
+    """Defects missed and false alarms with their intervals, as text by title.
+
+    Args:
+        figures: of a category, a version or a run, with the counts as `VerdictCounts` names them; where they
+            were not recorded the text is "-".
+        confidence: of the intervals.
+    """
+    if not set(COUNT_NAMES) <= figures.keys():
+        return {"defects missed": "-", "false alarms": "-"}
+    missed, defective, alarms, good = (round(figures[name]) for name in COUNT_NAMES)
+    return {
+        "defects missed": describe_share(missed, defective, confidence=confidence),
+        "false alarms": describe_share(alarms, good, confidence=confidence),
+    }
 
 
 def describe_share(events: int, count: int, *, confidence: float = CONFIDENCE) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from onenip.evaluation.counts import COUNT_NAMES, describe_wrong
 from onenip.registry import approval
 from onenip.registry.versions import Version
 from onenip.serving.page.models import Candidate
@@ -49,13 +50,23 @@ def draw_decision(category: str, candidates: Sequence[Candidate]) -> bool:
 
 
 def compare_figures(serving: Version | None, waiting: Version) -> list[dict[str, str]]:
-    """A row per figure on the test set: the champion's, the challenger's and the change."""
-    rows = []
+    """A row per figure on the test set, wrong verdicts first: challenger, champion, change."""
+    sides = {f"challenger {waiting.number}": waiting}
+    if serving is not None:
+        sides[f"champion {serving.number}"] = serving
+    wrong = {title: describe_wrong(one.metrics) for title, one in sides.items()}
+    rows = [
+        {"figure": name} | {title: texts[name] for title, texts in wrong.items()}
+        for name in next(iter(wrong.values()))
+    ]
     for name, value in waiting.metrics.items():
-        row = {"figure": name.replace("_", " "), f"challenger {waiting.number}": f"{value:.3f}"}
+        if name in COUNT_NAMES:
+            continue
+        row = {"figure": name.replace("_", " ")}
+        for title, one in sides.items():
+            row[title] = f"{one.metrics[name]:.3f}" if name in one.metrics else ""
         if serving is not None:
             before = serving.metrics.get(name)
-            row[f"champion {serving.number}"] = "" if before is None else f"{before:.3f}"
             row["change"] = "" if before is None else f"{value - before:+.3f}"
         rows.append(row)
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
+from streamlit.delta_generator import DeltaGenerator
 
 from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction, Region, find_regions
@@ -57,6 +58,7 @@ def main() -> None:
 
 
 def _draw(model: Path | None) -> None:
+    answers = _open_answers()
     categories, problem = list_known_categories(model)
     st.sidebar.title("onenip")
     if problem:
@@ -64,20 +66,47 @@ def _draw(model: Path | None) -> None:
     if not categories:
         st.info("There is no model yet. Run the pipeline, or give a model folder with --model.")
         return
-    category = st.sidebar.selectbox("Category", categories)
-    candidates = _load_candidates(category, str(model or ""))
+    category = st.sidebar.selectbox("Category", categories, key="category")
     chosen = _choose_images(category)
-    if not chosen:
-        st.info("Drop images on the left, or choose some from the folder or the recent ones.")
-    for name, content in chosen:
-        _draw_image(name, content, category, candidates)
-    with st.expander("Prompts: the normal images that the model compares with"):
-        for candidate in candidates:
-            st.caption(candidate.title)
-            st.image(list(candidate.detector.prompt_images(category)), width=140)
-    if draw_decision(category, candidates):
+    with answers:
+        candidates = _load_candidates(category, str(model or ""))
+        if not chosen:
+            st.info("Drop images on the left, or choose some from the folder or the recent ones.")
+        for name, content in chosen:
+            _draw_image(name, content, category, candidates)
+        with st.expander("Prompts: the normal images that the model compares with"):
+            for candidate in candidates:
+                st.caption(candidate.title)
+                st.image(list(candidate.detector.prompt_images(category)), width=140)
+        is_decided = draw_decision(category, candidates)
+    st.session_state["asked"] = _read_question()
+    if is_decided:
         _load_candidates.clear()
         st.rerun()
+
+
+def _open_answers() -> DeltaGenerator:
+    """The place for answers; those to another question are gone from it at once, instead of fading.
+
+    There are two places. When the question changes, the one with the old answers becomes empty.
+    """
+    state = st.session_state
+    if state.get("asked") != _read_question():
+        state["uses_second"] = not state.get("uses_second", False)
+    if state.get("uses_second", False):
+        st.empty()
+        return st.container()
+    place = st.container()
+    st.empty()
+    return place
+
+
+def _read_question() -> list[object]:
+    """Category and images that are chosen now, as the browser sent them."""
+    state = st.session_state
+    category = state.get("category")
+    uploads = [upload.file_id for upload in state.get("uploads") or []]
+    return [category, uploads, *(state.get(f"{one}/{category}") for one in ("folder", "recent"))]
 
 
 @st.cache_resource(ttl=_CACHE_SECONDS, show_spinner="Loading the model…")
@@ -88,25 +117,29 @@ def _load_candidates(category: str, model: str) -> list[Candidate]:
 def _choose_images(category: str) -> list[tuple[str, bytes]]:
     """Name and bytes of each image that was dropped, picked from the folder or from recent answers."""
     side = st.sidebar
-    uploads = side.file_uploader("Drop images", _UPLOAD_TYPES, accept_multiple_files=True) or []
+    uploads = side.file_uploader(
+        "Drop images", _UPLOAD_TYPES, accept_multiple_files=True, key="uploads"
+    )
     folder = Path(os.environ.get("ONENIP_INSPECT_FOLDER", "data"))
     own = folder / category / "test"
     root = own if own.is_dir() else folder
     files = find_images(root)[0]
     names = {p.relative_to(root).as_posix(): p for p in files[:_MAX_LISTED]}
     first = [] if uploads else list(names)[:1]
-    picked = side.multiselect("Or browse the folder", list(names), default=first)
+    picked = side.multiselect(
+        "Or browse the folder", list(names), default=first, key=f"folder/{category}"
+    )
     side.caption(
         f"{root}"
         + (f": the first {_MAX_LISTED} of {len(files)}" if len(files) > len(names) else "")
     )
     recent = list_recent(Path(os.environ.get("ONENIP_INSPECT_RECENT", "")), category)
     titles = {one.title: one.image for one in recent}
-    asked = side.multiselect("Or recent predictions", list(titles), placeholder="latest first")
+    asked = side.multiselect(
+        "Or recent predictions", list(titles), placeholder="latest first", key=f"recent/{category}"
+    )
     if not recent:
-        side.caption(
-            "None are kept: start the server with `onenip serve --recent artifacts/recent`."
-        )
+        side.caption("None yet. They are kept by `onenip serve --recent artifacts/recent`.")
     return (
         [(upload.name, upload.getvalue()) for upload in uploads]
         + [(name, names[name].read_bytes()) for name in picked]
