@@ -291,7 +291,7 @@ def test_evaluations_of_runs_and_registered_models_are_fetched(evaluated, tmp_pa
     """A run id, a version and an alias all lead to the evaluation that the run holds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
-    client = store.connect()
+    client = store.connect(create=True)
     experiment = client.create_experiment("onenip", artifact_location=(tmp_path / "a").as_uri())
     run_id = client.create_run(experiment).info.run_id
     empty = client.create_run(experiment).info.run_id

@@ -143,3 +143,41 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     champion = versions.champion("disc")
     assert (champion.number, champion.approver) == (2, "Ada")
     assert champion.digest == hash_model(stricter)
+
+
+WATCH = """([title, score]) => {
+  window.isMixed = false;
+  new MutationObserver(() => {
+    const text = document.body.innerText;
+    if (text.includes(title) && text.includes(score)) window.isMixed = true;
+  }).observe(document.body, {subtree: true, childList: true, characterData: true});
+}"""
+
+
+def test_an_answer_is_never_shown_to_another_question(
+    tiny_model, tiny_detector, tiny_data, browser, tmp_path
+):
+    """When category or image change, the old verdict is gone before the new image is named."""
+    first, second = (
+        sorted((tiny_data / name / "test").rglob("*.png"))[0] for name in ("disc", "stripes")
+    )
+    scores = [
+        tiny_detector.predict([path], category=name)[0].score
+        for path, name in ((first, "disc"), (second, "stripes"))
+    ]
+    process, address = start_page(tmp_path, "--model", str(tiny_model), "--folder", str(tiny_data))
+    try:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(address)
+        page.wait_for_selector(f"text=score {scores[0]:.2f}", timeout=90_000)
+        page.evaluate(WATCH, [f"{tiny_data.name}/stripes", f"score {scores[0]:.2f}"])
+        page.get_by_label("Category").click()
+        page.get_by_role("option", name="stripes").click()
+        page.wait_for_selector(f"text=score {scores[1]:.2f}", timeout=60_000)
+        is_mixed = page.evaluate("() => window.isMixed")
+        old = page.get_by_text(f"score {scores[0]:.2f}").count()
+    finally:
+        stop_page(process)
+
+    assert not is_mixed
+    assert not old
