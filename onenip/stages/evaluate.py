@@ -76,6 +76,10 @@ def run(
             out_dir=draft,
             save_maps=save_maps,
             facts={
+                "training_normals": {
+                    name: len(select(samples, category=name)) - len(select(tests, category=name))
+                    for name in detector.categories
+                },
                 "data_version": read_data_version(pointer=Path(f"{data_dir}.dvc")),
                 "manifest_sha256": hash_file(manifest),
                 "model_digest": detector.digest,

@@ -108,7 +108,7 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     try:
         page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
         page.on("console", lambda m: errors.append(m) if m.type == "error" else None)
-        page.goto(address)
+        page.goto(address, timeout=90_000)
         page.wait_for_selector("text=champion: version 1", timeout=90_000)
         page.wait_for_selector("text=challenger: version 2")
         page.locator("input[type=file]").set_input_files([image, registry / "text.png"])
@@ -168,7 +168,7 @@ def test_an_answer_is_never_shown_to_another_question(
     process, address = start_page(tmp_path, "--model", str(tiny_model), "--folder", str(tiny_data))
     try:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(address)
+        page.goto(address, timeout=90_000)
         page.wait_for_selector(f"text=score {scores[0]:.2f}", timeout=90_000)
         page.evaluate(WATCH, [f"{tiny_data.name}/stripes", f"score {scores[0]:.2f}"])
         page.get_by_label("Category").click()

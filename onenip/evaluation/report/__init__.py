@@ -6,6 +6,6 @@
 - `page.html.j2`: the page; no script, no address, readable on a phone and on paper
 """
 
-from onenip.evaluation.report.content import write_report
+from onenip.evaluation.report.content import Decision, write_report
 
-__all__ = ["write_report"]
+__all__ = ["Decision", "write_report"]

@@ -36,20 +36,32 @@ class Axis:
         return [self.low + step * at for at in range(_TICKS)]
 
 
-def draw_curves(curves: Sequence[tuple[str, Sequence[Point]]], *, x: Axis, y: Axis) -> str:
+def draw_curves(
+    curves: Sequence[tuple[str, Sequence[Point]]],
+    *,
+    x: Axis,
+    y: Axis,
+    marks: Sequence[tuple[str, Point]] = (),
+) -> str:
     """Lines, each named by its tooltip and coloured by its position.
 
     Args:
         curves: name and points of each, within the axes.
         x: the horizontal axis.
         y: the vertical axis.
+        marks: name and place of points to mark, coloured by their position.
     """
     lines = [
         f'<polyline class="series s{at % 8}" points="{_to_points(points, x, y)}">'
         f"<title>{escape(name)}</title></polyline>"
         for at, (name, points) in enumerate(curves)
     ]
-    return _frame("".join(lines), x=x, y=y)
+    dots = [
+        f'<circle class="mark m{at % 8}" cx="{_to_x(x.place(px)):.1f}" cy="{_to_y(y.place(py)):.1f}" r="5">'
+        f"<title>{escape(name)}</title></circle>"
+        for at, (name, (px, py)) in enumerate(marks)
+    ]
+    return _frame("".join(lines + dots), x=x, y=y)
 
 
 def draw_histogram(

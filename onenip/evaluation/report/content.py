@@ -9,7 +9,7 @@ import base64
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from onenip.detector.detector import Detector
 from onenip.evaluation import curves
+from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.report import charts
 from onenip.evaluation.report.champion_side import ChampionSide, FigureChange
@@ -51,6 +52,21 @@ _CURVE_POINTS = 300
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What is known of a model beside its evaluation, for the person who signs its report.
+
+    Attributes:
+        facts: lines for the head of the report, such as date, commit and author.
+        versions: registered version of each category, in words.
+        gate: verdict and reasons of the gate for each category.
+    """
+
+    facts: Sequence[tuple[str, str]] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
+    gate: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Cell:
     """One figure of the table, ready to be read."""
 
@@ -79,8 +95,9 @@ def write_report(
     synthesis_dir: Path | None = None,
     training_dir: Path | None = None,
     champion: Path | None = None,
+    decision: Decision | None = None,
 ) -> None:
-    """Write the report of an evaluation: one HTML file that holds its pictures.
+    """Write the report of an evaluation, a document to sign: one HTML file that holds its pictures.
 
     Args:
         folder: what `onenip evaluate` wrote.
@@ -89,12 +106,14 @@ def write_report(
         synthesis_dir: what `onenip synthesize` wrote, for samples of synthetic anomalies.
         training_dir: the folder of `curves.csv` of the training.
         champion: folder of the evaluation that stands beside this one, of the same test images.
+        decision: facts for the person who signs.
 
     Raises:
         DataError: if the evaluation or the champion's is not what `onenip evaluate` writes.
         CheckpointError: if the model cannot be read.
     """
     metrics = load_metrics(folder)
+    decision = decision or Decision()
     beside = (
         ChampionSide.load(champion, folder, confidence=metrics["confidence"])
         if champion is not None
@@ -105,6 +124,8 @@ def write_report(
     pictures = load_index(folder)
     categories = sorted(metrics["categories"])
     of = {name: [item for item in results if item.category == name] for name in categories}
+    counts = {name: _count(items) for name, items in of.items()}
+    normals = metrics.get("training_normals", {})
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("onenip.evaluation.report", "."),
         autoescape=True,
@@ -120,10 +141,13 @@ def write_report(
         table=_table(metrics, beside, categories),
         beside=beside,
         tests=len(results),
-        misses=sum(item.is_defective and not item.is_anomalous for item in results),
-        alarms=sum(item.is_anomalous and not item.is_defective for item in results),
-        roc=_curve(of, curves.roc_points, "false-alarm rate", "recall"),
-        pr=_curve(of, curves.pr_points, "recall", "precision"),
+        decision=decision,
+        wrong={name: _describe_wrong(found, metrics) for name, found in counts.items()},
+        total=_describe_wrong(sum(counts.values(), VerdictCounts(0, 0, 0, 0)), metrics),
+        normals=normals,
+        head=_head(metrics, detector, decision),
+        roc=_draw_trade_off(of),
+        pr=_draw_precision(of),
         sections=[
             _section(name, of[name], metrics, folder, pictures, beside) for name in categories
         ],
@@ -177,11 +201,40 @@ def _cell(
     )
 
 
-def _curve(of: Mapping[str, Sequence[ImageResult]], points: Any, x: str, y: str) -> str:
-    lines = [(name, points(items)) for name, items in of.items()]
+def _count(results: Sequence[ImageResult]) -> VerdictCounts:
+    return VerdictCounts.count((one.is_defective, one.is_anomalous) for one in results)
+
+
+def _describe_wrong(counts: VerdictCounts, metrics: Mapping[str, Any]) -> dict[str, str]:
+    return describe_wrong(counts.to_dict(), confidence=metrics["confidence"])
+
+
+def _draw_trade_off(of: Mapping[str, Sequence[ImageResult]]) -> str:
+    """Defects found for false alarms at every threshold, the model's own one marked."""
+    lines = [(name, curves.roc_points(items)) for name, items in of.items()]
     if not any(line for _, line in lines):
         return ""
-    return charts.draw_curves(lines, x=charts.Axis(x, 0, 1), y=charts.Axis(y, 0, 1))
+    marks = []
+    for name, items in of.items():
+        found = _count(items)
+        x = found.false_alarms / found.good if found.good else 0.0
+        y = 1 - found.missed / found.defective if found.defective else 0.0
+        marks.append((f"{name}: the model's threshold", (x, y)))
+    return charts.draw_curves(
+        lines,
+        x=charts.Axis("false alarms, share of good images", 0, 1),
+        y=charts.Axis("defects found, share", 0, 1),
+        marks=marks,
+    )
+
+
+def _draw_precision(of: Mapping[str, Sequence[ImageResult]]) -> str:
+    lines = [(name, curves.pr_points(items)) for name, items in of.items()]
+    if not any(line for _, line in lines):
+        return ""
+    return charts.draw_curves(
+        lines, x=charts.Axis("recall", 0, 1), y=charts.Axis("precision", 0, 1)
+    )
 
 
 def _section(
@@ -208,8 +261,7 @@ def _section(
         "images": metrics.get("images", {}).get(name, {}),
         "histogram": chart,
         "threshold": threshold,
-        "misses": sum(item.is_defective and not item.is_anomalous for item in results),
-        "alarms": sum(item.is_anomalous and not item.is_defective for item in results),
+        "trade_off": _draw_trade_off({name: results}) if len(metrics["categories"]) > 1 else "",
         "defects": metrics.get("defects", {}).get(name, []),
         "champion": beside.champions.get(name, "") if beside else "",
         "changes": beside.find_verdict_changes(name) if beside else None,
@@ -277,6 +329,22 @@ def _chart(path: Path) -> list[tuple[str, str]]:
         y = charts.Axis(name, min(0.0, *(v for _, v in points)), max(v for _, v in points))
         drawn.append((name, charts.draw_curves([(name, points)], x=x, y=y)))
     return drawn
+
+
+def _head(
+    metrics: Mapping[str, Any], detector: Detector | None, decision: Decision
+) -> list[tuple[str, str]]:
+    """Lines of the head: which model, on which data, and what the person who signs must know."""
+    lines = [*decision.facts]
+    if digest := detector.digest if detector else metrics.get("model_digest"):
+        lines.append(("Model (sha256)", digest))
+    lines.append(("Data version", metrics.get("data_version") or "not versioned by DVC"))
+    if normals := metrics.get("training_normals"):
+        lines.append(("Training normals", f"{sum(normals.values())} images"))
+    images = metrics.get("images", {}).values()
+    good, bad = (sum(one[kind] for one in images) for kind in ("good", "defective"))
+    lines.append(("Test images", f"{good} good, {bad} defective"))
+    return lines
 
 
 def _facts(metrics: Mapping[str, Any], detector: Detector | None) -> list[tuple[str, str]]:
