@@ -85,10 +85,14 @@ def report(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The HTML file.")] = OUTPUTS.folder
     / "report.html",
 ) -> None:
-    """Write the report of an evaluation again, with the champion's figures beside it if wanted."""
+    """Write the report of an evaluation as a document to sign: date, commit, versions, the gate's word.
+
+    The champion's figures stand beside it if wanted. It prints on two to four pages a category.
+    """
     import tempfile
 
     from onenip.evaluation.report import write_report
+    from onenip.operation.champion_report import describe_decision
 
     with tempfile.TemporaryDirectory() as scratch:
         write_report(
@@ -98,6 +102,7 @@ def report(
             synthesis_dir=OUTPUTS.synthesis,
             training_dir=OUTPUTS.curves,
             champion=_resolve(champion, Path(scratch)) if champion else None,
+            decision=describe_decision(model) if model.is_dir() else None,
         )
     typer.echo(str(out))
 

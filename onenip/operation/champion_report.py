@@ -7,22 +7,25 @@ test images, whatever they were when it was approved.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+from onenip.data import git
 from onenip.data.manifest import DATA_DIR, load_manifest
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import RegistryError, UnreachableError
 from onenip.evaluation.evaluate import evaluate_test_set
-from onenip.evaluation.report import write_report
+from onenip.evaluation.report import Decision, write_report
 from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.model.file import hash_model
 from onenip.params import Params
+from onenip.registry import store
 from onenip.registry.champions import Champions
-from onenip.registry.versions import Version, champion
+from onenip.registry.versions import Version, champion, list_standings
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +88,41 @@ def write_champion_report(
         synthesis_dir=synthesis_dir,
         training_dir=training_dir,
         champion=folder,
+        decision=describe_decision(model_dir),
     )
     return report
+
+
+def describe_decision(model_dir: Path) -> Decision:
+    """What the registry and Git know of a model, for the person who signs its report.
+
+    Facts that cannot be had, such as of a registry that is down, are left out and logged.
+    """
+    facts = [("Date of this report", f"{datetime.now(tz=UTC):%Y-%m-%d}")]
+    names: dict[str, str] = {}
+    gate: dict[str, tuple[str, Sequence[str]]] = {}
+    seconds, commits = [], set()
+    digest = hash_model(model_dir)
+    try:
+        standings = [] if store.is_absent() else list_standings()
+    except RegistryError as error:
+        log.warning("the report names no versions: %s", error)
+        standings = []
+    for standing in standings:
+        for role, version in (("champion", standing.champion), ("challenger", standing.challenger)):
+            if version is None or version.digest != digest:
+                continue
+            names[standing.category] = f"version {version.number} ({role})"
+            commits.add(version.git_commit)
+            if version.gate is not None:
+                gate[standing.category] = version.gate.verdict, version.gate.reasons
+                seconds.append(version.gate.numbers.get("seconds", 0.0))
+    for commit in sorted(commits):
+        line = git.try_run(["log", "-1", "--format=%h of %cs, by %an", commit, "--"], Path())
+        facts.append(("Code of the model", line or commit))
+    if any(seconds):
+        facts.append(("Time per image", f"{max(seconds):.3f} s"))
+    return Decision(facts, names, gate)
 
 
 def find_champion_report(
