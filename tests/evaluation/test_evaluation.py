@@ -297,7 +297,8 @@ def test_evaluations_of_runs_and_registered_models_are_fetched(evaluated, tmp_pa
     empty = client.create_run(experiment).info.run_id
     client.log_artifacts(run_id, str(evaluated / "evaluation"), "evaluation")
     client.create_registered_model("onenip-disc")
-    client.create_model_version("onenip-disc", "file:///none", run_id=run_id)
+    tags = {"digest": "d" * 64, "weights": "file:///none", "approval": "approved"}
+    client.create_model_version("onenip-disc", "file:///none", run_id=run_id, tags=tags)
     client.set_registered_model_alias("onenip-disc", "champion", "1")
     stated = (evaluated / "evaluation/metrics.json").read_bytes()
 
