@@ -306,7 +306,7 @@ def test_evaluations_of_runs_and_registered_models_are_fetched(evaluated, tmp_pa
         folder = fetch_evaluation(name, tmp_path / str(at))
         assert (folder / "metrics.json").read_bytes() == stated
     for wrong in ("no-such-run", "models:/onenip-disc", "models:/onenip-disc@nobody", empty):
-        with pytest.raises(RegistryError, match=wrong):
+        with pytest.raises((RegistryError, DataError), match=wrong):
             fetch_evaluation(wrong, tmp_path / "wrong")
 
 
