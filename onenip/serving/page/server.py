@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,17 +9,20 @@ import uvicorn
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from streamlit import config
+from streamlit.starlette import App
 
 _OPTIONS = {
-    "BROWSER_GATHER_USAGE_STATS": "false",
-    "SERVER_FILE_WATCHER_TYPE": "none",
-    "SERVER_MAX_UPLOAD_SIZE": "64",  # MB
-    "SERVER_ENABLE_CORS": "true",  # pages of other origins get no answer
-    "SERVER_ENABLE_XSRF_PROTECTION": "true",
-    "CLIENT_TOOLBAR_MODE": "minimal",
-    "CLIENT_SHOW_ERROR_DETAILS": "none",
-    "THEME_BASE": "light",
-    "THEME_PRIMARY_COLOR": "#1d4ed8",  # red and green are the verdicts'
+    "browser.gatherUsageStats": False,
+    "server.fileWatcherType": "none",
+    "server.maxUploadSize": 64,  # MB
+    "server.enableCORS": True,  # pages of other origins get no answer
+    "server.enableXsrfProtection": True,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",
+    "logger.level": "warning",
+    "theme.base": "light",
+    "theme.primaryColor": "#1d4ed8",  # red and green are the verdicts'
 }
 _HEADERS = {
     b"x-frame-options": b"SAMEORIGIN",
@@ -40,8 +42,8 @@ def serve_page(*, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
         allowed_hosts: names under which browsers may ask for the page; any other name gets 400, so that a
             foreign site cannot take the page over by pointing its own name at this machine.
     """
-    os.environ.update({f"STREAMLIT_{key}": value for key, value in _OPTIONS.items()})
-    from streamlit.starlette import App  # reads the options when it is imported
+    for key, value in _OPTIONS.items():
+        config.set_option(key, value)
 
     middleware = [
         Middleware(_Headers),
