@@ -122,7 +122,7 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
 
 
 def read_niceness(checkout):
-    """Priority of each worker, by its pool: training gives way to what answers."""
+    """Niceness of each worker, by its pool."""
     content = json.loads((checkout / ".onenip/stack/services.json").read_text())
     return {
         one["name"].removeprefix("worker "): psutil.Process(one["process_id"]).nice()
