@@ -145,7 +145,11 @@ def configure(
             "PIL",
         ):
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each attempt
+        for name in (
+            "urllib3",
+            "python_multipart",
+        ):  # they warn at each attempt, and at each bad form
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _add_commands() -> None:

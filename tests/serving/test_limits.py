@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import socket
 import threading
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -135,6 +137,57 @@ def test_broken_forms_are_refused(client):
     for content in (b"", b"senseless", whole[:-20], whole[:30], whole.replace(b"--x", b"--y")):
         assert ask(client, "/predict/file", content, kind).status_code == 422
     assert ask(client, "/predict/file", whole, "multipart/form-data").status_code == 422
+
+
+_PIECES = (
+    b"\\ud800",
+    b"NaN",
+    b"\x00",
+    b"--x",
+    b"\r\n",
+    b'"',
+    b"{",
+    b"[",
+    b"; charset=utf-16",
+    b"%ff",
+)
+
+
+def mutate(content, rng):
+    """Some bytes replaced, cut out or put in."""
+    changed = bytearray(content)
+    for _ in range(rng.choice([1, 2, 4, 16])):
+        at = rng.randrange(len(changed) + 1)
+        kind = rng.randrange(4)
+        if kind == 0:
+            changed[at : at + 1] = rng.randbytes(1)
+        elif kind == 1:
+            changed[at:at] = rng.randbytes(rng.choice([1, 3, 50]))
+        elif kind == 2:
+            del changed[at : at + rng.choice([1, 5, 200])]
+        else:
+            changed[at:at] = rng.choice(_PIECES)
+    return bytes(changed)
+
+
+def test_mutated_requests_are_answered_or_refused(client, image):
+    """Of many requests with damaged bodies and content types none is a fault of the server."""
+    rng = random.Random(0)
+    form, kind = make_form(("file", "a.png", image), ("category", None, b"disc"))
+    whole = {
+        "/predict": (to_json(image, category="disc").encode(), b"application/json"),
+        "/predict/file": (form, kind.encode()),
+    }
+    codes = Counter()
+    for number in range(300):
+        path = rng.choice(list(whole))
+        content, sent = whole[path]
+        if number % 5 == 0:
+            sent = mutate(sent, rng).translate(None, b"\r\n\x00")
+        headers = [(b"content-type", sent)]
+        codes[client.post(path, content=mutate(content, rng), headers=headers).status_code] += 1
+
+    assert set(codes) <= {200, 404, 413, 415, 422}
 
 
 def test_the_address_takes_no_parameters(client, image):
