@@ -239,6 +239,8 @@ def evaluate(
     from onenip.stages.process import begin_stage
 
     begin_stage()  # before torch is imported
+    from onenip.evaluation.counts import describe_wrong
+    from onenip.evaluation.results import group_figures
     from onenip.stages import evaluate as stage
 
     loaded = Params.load(params)
@@ -253,6 +255,8 @@ def evaluate(
         training_dir=OUTPUTS.curves,
         champion=champion,
     )
+    wrong = describe_wrong(group_figures(result.metrics)["mean"])
+    typer.echo("; ".join(f"{title} {text}" for title, text in wrong.items()))
     typer.echo(f"figures and report.html in {result.folder}")
 
 
