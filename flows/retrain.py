@@ -124,7 +124,7 @@ def register_judged(results: dict[str, GateResult]) -> list[tuple[Version, GateR
 
 @task(name="commit", persist_result=False)
 def commit_training(last: int) -> None:
-    """Commit and push what the new model was made with on the branch of arrivals; note which images it saw.
+    """Commit what the new model was made with on the branch of arrivals; note which images it saw.
 
     Args:
         last: number of the latest arrival when training began.
@@ -132,9 +132,9 @@ def commit_training(last: int) -> None:
     params = Params.load()
     made_with = (Path("data.dvc"), Path("dvc.lock"), DEFAULT_PATH, OUTPUTS.retraining)
     paths = [path for path in made_with if path.is_file()]
-    name, remote = params.retrain.branch, params.retrain.git_remote
+    name, remote = params.retrain.branch, params.retrain.remote
     git.commit(paths, message="Retrain on arrived images", branch=name)
-    if remote is not None and git.has_remote(remote):
+    if remote is not None:
         git.push(name, remote=remote)
     with open_journal() as journal:
         journal.mark_trained(digest=hash_model(OUTPUTS.model), last=last)

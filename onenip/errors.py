@@ -7,6 +7,7 @@ OneNIPError
 │   │   └── ForeignImageError       it shows no product that has a model
 │   └── UnknownCategoryError    no such category
 ├── SourceError                 a data source could not be read, or is unsafe
+│   └── ArrivalError                one object of the inbox could not be; its neighbours can
 ├── CheckpointError             model or checkpoint missing, foreign, damaged, or made by other params
 ├── DivergedError               a loss or a feature stopped being finite
 ├── RegistryError               the model registry refused, or does not hold what was asked for
@@ -119,6 +120,10 @@ class RegistryError(OneNIPError):
 
 class UnreachableError(OneNIPError):
     """A server is down, broke off, or answered with a fault of its own: trying again may help."""
+
+
+class ArrivalError(SourceError):
+    """One object of the inbox cannot be read, judged or moved now; its neighbours can."""
 
 
 class SourceUnreachableError(SourceError, UnreachableError):

@@ -91,11 +91,6 @@ def commit(
     return new
 
 
-def has_remote(remote: str | None, *, root: Path = HERE) -> bool:
-    """Whether the checkout knows a Git remote of this name."""
-    return remote is not None and try_run(["remote", "get-url", remote], root) is not None
-
-
 def follow(branch: str, *, remote: str, root: Path = HERE) -> None:
     """Bring a local branch up to what the remote has; commits that were not pushed yet stay.
 
@@ -189,7 +184,7 @@ def _ask(arguments: list[str], remote: str, root: Path) -> str:
     try:
         return run(arguments, root)
     except VersioningError as error:
-        hint = "retrain.git_remote names another remote, null none"
+        hint = "retrain.git_remote names another remote, `retrain.push: false` needs none"
         raise RemoteError(f"Git remote {remote}: {error}; {hint}") from error
 
 

@@ -103,7 +103,10 @@ def inspect(
     reason, digest = "", ""
     facts: tuple[float | None, float | None, float | None] = (None, None, None)
     if champion is not None and item.category in champion.categories:
-        outcome, reason, facts = _ask(champion, image, item.category, params)
+        try:
+            outcome, reason, facts = _ask(champion, image, item.category, params)
+        except ImageError as error:
+            return Verdict("quarantine", error.reason, sha256, fingerprint, champion.digest)
         digest = champion.digest
     if outcome == "accepted" or is_released:
         near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)

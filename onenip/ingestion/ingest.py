@@ -25,7 +25,16 @@ from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
-from onenip.errors import DataError, VersioningError
+from onenip.errors import (
+    ArrivalError,
+    CheckpointError,
+    DataError,
+    OneNIPError,
+    RegistryError,
+    UnreachableError,
+    VersioningError,
+)
+from onenip.images import hash_file
 from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
@@ -49,7 +58,8 @@ class IngestResult:
     """What one ingestion did.
 
     Attributes:
-        counts: by category, then by outcome; `near-duplicates` are those of the accepted that nearly equal
+        counts: by category, then by outcome, `gone` for those that were replaced meanwhile, `left` for
+            those that could not be read; `near-duplicates` are those of the accepted that nearly equal
             an image of the data.
         set_aside: the first arrivals that were not accepted, with their reasons; `counts` has all.
         commit: Git commit that names the new data, None if nothing new was accepted.
@@ -135,16 +145,10 @@ class _Steps:
     def data_dir(self) -> Path:
         return self.root / DATA_DIR
 
-    @cached_property
-    def git_remote(self) -> str | None:
-        """Git remote that the branch is shared through, None if there is none."""
-        name = self.params.retrain.git_remote
-        return name if git.has_remote(name, root=self.root) else None
-
     def follow_branch(self) -> None:
         """Learn of arrivals that another checkout pushed."""
-        if self.git_remote:
-            git.follow(self.params.retrain.branch, remote=self.git_remote, root=self.root)
+        if remote := self.params.retrain.remote:
+            git.follow(self.params.retrain.branch, remote=remote, root=self.root)
 
     def require_same_line(self) -> None:
         """Refuse to build on data that lack what the branch of arrivals has."""
@@ -194,10 +198,21 @@ class _Steps:
             self._place(item)
 
     def judge(self, items: Sequence[Item], tally: _Tally) -> None:
-        """Fetch, judge and place new images, one at a time."""
+        """Fetch, judge and place new images, one at a time; one that cannot be read stays where it is."""
+        refused: dict[str, str] = {}  # categories whose champion cannot be asked now
         for item in items:
-            if not self._judge(item, self.known):
-                tally.add(item, "gone")
+            try:
+                if item.category in refused:
+                    raise ArrivalError(refused[item.category])
+                if not self._judge(item, self.known):
+                    tally.add(item, "gone")
+            except (RegistryError, CheckpointError) as error:
+                if isinstance(error, UnreachableError):
+                    raise
+                refused[item.category] = f"no champion of {item.category} can be asked: {error}"
+                self._leave(item, refused[item.category], tally)
+            except ArrivalError as error:
+                self._leave(item, str(error), tally)
 
     @cached_property
     def known(self) -> KnownImages:
@@ -221,8 +236,8 @@ class _Steps:
             branch=name,
             root=self.root,
         )
-        if self.git_remote:
-            git.push(name, remote=self.git_remote, root=self.root)
+        if remote := self.params.retrain.remote:
+            git.push(name, remote=remote, root=self.root)
         with self.journal.transaction():
             for item in items:
                 self.journal.update(item, {"state": "committed"})
@@ -232,12 +247,20 @@ class _Steps:
     def clear_inbox(self, tally: _Tally) -> None:
         """Remove what is committed, move the rest to its shelf."""
         for item in self.journal.list_items(state="committed"):
-            self.inbox.remove(_to_arrival(item))
+            try:
+                self.inbox.remove(_to_arrival(item))
+            except ArrivalError as error:
+                log.warning("%s: taken, but it stays in the inbox: %s", item.key, error)
+                continue
             self.journal.update(item, {"state": "done"})
             tally.add(item, "accepted")
         for item in self.journal.list_items(state="judged"):
-            self._set_aside(item)
-            tally.add(item, item.outcome)
+            try:
+                self._set_aside(item)
+            except ArrivalError as error:
+                self._leave(item, str(error), tally)
+            else:
+                tally.add(item, item.outcome)
 
     def _has_all(self, version: str) -> bool:
         """Whether all files of a version of the data lie here."""
@@ -293,19 +316,33 @@ class _Steps:
             staged.unlink(missing_ok=True)
         return True
 
+    def _leave(self, item: Item, reason: str, tally: _Tally) -> None:
+        """Leave an arrival in the inbox until the next run."""
+        log.warning("%s: left in the inbox: %s", item.key, reason)
+        tally.add(item, "left")
+
     def _inspect(
         self, staged: Path, item: Item, known: KnownImages, *, is_released: bool
     ) -> Verdict:
-        return inspect(
-            staged,
-            item,
-            known=known,
-            champion=self.find_champion(item.category),
-            unified=self.find_unified,
-            categories=sorted(path.name for path in self.data_dir.iterdir() if path.is_dir()),
-            is_released=is_released,
-            params=self.params.retrain,
-        )
+        champion = self.find_champion(item.category)
+        categories = sorted(path.name for path in self.data_dir.iterdir() if path.is_dir())
+        try:
+            return inspect(
+                staged,
+                item,
+                known=known,
+                champion=champion,
+                unified=self.find_unified,
+                categories=categories,
+                is_released=is_released,
+                params=self.params.retrain,
+            )
+        except (OneNIPError, OSError):
+            raise
+        except Exception as error:  # whatever an image does to a decoder or a model, others go on
+            log.exception("%s: it cannot be judged", item.key)
+            reason = f"it cannot be judged ({type(error).__name__}: {error})"
+            return Verdict("quarantine", reason, hash_file(staged))
 
     def _place(self, item: Item, *, name: str = "") -> None:
         """Move a staged image into the data; a kill leaves it here or there."""

@@ -167,9 +167,17 @@ class RetrainParams(Section):
         description="age in seconds at which a file in an inbox folder counts as complete",
     )
     branch: str = Field("onenip/arrivals", description="Git branch that arrivals are committed to")
-    git_remote: str | None = Field(
-        "origin", description="Git remote that this branch is pushed to; null: none"
+    push: bool = Field(
+        False, description="share this branch through a Git remote: follow it there, and push it"
     )
+    git_remote: str | None = Field(
+        "origin", description="Git remote that this branch is shared through; null: none"
+    )
+
+    @property
+    def remote(self) -> str | None:
+        """Git remote that the branch is shared through, None unless a person switched that on."""
+        return self.git_remote if self.push else None
 
     def policy_of(self, category: str) -> Literal["manual", "auto"]:
         """Policy of a category."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,12 +18,16 @@ import boto3
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from onenip import Detector
+from onenip.cli import app
 from onenip.data import dvc, git
 from onenip.data.checkout import HOLDER
 from onenip.data.outputs import Outputs
 from onenip.errors import (
     BusyError,
+    CheckpointError,
     DataError,
     RemoteError,
     SourceError,
@@ -32,6 +38,7 @@ from onenip.ingestion.ingest import ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, open_inbox
+from onenip.sources.inbox.base import file_refusals
 from onenip.sources.inbox.s3 import S3Inbox
 from tests.holding import held_elsewhere
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
@@ -284,6 +291,89 @@ def test_what_the_champion_doubts_is_held_until_a_person_releases_it(
     assert again.counts == {"disc": {"accepted": 1}}
 
 
+def test_a_release_brings_an_image_back_to_where_it_arrived(checkout, tmp_path, monkeypatch):
+    """An image that lay in no folder never makes a product `unsorted`, and overwrites no newer one."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(5)
+    (tmp_path / "params.yaml").write_text(f"retrain: {{inbox: {inbox}, settle_seconds: 0}}")
+    drop(inbox, "loose.png", draw_normal("disc", rng))
+    drop(inbox, "unsorted/0.png", draw_normal("disc", rng))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+    ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    drop(inbox, "unsorted/0.png", draw_normal("disc", rng))
+    monkeypatch.chdir(tmp_path)
+
+    shown = CliRunner().invoke(app, ["release", "unsorted", "--by", "Ada", "--reason", "fine"])
+    again = ingest(params, inbox=box, find_champion=nobody, root=checkout)
+
+    assert shown.exit_code == 0, shown.output
+    assert "loose.png: back in the inbox" in shown.output
+    assert {item.key.rpartition("-")[2] for item in again.set_aside} == {"loose.png", "0.png"}
+    assert again.counts[""] == {"held": 1}
+    assert again.counts["unsorted"] == {"held": 2}
+    assert not (checkout / "data/unsorted").exists()
+
+
+def test_one_bad_arrival_never_stops_its_neighbours(checkout, tmp_path, caplog):
+    """What cannot be read or judged is named and left or set aside; all others are taken."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(6)
+    for number in range(3):
+        drop(inbox, f"disc/{number}.png", draw_normal("disc", rng))
+    drop(inbox, "stripes/0.png", draw_normal("stripes", rng))
+    drop(inbox, os.fsdecode(b"disc/\xff.png"), draw_normal("disc", rng))
+    params, box = make_tiny_params(), FolderInbox(inbox)
+
+    class Unreadable(FolderInbox):
+        """An inbox whose disk has a bad block below one image."""
+
+        def fetch(self, arrival, path):
+            if arrival.key == "disc/1.png":
+                with file_refusals(inbox / arrival.key):
+                    raise OSError(errno.EIO, "Input/output error")
+            return super().fetch(arrival, path)
+
+    def find(category: str) -> None:
+        if category == "stripes":
+            raise CheckpointError("the weights are damaged")
+
+    result = ingest(params, inbox=Unreadable(inbox), find_champion=find, root=checkout)
+
+    assert result.counts == {"disc": {"accepted": 2, "left": 1}, "stripes": {"left": 1}}
+    assert "disc/1.png: left in the inbox: " in caplog.text
+    assert "no champion of stripes can be asked: the weights are damaged" in caplog.text
+    assert "not UTF-8" in caplog.text
+    again = ingest(params, inbox=box, find_champion=nobody, root=checkout)
+    assert again.counts == {"disc": {"accepted": 1}, "stripes": {"accepted": 1}}
+
+
+def test_whatever_an_image_does_to_a_model_others_are_taken(checkout, tmp_path, tiny_detector):
+    """An error that nobody expected sets one image aside, with its words."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(6)
+    for number in range(2):
+        drop(inbox, f"disc/{number}.png", draw_normal("disc", rng))
+    drop(inbox, "disc/wide.png", np.tile(draw_normal("disc", rng), (1, 2, 1)))
+
+    class Fragile(Detector):
+        """A detector that a wide image breaks."""
+
+        def measure_distances(self, image):
+            if image.shape[1] > image.shape[0]:
+                raise RuntimeError("sizes do not match")
+            return super().measure_distances(image)
+
+    fragile = copy(tiny_detector)
+    fragile.__class__ = Fragile
+    box = FolderInbox(inbox)
+
+    result = ingest(make_tiny_params(), inbox=box, find_champion=lambda _: fragile, root=checkout)
+
+    reasons = {item.key: (item.outcome, item.reason) for item in result.set_aside}
+    assert reasons["disc/wide.png"] == (
+        "quarantine",
+        "it cannot be judged (RuntimeError: sizes do not match)",
+    )
+    assert sum(result.counts["disc"].values()) == 3
+
+
 def test_a_new_category_starts_with_its_first_images(checkout, tmp_path, tiny_detector):
     """Its folder appears in the data; what is likely a slip of the pen or of the hand is held instead."""
     inbox, rng = tmp_path / "inbox", np.random.default_rng(0)
@@ -466,6 +556,18 @@ def make_origin(checkout: Path, folder: Path) -> Path:
     return folder
 
 
+def test_nothing_is_pushed_unless_a_person_switched_it_on(checkout, tmp_path):
+    """In a fresh clone with a remote, arrivals are committed to a branch that stays here."""
+    origin = make_origin(checkout, tmp_path / "origin.git")
+    drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+    box = FolderInbox(tmp_path / "inbox")
+
+    result = ingest(make_tiny_params(), inbox=box, find_champion=nobody, root=checkout)
+
+    assert git.find_commit("onenip/arrivals", root=checkout) == result.commit
+    assert git.run(["for-each-ref"], origin) == ""
+
+
 def test_an_image_leaves_the_inbox_only_when_data_and_commit_are_pushed(
     checkout, tmp_path, s3_server, monkeypatch
 ):
@@ -483,7 +585,7 @@ def test_an_image_leaves_the_inbox_only_when_data_and_commit_are_pushed(
     origin.rename(tmp_path / "away.git")
     inbox = tmp_path / "inbox"
     drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
-    params, box = make_tiny_params(), FolderInbox(inbox)
+    params, box = make_tiny_params(retrain={"push": True}), FolderInbox(inbox)
 
     with pytest.raises(RemoteError, match=r"Git remote origin.*retrain\.git_remote"):
         ingest(params, inbox=box, find_champion=nobody, root=checkout)
@@ -507,7 +609,7 @@ def test_two_checkouts_share_one_branch(checkout, tmp_path):
     """What another checkout pushed is built upon or asked for, never overwritten."""
     make_origin(checkout, tmp_path / "origin.git")
     other = Path(shutil.copytree(checkout, tmp_path / "other", symlinks=True))
-    params, rng = make_tiny_params(), np.random.default_rng(1)
+    params, rng = make_tiny_params(retrain={"push": True}), np.random.default_rng(1)
     for name in ("one", "two"):
         drop(tmp_path / name, f"disc/{name}.png", draw_normal("disc", rng))
     ingest(params, inbox=FolderInbox(tmp_path / "one"), find_champion=nobody, root=checkout)

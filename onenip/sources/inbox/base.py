@@ -13,14 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from onenip.data.labels import UNSORTED, clean_name
-from onenip.errors import SourceError
+from onenip.errors import ArrivalError, SourceError
 
 Shelf = Literal["quarantine", "held", "duplicates"]
 SHELVES: tuple[Shelf, ...] = ("quarantine", "held", "duplicates")
 NOTE_SUFFIX = ".json"
 RELEASED = "released"  # shelf of notes on what a person let pass
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Inbox(ABC):
         """Copy an object to a file; whether it is still there, in this version.
 
         Raises:
-            SourceError: if it cannot be read, or the disk is full.
+            ArrivalError: if it cannot be read.
+            SourceError: if the inbox cannot be reached, or the disk is full.
         """
 
     @abstractmethod
@@ -70,7 +71,7 @@ class Inbox(ABC):
         """Remove an object, unless its content was replaced since.
 
         Raises:
-            SourceError: if it cannot be removed.
+            ArrivalError: if it cannot be removed.
         """
 
     @abstractmethod
@@ -86,7 +87,7 @@ class Inbox(ABC):
             note: who decided what and why.
 
         Raises:
-            SourceError: if it cannot be moved.
+            ArrivalError: if it cannot be moved.
         """
 
     @abstractmethod
@@ -139,10 +140,13 @@ def find_origin(name: str, note: Mapping[str, Any] | None) -> str:
 
 @contextmanager
 def file_refusals(path: Path, *, target: Path | None = None) -> Iterator[None]:
-    """Turn what a disk refuses into a `SourceError` that names the path, or `target` if it is full."""
+    """Turn what a disk refuses into an `ArrivalError` that names the path.
+
+    A full or read-only disk is a `SourceError` that names `target`: no other file would fare better.
+    """
     try:
         yield
     except OSError as error:
-        if target is not None and error.errno in _FULL:
-            path = target
-        raise SourceError(f"{path}: {error.strerror or error}") from error
+        if error.errno in _FULL:
+            raise SourceError(f"{target or path}: {error.strerror or error}") from error
+        raise ArrivalError(f"{path}: {error.strerror or error}") from error

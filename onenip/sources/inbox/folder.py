@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -23,6 +24,8 @@ from onenip.sources.inbox.base import (
     parse_note,
     render_note,
 )
+
+log = logging.getLogger(__name__)
 
 
 class FolderInbox(Inbox):
@@ -47,6 +50,9 @@ class FolderInbox(Inbox):
         for path in walk_files(root):
             found = _stat(path)
             if found is None:
+                continue
+            if not _is_text(path):
+                log.warning("%r: left in the inbox: its name is not UTF-8; rename it", str(path))
                 continue
             arrival = _to_arrival(path.relative_to(root).as_posix(), found)
             age = now - found.st_mtime
@@ -117,6 +123,15 @@ class FolderInbox(Inbox):
     def _is_same(self, arrival: Arrival) -> bool:
         found = _stat(self._folder / arrival.key)
         return found is not None and _to_arrival(arrival.key, found).version == arrival.version
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a path can be written down."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +12,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from onenip.errors import SourceError
+from onenip.errors import ArrivalError, SourceError, SourceUnreachableError
 from onenip.folders import is_junk
 from onenip.sources.inbox.base import (
     NOTE_SUFFIX,
@@ -53,7 +54,7 @@ class S3Inbox(Inbox):
     def fetch(self, arrival: Arrival, path: Path) -> bool:
         """See `Inbox`."""
         key = self._root() + arrival.key
-        with explain_refusals(f"s3://{self._bucket}/{key}"), file_refusals(path):
+        with file_refusals(path), _object_refusals(f"s3://{self._bucket}/{key}"):
             try:
                 answer = self._client.get_object(
                     Bucket=self._bucket, Key=key, IfMatch=f'"{arrival.version}"'
@@ -66,7 +67,7 @@ class S3Inbox(Inbox):
                 for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
                     file.write(chunk)
         if path.stat().st_size != arrival.size:
-            raise SourceError(
+            raise ArrivalError(
                 f"s3://{self._bucket}/{key}: {path.stat().st_size} bytes came, "
                 f"not {arrival.size}; try again"
             )
@@ -75,7 +76,7 @@ class S3Inbox(Inbox):
     def remove(self, arrival: Arrival) -> None:
         """See `Inbox`."""
         key = self._root() + arrival.key
-        with explain_refusals(f"s3://{self._bucket}/{key}"):
+        with _object_refusals(f"s3://{self._bucket}/{key}"):
             if self._version(key) == arrival.version:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
 
@@ -84,14 +85,14 @@ class S3Inbox(Inbox):
     ) -> None:
         """See `Inbox`."""
         key = self._root() + arrival.key
-        with explain_refusals(f"s3://{self._bucket}/{key}"):
+        with _object_refusals(f"s3://{self._bucket}/{key}"):
             self._write_note(shelf, name, note)
             self._move(key, self._root(shelf) + name, version=arrival.version)
 
     def read_note(self, shelf: str, name: str) -> dict[str, Any] | None:
         """See `Inbox`."""
         key = f"{self._root(shelf)}{name}{NOTE_SUFFIX}"
-        with explain_refusals(f"s3://{self._bucket}/{key}"):
+        with _object_refusals(f"s3://{self._bucket}/{key}"):
             try:
                 body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
             except ClientError as error:
@@ -103,7 +104,7 @@ class S3Inbox(Inbox):
     def release(self, name: str, *, note: Mapping[str, Any]) -> None:
         """See `Inbox`."""
         key = self._root("held") + name
-        with explain_refusals(f"s3://{self._bucket}/{key}"):
+        with _object_refusals(f"s3://{self._bucket}/{key}"):
             version = self._version(key)
             if version is None:
                 raise SourceError(f"no held image {name}")
@@ -147,3 +148,15 @@ class S3Inbox(Inbox):
             Body=render_note(note).encode(),
             ContentType="application/json",
         )
+
+
+@contextmanager
+def _object_refusals(name: str) -> Iterator[None]:
+    """Turn S3's refusal of one object into an `ArrivalError`; a server that is down stays one."""
+    try:
+        with explain_refusals(name):
+            yield
+    except SourceUnreachableError:
+        raise
+    except SourceError as error:
+        raise ArrivalError(str(error)) from error
