@@ -18,6 +18,31 @@ from tests.tiny import CATEGORIES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
+WAITING_STAGE = """
+import os, pathlib, time
+from onenip.stages.process import begin_stage
+begin_stage()
+pathlib.Path("number").write_text(str(os.getpid()))
+time.sleep(1200)
+"""
+WAITING_FLOW = """
+from prefect import flow
+from onenip.data import dvc
+
+@flow(name="waiting")
+def waiting():
+    dvc.repro("waiting", on_line=print)
+"""
+DEPLOY_WAITING = """
+from pathlib import Path
+import flows
+from prefect import deploy
+from flows.deploy import LIGHT_POOL, _declare
+deploy(
+    _declare("waiting", Path().resolve()), work_pool_name=LIGHT_POOL, build=False, push=False,
+    print_next_steps_message=False, ignore_warnings=True,
+)
+"""
 REGISTER = """
 from pathlib import Path
 from onenip.registry.publishing import publish
@@ -112,6 +137,7 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
 
             assert wait_until(find, 300)
             check_crash_is_told(exports, receiver)
+            check_cancel_ends_the_stage(exports, checkout)
             tested = call(checkout, "webhooks", "--test", module="onenip", env=exports)
             assert tested.stdout == "registry webhook: unchanged\n"
             assert receiver.deliveries[-1].content["entity"] == "model_version"
@@ -202,6 +228,34 @@ def check_crash_is_told(exports, receiver):
     (told,) = wait_until(find, 60)
     assert told.content["kind"] == "run-failed"
     assert told.content["text"] == "drift crashed: the host is gone"
+
+
+def check_cancel_ends_the_stage(exports, checkout):
+    """A run that is cancelled on Prefect's page leaves neither DVC nor the stage that it started."""
+    (checkout / "stage.py").write_text(WAITING_STAGE)
+    (checkout / "flows/waiting.py").write_text(WAITING_FLOW)
+    graph = (checkout / "dvc.yaml").read_text()
+    stage = f"stages:\n  waiting:\n    cmd: PYTHONPATH=. {sys.executable} stage.py\n"
+    (checkout / "dvc.yaml").write_text(graph.replace("stages:\n", stage, 1))
+    done = call(checkout, "-c", DEPLOY_WAITING, module=None, env=exports)
+    assert done.returncode == 0, done.stderr[-2000:]
+    api, server = exports["PREFECT_API_URL"], httpx.Client(auth=login_of(exports), timeout=60)
+    found = server.get(f"{api}/deployments/name/waiting/waiting").raise_for_status().json()
+    run = server.post(
+        f"{api}/deployments/{found['id']}/create_flow_run", json={"state": {"type": "SCHEDULED"}}
+    )
+    address = f"{api}/flow_runs/{run.raise_for_status().json()['id']}"
+    number = checkout / "number"
+    wait_until(lambda: number.is_file() and number.read_text(), 240)
+    stage = psutil.Process(int(number.read_text()))
+    family = [stage, *(one for one in stage.parents() if "repro" in one.cmdline())]
+
+    server.post(f"{address}/set_state", json={"state": {"type": "CANCELLING"}}).raise_for_status()
+
+    wait_until(lambda: server.get(address).json()["state_type"] == "CANCELLED", 120)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert len(family) == 2
+    assert not alive
 
 
 def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model):
