@@ -28,7 +28,7 @@ def export(
         Path, typer.Option(metavar="FILE", help="The file; its suffix follows the format.")
     ] = OUTPUTS.export / "onenip.onnx",
     format_: Annotated[
-        Literal["onnx", "openvino", "torchscript"],
+        Literal["onnx", "openvino"],
         typer.Option("--format", help="Format of the file."),
     ] = "onnx",
     category: Annotated[

@@ -47,7 +47,7 @@ def predict(
         str,
         typer.Option(
             metavar="MODEL",
-            help="Folder, models:/onenip-CATEGORY@champion, or exported file (.onnx, .xml, .pt). "
+            help="Folder, models:/onenip-CATEGORY@champion, or exported file (.onnx, .xml). "
             "[default: the category's champion; without a category, those of all]",
         ),
     ] = "",
@@ -95,7 +95,7 @@ def predict(
         answers = predict_files(loaded, files, category=category)
         shows_bar = sys.stderr.isatty()
         for answer in tqdm(answers, total=len(files), unit="image", disable=not shows_bar):
-            typer.echo(json.dumps(answer.to_json()))
+            typer.echo(json.dumps(answer.to_json(), allow_nan=False))
             if answer.prediction is None:
                 failed = True
                 continue

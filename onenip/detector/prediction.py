@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from onenip.errors import CheckpointError
+
 Verdict = Literal["normal", "anomalous"]
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
@@ -87,8 +89,8 @@ class Prediction:
 
     @property
     def verdict(self) -> Verdict:
-        """`anomalous` if the score is above the threshold, else `normal`."""
-        return "anomalous" if self.score > self.threshold else "normal"
+        """`normal` if the score is at most the threshold, else `anomalous`."""
+        return "normal" if self.score <= self.threshold else "anomalous"
 
     @property
     def is_anomalous(self) -> bool:
@@ -131,7 +133,12 @@ def make_prediction(
         category: that the image was judged as.
         category_inferred: whether it was inferred from the prompts.
         seconds: wall-clock time that the image took.
+
+    Raises:
+        CheckpointError: if the map or the score is not finite: there is no verdict then.
     """
+    if not (np.isfinite(score) and np.isfinite(fused).all()):
+        raise CheckpointError(f"the model's map of this image of {category} is not finite")
     native = resize_map(fused, size)
     return Prediction(
         category=category,

@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import Tensor, zeros_like
 from torch.nn import functional
 
+from onenip.errors import ParamsError
 from onenip.model.file import MapScale
 from onenip.params import CalibrateParams
 
@@ -54,6 +55,9 @@ class Fusion:
         Returns:
             [B, H, W] float; higher is more anomalous.
 
+        Raises:
+            ParamsError: if no kind of map that there is has a weight.
+
         Source: OneNIP section 3.6; spec section 7.
         Differs: the constant is fixed at training time, where the authors' code takes it from the test
             set.
@@ -63,6 +67,11 @@ class Fusion:
         fused = zeros_like(maps["restoration"])
         weights = {kind: w for kind, w in self.params.fusion_weights.items() if kind in maps}
         total = sum(weights.values())
+        if total <= 0:
+            raise ParamsError(
+                f"calibrate.fusion_weights: no weight above 0 for any of {', '.join(maps)}",
+                key="calibrate.fusion_weights",
+            )
         for kind, weight in weights.items():
             if weight > 0:
                 scale = self.scales[kind]

@@ -1,16 +1,17 @@
 """Exported files, run with numpy, pillow and scipy and the file's own runtime. Imports no torch.
 
-Promises the verdicts of the exported detector, but for rounding in the runtime. (TorchScript files
-are the exception: their runtime is torch, which is then imported.)
+Promises the verdicts of the exported detector, but for rounding in the runtime.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,10 +21,10 @@ from numpy.typing import NDArray
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.errors import CheckpointError, DataError
-from onenip.images import hash_file, resize_image
-from onenip.inference.tiles import score_in_tiles
+from onenip.images import resize_image
+from onenip.inference.tiles import Tiling, score_in_tiles
 
-FORMAT_VERSIONS = (1, 2)  # 2 judges in tiles
+FORMAT_VERSION = 3
 
 # [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
 Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
@@ -34,10 +35,13 @@ class ExportedCategory:
     """A category of an exported file.
 
     Attributes:
-        number: that the graph knows it by.
+        number: index of the category in the graph.
         image_threshold: an image scoring above it is anomalous.
         pixel_threshold: a pixel of the map above it is defective.
         is_provisional: whether the category was added without training.
+
+    Raises:
+        ValueError: if a threshold is not finite.
     """
 
     number: int
@@ -45,55 +49,95 @@ class ExportedCategory:
     pixel_threshold: float
     is_provisional: bool
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.image_threshold) and math.isfinite(self.pixel_threshold)):
+            raise ValueError(f"thresholds {self.image_threshold}, {self.pixel_threshold}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """Content of the file that `onenip export` writes beside an exported file.
+
+    Attributes:
+        model_digest: of the exported model.
+        input_size: (height, width) of the graph's input in px.
+        categories: by name.
+        tiling: for a file that judges in tiles, else None.
+        sha256: of each part of the exported file, by suffix: renaming a file with its parts is fine.
+    """
+
+    model_digest: str
+    input_size: tuple[int, int]
+    categories: dict[str, ExportedCategory]
+    tiling: Tiling | None = None
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> Self:
+        """Description from plain values.
+
+        Raises:
+            KeyError: if a value is missing; TypeError or ValueError if one is of another kind.
+            DataError: if tiles are impossible.
+        """
+        height, width = content["input_size"]
+        tiles = content.get("tiles")
+        return cls(
+            model_digest=str(content["model_digest"]),
+            input_size=(int(height), int(width)),
+            categories={
+                name: ExportedCategory(**known) for name, known in content["categories"].items()
+            },
+            tiling=None if tiles is None else Tiling(**tiles),
+            sha256=dict(content["sha256"]),
+        )
+
 
 class EdgeDetector:
     """An exported detector; predicts as `Detector.predict` does.
 
     Args:
         run: the graph.
-        description: content of the file that `onenip export` wrote beside it.
+        description: of the graph.
 
     Example:
         >>> EdgeDetector.load("bottle.onnx").predict(["part.png"])[0].score  # doctest: +SKIP
         1.93
     """
 
-    def __init__(self, run: Run, description: dict[str, Any]) -> None:
+    def __init__(self, run: Run, description: Description) -> None:
         self._run = run
-        self._known = {
-            name: ExportedCategory(
-                number=known["number"],
-                image_threshold=known["image_threshold"],
-                pixel_threshold=known["pixel_threshold"],
-                is_provisional=known.get("is_provisional", False),
-            )
-            for name, known in description["categories"].items()
-        }
-        self.input_size = (int(description["input_size"][0]), int(description["input_size"][1]))
-        self.digest = str(description["model_digest"])
-        self._tiles: dict[str, Any] = description.get("tiles", {})
+        self._known = description.categories
+        self._tiling = description.tiling
+        self.input_size = description.input_size
+        self.digest = description.model_digest
 
     @classmethod
     def load(cls, path: Path | str, *, threads: int | None = None) -> Self:
         """An exported file with the description beside it.
 
+        What runs are the very bytes whose checksums were compared.
+
         Args:
-            path: .onnx, .xml (with its .bin) or .pt.
+            path: .onnx, or .xml with its .bin.
             threads: that the runtime may use; None leaves it to OMP_NUM_THREADS, or all cores.
 
         Raises:
-            CheckpointError: if one is missing, damaged, of another format, or its runtime is not
+            CheckpointError: if a file is missing, damaged, of another format, or its runtime is not
                 installed.
         """
         file = Path(path)
+        openers = {".onnx": _open_onnx, ".xml": _open_openvino}
+        if file.suffix not in openers:
+            raise CheckpointError(f"{file}: not an exported file (.onnx, .xml)")
+        if not file.is_file():
+            raise CheckpointError(f"{file}: no such file")
         description = read_description(file)
+        parts = _read_parts(file, description)
         if threads is None:
             threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
-        openers = {".onnx": _open_onnx, ".xml": _open_openvino, ".pt": _open_torchscript}
         try:
-            return cls(openers[file.suffix](file, threads), description)
-        except KeyError as error:
-            raise CheckpointError(f"{file}: not an exported file (.onnx, .xml, .pt)") from error
+            return cls(openers[file.suffix](file, parts, threads), description)
         except ModuleNotFoundError as error:
             raise CheckpointError(f"{file}: needs {error.name}, which is not installed") from error
 
@@ -128,12 +172,9 @@ class EdgeDetector:
         started_at = time.perf_counter()
         pixels = to_array(image)
         name = category or self._infer_category(pixels)
-        if self._tiles:
+        if self._tiling is not None:
             fused, score = score_in_tiles(
-                pixels,
-                lambda tiles: (self._score(tile, name) for tile in tiles),
-                tile_px=self._tiles["tile_px"],
-                overlap=self._tiles["overlap"],
+                pixels, lambda tiles: (self._score(tile, name) for tile in tiles), self._tiling
             )
         else:
             fused, score = self._score(pixels, name)
@@ -166,40 +207,76 @@ class EdgeDetector:
         return np.array([self._known[category].number], np.int64)
 
 
-def read_description(file: Path) -> dict[str, Any]:
-    """Description beside an exported file, once the checksums in it have been found right.
+def read_description(file: Path) -> Description:
+    """Description beside an exported file, found whole by its seal.
 
     Raises:
-        CheckpointError: if something is missing, damaged or of another format.
+        CheckpointError: if it is missing, damaged or of another format.
     """
     beside = file.with_name(f"{file.name}.json")
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file")
     try:
-        content: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+        content = json.loads(beside.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{beside}: missing; it belongs to {file.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{beside}: cannot be read: {error}") from error
-    if content.get("format_version") not in FORMAT_VERSIONS:
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{beside}: format version {content.get('format_version')}, this onenip reads "
-            f"{FORMAT_VERSIONS[0]} to {FORMAT_VERSIONS[-1]}"
+            f"{beside}: format version {version}, but this onenip reads version {FORMAT_VERSION}: "
+            "export the model again"
         )
-    for name, digest in content["files"].items():
-        part = file.parent / name
-        if not part.is_file() or hash_file(part) != digest:
-            raise CheckpointError(f"{part}: missing, or not what was exported")
-    return content
+    if content.get("seal") != compute_seal(content):
+        raise CheckpointError(f"{beside}: damaged, or changed by hand: its seal does not fit")
+    try:
+        return Description.parse(content)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, DataError) as error:
+        raise CheckpointError(f"{beside}: not a description of an export: {error!r}") from error
 
 
-def _open_onnx(file: Path, threads: int) -> Run:
+def compute_seal(content: Mapping[str, Any]) -> str:
+    """sha256 over the values of a description but for its `seal`, as 64 hex digits."""
+    values = {key: value for key, value in content.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def list_parts(file: Path) -> list[Path]:
+    """The files that an exported file consists of, beside its description."""
+    return [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
+
+
+def _read_parts(file: Path, description: Description) -> list[bytes]:
+    """Content of each part of an exported file, found to be what was exported.
+
+    Raises:
+        CheckpointError: if a part is missing, damaged or of another export.
+    """
+    contents = []
+    for part in list_parts(file):
+        try:
+            content = part.read_bytes()
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{part}: no such file") from error
+        except OSError as error:
+            raise CheckpointError(f"{part}: cannot be read: {error}") from error
+        if hashlib.sha256(content).hexdigest() != description.sha256.get(part.suffix):
+            raise CheckpointError(f"{part}: damaged, or of another export than {file.name}.json")
+        contents.append(content)
+    return contents
+
+
+def _open_onnx(file: Path, parts: Sequence[bytes], threads: int) -> Run:
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(parts[0], options, ["CPUExecutionProvider"])
+    except (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented) as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise CheckpointError(f"{file}: ONNX Runtime cannot run it: {reason}") from e
 
     def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         return list(session.run(None, {"image": image, "category": category}))
@@ -207,14 +284,15 @@ def _open_onnx(file: Path, threads: int) -> Run:
     return run
 
 
-def _open_openvino(file: Path, threads: int) -> Run:
+def _open_openvino(file: Path, parts: Sequence[bytes], threads: int) -> Run:
     import openvino
 
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
     try:
-        compiled = openvino.Core().compile_model(str(file), "CPU", config)
+        compiled = core.compile_model(core.read_model(parts[0], parts[1]), "CPU", config)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise CheckpointError(f"{file}: OpenVINO cannot run it: {reason}") from error
@@ -223,21 +301,5 @@ def _open_openvino(file: Path, threads: int) -> Run:
     def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
         found = request.infer({"image": image, "category": category})
         return [np.array(found[output]) for output in compiled.outputs]
-
-    return run
-
-
-def _open_torchscript(file: Path, threads: int) -> Run:
-    import importlib
-
-    torch = importlib.import_module("torch")  # the runtime of this one format
-    if threads:
-        torch.set_num_threads(threads)
-    script = torch.jit.load(str(file), map_location="cpu").eval()
-
-    def run(image: NDArray[np.uint8], category: NDArray[np.int64]) -> list[NDArray[np.float32]]:
-        with torch.inference_mode():
-            found = script(torch.tensor(image), torch.tensor(category))
-        return [one.numpy() for one in found]
 
     return run

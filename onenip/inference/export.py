@@ -1,4 +1,4 @@
-"""A detector as one file for other runtimes: ONNX, OpenVINO or TorchScript, and a description beside it.
+"""A detector as a file for other runtimes, ONNX or OpenVINO, with a description beside it.
 
 The graph holds the backbone and, for each category, its prompts' encoded tokens, statistics, memory and
 scales. It takes an image at input size and the category's number, and gives the map, the image score and
@@ -11,9 +11,11 @@ import contextlib
 import io
 import json
 import logging
+import shutil
+import tempfile
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +31,14 @@ from onenip.detector.category import (
 from onenip.detector.detector import Detector
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import DataError, OneNIPError
+from onenip.folders import write_whole
 from onenip.images import hash_file
+from onenip.inference.edge import FORMAT_VERSION, compute_seal, list_parts
 from onenip.inference.tiling import TiledDetector
 from onenip.model.network import CategoryStatistics
 
-Format = Literal["onnx", "openvino", "torchscript"]
-SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt"}
-FORMAT_VERSION = 1
-TILED_FORMAT_VERSION = 2  # version 1 would judge the whole image
+Format = Literal["onnx", "openvino"]
+SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml"}
 
 _OPSET = 18
 _OUTPUTS = ("map", "score", "distances")
@@ -148,24 +150,12 @@ def export_detector(
         DataError: if the detector does not know a category, or is not on the CPU.
         OneNIPError: if the format's packages are not installed.
     """
-    if detector.device.type != "cpu":
-        raise DataError("load the detector on the CPU to export it")
     names = sorted(categories or detector.categories)
-    network = ExportedNetwork(detector, names).eval()
+    content = describe(detector, names)
     path = out.with_suffix(SUFFIXES[format])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if format == "torchscript":
-            _write_torchscript(network, path, detector.input_size)
-        elif format == "onnx":
-            _write_onnx(network, path, detector.input_size)
-        else:
-            _write_openvino(network, path, detector.input_size)
-    except ModuleNotFoundError as error:
-        raise OneNIPError(
-            f"--format {format} needs {error.name}; install onenip[export]"
-        ) from error
-    write_description(path, describe(detector, names))
+    with draft_export(path) as draft:
+        write_graph(detector, draft, format=format, categories=names)
+        write_description(draft, content)
     return path
 
 
@@ -183,10 +173,8 @@ def export_tiled(
     """
     names = tiled.describe()
     own = sorted(known["own_name"] for known in names.values())
-    path = export_detector(tiled.detector, out, format=format, categories=own)
     content = describe(tiled.detector, own)
-    content["format_version"] = TILED_FORMAT_VERSION
-    content["tiles"] = {"tile_px": tiled.tile_px, "overlap": tiled.overlap}
+    content["tiles"] = asdict(tiled.tiling)
     content["categories"] = {
         name: {
             **content["categories"][known["own_name"]],
@@ -194,8 +182,67 @@ def export_tiled(
         }
         for name, known in names.items()
     }
-    write_description(path, content)
+    path = out.with_suffix(SUFFIXES[format])
+    with draft_export(path) as draft:
+        write_graph(tiled.detector, draft, format=format, categories=own)
+        write_description(draft, content)
     return path
+
+
+@contextlib.contextmanager
+def draft_export(path: Path) -> Iterator[Path]:
+    """A draft of an exported file in a folder of its own, moved into place when the block ends well.
+
+    A block that fails leaves the exported file as it was, and no draft. A kill while the files change places
+    leaves parts of two exports, which is refused when it is loaded.
+
+    Args:
+        path: of the exported file; its parents are made.
+
+    Yields:
+        The draft, of the same name.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        draft = folder / path.name
+        yield draft
+        for part in (*list_parts(draft), locate_description(draft)):
+            with write_whole(path.with_name(part.name)) as whole:
+                part.rename(whole)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_graph(
+    detector: Detector,
+    path: Path,
+    *,
+    format: Format,  # noqa: A002  # the word that users say
+    categories: Sequence[str],
+) -> None:
+    """Write a detector's graph alone.
+
+    Raises:
+        DataError: if the detector does not know a category, or is not on the CPU.
+        OneNIPError: if the format's packages are not installed.
+    """
+    if detector.device.type != "cpu":
+        raise DataError("load the detector on the CPU to export it")
+    network = ExportedNetwork(detector, categories).eval()
+    try:
+        if format == "onnx":
+            _write_onnx(network, path, detector.input_size)
+        else:
+            _write_openvino(network, path, detector.input_size)
+    except ModuleNotFoundError as error:
+        raise OneNIPError(
+            f"--format {format} needs {error.name}; install onenip[export]"
+        ) from error
 
 
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
@@ -216,12 +263,18 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_description(path: Path, content: dict[str, Any]) -> None:
-    """Write the description of an exported file, with the checksums of all that belongs to it."""
-    parts = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
-    sealed = {**content, "files": {part.name: hash_file(part) for part in parts}}
-    text = json.dumps(sealed, indent=2, sort_keys=True) + "\n"
-    path.with_name(f"{path.name}.json").write_text(text, encoding="utf-8")
+def locate_description(path: Path) -> Path:
+    """Path of the description of an exported file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def write_description(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the description of an exported file, with the checksums of its parts and a seal over all."""
+    sha256 = {part.suffix: hash_file(part) for part in list_parts(path)}
+    whole = {**content, "sha256": sha256}
+    sealed = {**whole, "seal": compute_seal(whole)}
+    text = json.dumps(sealed, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    locate_description(path).write_text(text, encoding="utf-8")
 
 
 def _write_onnx(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
@@ -247,16 +300,10 @@ def _write_onnx(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> 
 def _write_openvino(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
     import openvino
 
-    draft = path.with_suffix(".partial.onnx")
-    _write_onnx(network, draft, size)
-    openvino.save_model(openvino.convert_model(str(draft)), str(path), compress_to_fp16=False)
-    draft.unlink()
-
-
-def _write_torchscript(network: ExportedNetwork, path: Path, size: tuple[int, int]) -> None:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the tracer, about branches on shapes, which are fixed
-        torch.jit.trace(network, _example(size), check_trace=False).save(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        wide = Path(folder) / "graph.onnx"
+        _write_onnx(network, wide, size)
+        openvino.save_model(openvino.convert_model(str(wide)), str(path), compress_to_fp16=False)
 
 
 def _example(size: tuple[int, int]) -> tuple[Tensor, Tensor]:

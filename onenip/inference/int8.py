@@ -1,4 +1,4 @@
-"""INT8 files of OpenVINO, calibrated on normal images, and what accuracy that costs.
+"""INT8 files of OpenVINO, calibrated on normal images, and the accuracy that they cost.
 
 Only the backbone's convolutions become INT8, without those before its first feature map: these see the
 image's full contrast, the transformer and the distances small differences of large numbers.
@@ -19,7 +19,7 @@ from onenip.detector.detector import Detector
 from onenip.errors import DataError, OneNIPError
 from onenip.images import load_image, resize_image
 from onenip.inference.edge import EdgeDetector
-from onenip.inference.export import describe, export_detector, write_description
+from onenip.inference.export import describe, draft_export, write_description, write_graph
 
 MAX_CALIBRATION_IMAGES = 300
 
@@ -31,7 +31,7 @@ _EXACT_CONVOLUTIONS = 3  # the stem and the first block, which has no expansion
 
 @dataclass(frozen=True)
 class Loss:
-    """What INT8 changed on images that it was not calibrated on.
+    """Changes by INT8 on images that it was not calibrated on.
 
     Attributes:
         images: number of them.
@@ -81,26 +81,25 @@ def export_int8(
     inputs = _load_inputs(detector, normals)
     if not inputs:
         raise DataError("INT8 needs normal images to calibrate on")
-    wide = export_detector(
-        detector, out.with_name(f"{out.stem}.fp32.xml"), format="openvino", categories=names
-    )
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    graph = openvino.Core().read_model(str(wide))
-    quantized = nncf.quantize(
-        graph,
-        nncf.Dataset(inputs),
-        subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
-        ignored_scope=nncf.IgnoredScope(names=_list_exact(graph)),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-    )
-    path = out.with_suffix(".xml")
-    openvino.save_model(quantized, str(path), compress_to_fp16=False)
     content = describe(detector, names)
-    write_description(path, content)
-    loss = measure_loss(EdgeDetector.load(wide), EdgeDetector.load(path), tests)
-    write_description(path, {**content, "int8": asdict(loss)})
-    for part in (wide, wide.with_suffix(".bin"), wide.with_name(f"{wide.name}.json")):
-        part.unlink()
+    path = out.with_suffix(".xml")
+    with draft_export(path) as draft:
+        wide = draft.with_name("wide.xml")
+        write_graph(detector, wide, format="openvino", categories=names)
+        write_description(wide, content)
+        graph = openvino.Core().read_model(str(wide))
+        quantized = nncf.quantize(
+            graph,
+            nncf.Dataset(inputs),
+            subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
+            ignored_scope=nncf.IgnoredScope(names=_list_exact(graph)),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+        )
+        openvino.save_model(quantized, str(draft), compress_to_fp16=False)
+        write_description(draft, content)
+        loss = measure_loss(EdgeDetector.load(wide), EdgeDetector.load(draft), tests)
+        write_description(draft, {**content, "int8": asdict(loss)})
     return path, loss
 
 

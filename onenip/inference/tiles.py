@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.prediction import resize_map
+from onenip.errors import DataError
 
 Box = tuple[int, int, int, int]  # y, x, height, width in px
 
@@ -17,19 +19,40 @@ ScoreTiles = Callable[[Iterator[NDArray[np.uint8]]], Iterable[tuple[NDArray[np.f
 _FLOOR = 1e-3  # weight at a tile's edge; above 0, so that the image's border gets a value
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Size of tiles and their overlap.
+
+    Attributes:
+        tile_px: side of a tile in px, cut off at the image's own sides.
+        overlap: fraction of a tile that it shares with the next one at least, 0..0.75.
+
+    Raises:
+        DataError: if one is out of range.
+    """
+
+    tile_px: int
+    overlap: float
+
+    def __post_init__(self) -> None:
+        if not (self.tile_px >= 1 and 0 <= self.overlap <= 0.75):
+            raise DataError(
+                f"tiles of {self.tile_px} px with overlap {self.overlap}: not 1 px up, 0..0.75"
+            )
+
+
 def score_in_tiles(
-    image: NDArray[np.uint8], score_tiles: ScoreTiles, *, tile_px: int, overlap: float
+    image: NDArray[np.uint8], score_tiles: ScoreTiles, tiling: Tiling
 ) -> tuple[NDArray[np.float32], float]:
     """Blended map [H, W] of an image's tiles at its own size, and the score of the worst tile.
 
     Args:
         image: [H, W, 3] uint8.
         score_tiles: gives the map and the score of each tile, in order.
-        tile_px: side of a tile in px.
-        overlap: fraction of a tile that it shares with the next one at least.
+        tiling: size of the tiles and their overlap.
     """
     size = (image.shape[0], image.shape[1])
-    boxes = list_tiles(size, tile_px, overlap)
+    boxes = list_tiles(size, tiling.tile_px, tiling.overlap)
     total, weights = np.zeros(size, np.float32), np.zeros(size, np.float32)
     score = -np.inf
     scored = score_tiles(cut_tile(image, box) for box in boxes)

@@ -23,7 +23,7 @@ from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.thresholds import false_alarm_threshold
 from onenip.errors import DataError
-from onenip.inference.tiles import Box, cut_tile, list_tiles, score_in_tiles
+from onenip.inference.tiles import Box, Tiling, cut_tile, list_tiles, score_in_tiles
 from onenip.model.file import CategorySpec
 
 _BATCH = (
@@ -59,11 +59,8 @@ class TiledDetector:
         thresholds: dict[str, float] | None = None,
         names: dict[str, str] | None = None,
     ) -> None:
-        if tile_px < 1 or not 0 <= overlap <= 0.75:
-            raise DataError(f"tiles of {tile_px} px with overlap {overlap}: not 1 px up, 0..0.75")
         self.detector = detector
-        self.tile_px = tile_px
-        self.overlap = overlap
+        self.tiling = Tiling(tile_px, overlap)
         self._thresholds = dict(thresholds or {})
         self._names = names or {name: name for name in detector.categories}
 
@@ -148,10 +145,7 @@ class TiledDetector:
         started_at = time.perf_counter()
         name = category or self._infer_category(image)
         blended, score = score_in_tiles(
-            image,
-            lambda tiles: self._score_tiles(tiles, name),
-            tile_px=self.tile_px,
-            overlap=self.overlap,
+            image, lambda tiles: self._score_tiles(tiles, name), self.tiling
         )
         return make_prediction(
             blended,

@@ -19,7 +19,7 @@ from onenip.detector.prediction import Prediction
 from onenip.errors import DataError, ImageError, OneNIPError, UnknownCategoryError
 from onenip.images import IMAGE_SUFFIXES, find_images, load_image
 
-EXPORT_SUFFIXES = frozenset({".onnx", ".xml", ".pt"})
+EXPORT_SUFFIXES = frozenset({".onnx", ".xml"})
 
 _MAGIC = frozenset("*?[")
 _SHOWN = 5  # names of files that are left out
@@ -49,12 +49,14 @@ class Answer:
         path: where it lies on this machine.
         prediction: of the model; None if the file is no usable image.
         error: why there is no prediction; empty if there is one.
+        place: relative path of what is written about it, without a suffix; of no other file.
     """
 
     name: str
     path: Path
     prediction: Prediction | None
     error: str = ""
+    place: Path = Path("image")
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain values; boxes in px at the image's own size, origin top-left."""
@@ -104,20 +106,20 @@ def predict_files(
     """
     if category is not None and category not in model.categories:
         raise UnknownCategoryError(category, model.categories)
-    for name, path in files:
+    for (name, path), place in zip(files, place_outputs(files), strict=True):
         try:
             prediction = model.predict([path], category=category)[0]
         except ImageError as error:
-            yield Answer(name, path, None, error.reason)
+            yield Answer(name, path, None, error.reason, place)
         else:
-            yield Answer(name, path, prediction)
+            yield Answer(name, path, prediction, place=place)
 
 
 def load_model(model: str, category: str | None) -> Predictor:
     """The model at an address.
 
     Args:
-        model: a model folder, an exported file (.onnx, .xml of OpenVINO, .pt of TorchScript),
+        model: a model folder, an exported file (.onnx, or .xml of OpenVINO),
             `models:/onenip-C@ALIAS`, `models:/onenip-C/NUMBER`, or "" for the champion of
             `category`, else its provisional model.
         category: None without a model means the champions of all categories.
@@ -161,7 +163,7 @@ def save_heatmap(answer: Answer, folder: Path) -> Path:
         None,
         pixel_threshold=answer.prediction.pixel_threshold,
     )
-    path = place_output(answer, folder, ".png")
+    path = _make_place(answer, folder, ".png")
     Image.fromarray(picture).save(path)
     return path
 
@@ -169,16 +171,35 @@ def save_heatmap(answer: Answer, folder: Path) -> Path:
 def save_map(answer: Answer, folder: Path) -> Path:
     """Write the float32 map at the image's own size as TIFF; gives its path."""
     assert answer.prediction is not None
-    path = place_output(answer, folder, ".tiff")
+    path = _make_place(answer, folder, ".tiff")
     Image.fromarray(answer.prediction.map).save(path)
     return path
 
 
-def place_output(answer: Answer, folder: Path, suffix: str) -> Path:
-    """Path of an answer's picture: below `folder`, named as the image; never outside of it."""
-    named = Path(answer.name.removeprefix("s3://"))
-    parts = [part for part in named.parts if part not in (named.anchor, "..", ".")]
-    path = folder.joinpath(*parts).with_name(f"{named.name}{suffix}")
+def place_outputs(files: Sequence[tuple[str, Path]]) -> list[Path]:
+    """Relative paths, without a suffix, of what is written about files: named as these, below one folder.
+
+    Where two files would share one, such as `a/x.png` and `../a/x.png`, the later one gets a number.
+
+    Args:
+        files: as `list_images` gives them.
+    """
+    taken: dict[Path, Path] = {}
+    places = []
+    for name, path in files:
+        named = Path(name.removeprefix("s3://"))
+        parts = [part for part in named.parts if part not in (named.anchor, "..", ".")]
+        own = place = Path(*parts) if parts else Path("image")
+        origin, number = path.absolute(), 1
+        while taken.setdefault(place, origin) != origin:
+            number += 1
+            place = own.with_name(f"{own.stem}-{number}{own.suffix}")
+        places.append(place)
+    return places
+
+
+def _make_place(answer: Answer, folder: Path, suffix: str) -> Path:
+    path = folder / answer.place.with_name(f"{answer.place.name}{suffix}")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

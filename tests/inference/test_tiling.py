@@ -181,10 +181,10 @@ def test_an_exported_file_tiles_by_itself(tiny_model, tiled, tmp_path):
     (tmp_path / "normals").mkdir()
     for seed in range(4):
         Image.fromarray(draw_big(seed)).save(tmp_path / "normals" / f"{seed}.png")
-    out = tmp_path / "tiled.pt"
+    out = tmp_path / "tiled.onnx"
     done = CliRunner().invoke(
         app,
-        ["export", str(tiny_model), "--out", str(out), "--format", "torchscript", "-c", "stripes",
+        ["export", str(tiny_model), "--out", str(out), "-c", "stripes",
          "--tile", str(TILE), "--overlap", "0.5", "--tile-normals", str(tmp_path / "normals")],
     )  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.errors import CheckpointError, DataError, RegistryError
-from onenip.serving.files import Answer, list_images, load_model, place_output
+from onenip.serving.files import list_images, load_model, place_outputs
 from tests.tiny import list_samples
 
 
@@ -131,10 +131,26 @@ def test_globs_and_names_with_signs(test_folder, tmp_path):
 
 def test_outputs_never_leave_their_folder(tmp_path):
     """However an image was named, what is written about it lies below the folder."""
-    for name in ("/etc/x.png", "../../x.png", "s3://bucket/a/x.png", "./x.png", "C:/x.png"):
-        path = place_output(Answer(name, tmp_path, None), tmp_path / "out", ".png")
+    names = ("/etc/x.png", "../../x.png", "s3://bucket/a/x.png", "./x.png", "C:/x.png", "..")
 
-        assert (tmp_path / "out").resolve() in path.resolve().parents
+    for place in place_outputs([(name, tmp_path / str(i)) for i, name in enumerate(names)]):
+        assert (tmp_path / "out").resolve() in (tmp_path / "out" / place).resolve().parents
+
+
+def test_outputs_of_two_images_never_share_a_name(test_folder, tiny_model, tmp_path, monkeypatch):
+    """`a/x.png` and `../a/x.png` get a picture each, and the same file given twice the same one."""
+    first, second = sorted(test_folder.rglob("*.png"))[:2]
+    for folder, source in (("work/a", first), ("a", second)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "x.png").write_bytes(source.read_bytes())
+    monkeypatch.chdir(tmp_path / "work")
+
+    predict("a/x.png", "../a/x.png", "a/x.png", "--model", tiny_model, "--maps", tmp_path / "maps")
+
+    written = {
+        p.relative_to(tmp_path / "maps").as_posix() for p in (tmp_path / "maps").rglob("*.tiff")
+    }
+    assert written == {"a/x.png.tiff", "a/x-2.png.tiff"}
 
 
 def test_images_of_s3_are_answered_by_their_address(
