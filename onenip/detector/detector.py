@@ -32,7 +32,7 @@ from onenip.detector.devices import choose_device
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
-from onenip.errors import CheckpointError, DataError
+from onenip.errors import CheckpointError, DataError, UnknownCategoryError
 from onenip.images import resize_image
 from onenip.model.file import DetectorSpec, read_model, write_model
 from onenip.model.folding import fold_network
@@ -119,6 +119,7 @@ class Detector:
                 ).to(chosen)
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
+            _check_category(network, name, prompts[name], statistics[name], origin=str(folder))
         detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
         detector.digest = digest
         return detector
@@ -162,8 +163,7 @@ class Detector:
             DataError: if the detector does not know it.
         """
         if category not in self._states:
-            known = ", ".join(self.categories)
-            raise DataError(f"unknown category {category!r}; this model knows {known}")
+            raise UnknownCategoryError(category, self.categories)
         return self._states[category]
 
     # -- use --------------------------------------------------------------------------------------
@@ -326,6 +326,30 @@ class Detector:
             name: float(measure_distances(query, state.embeddings).min())
             for name, state in self._states.items()
         }
+
+
+def _check_category(
+    network: Network, name: str, prompts: Tensor, statistics: CategoryStatistics, *, origin: str
+) -> None:
+    """Make sure that the tensors of a category fit the network.
+
+    Raises:
+        CheckpointError: naming the category and the first that does not.
+    """
+    mean, std, memory = statistics.mean, statistics.std, statistics.memory
+    checks = {
+        "prompts": prompts.dtype == torch.uint8
+        and len(prompts) > 0
+        and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
+        "mean": len(mean) in (0, network.channels),
+        "std": std.shape == mean.shape and bool((std > 0).all()),
+        "memory": memory.shape[1:] == mean.shape and (len(memory) > 0) == network.uses_memory,
+    }
+    for tensor, fits in checks.items():
+        if not fits:
+            raise CheckpointError(
+                f"{origin}: tensor category.{name}.{tensor} does not fit the model"
+            )
 
 
 def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> None:

@@ -1,6 +1,6 @@
-"""What serves every category, as one model: each image is judged by what serves its category.
+"""The detectors of all served categories as one model: each image is judged by that of its category.
 
-Knows detectors; knows nothing of registries or requests.
+Knows detectors; knows no registry and no requests.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from onenip.errors import ForeignImageError, UnknownCategoryError
 
 
 class ServedDetectors:
-    """Detectors by the category that each serves.
+    """Detectors by the category that each is served for.
 
-    A detector may know categories that nothing serves: an image that looks like one of these is refused,
-    not judged as something else.
+    A detector may know categories that are not served: an image that looks like one of these is refused,
+    not judged as another category.
 
     Args:
         detectors: at least one; several categories may share one.
@@ -41,12 +41,12 @@ class ServedDetectors:
 
         Args:
             images: as `Detector.predict` takes them.
-            category: of all the images; None to tell each one's from the prompts.
+            category: of all the images; None to infer each one's from the prompts.
             batch_size: images of a given category that are judged in one pass.
 
         Raises:
-            DataError: if nothing serves the category.
-            ImageError: if an image cannot be read, or looks like a category that nothing serves.
+            UnknownCategoryError: if the category is not served.
+            ImageError: if an image cannot be read, or looks like a category that is not served.
         """
         if category is None:
             return [self._predict_inferred(image) for image in images]
@@ -56,16 +56,18 @@ class ServedDetectors:
         return detector.predict(images, category=category, batch_size=batch_size)
 
     def _predict_inferred(self, image: ImageLike) -> Prediction:
-        """Prediction by what serves the category that an image looks like."""
+        """Prediction by the detector of the category that an image looks like."""
         pixels = to_array(image)
         distances: dict[str, float] = {}
         for detector in self._distinct:
             for name, distance in detector.measure_distances(pixels).items():
-                if self._detectors.get(name, detector) is detector:  # else another one serves it
+                if (
+                    self._detectors.get(name, detector) is detector
+                ):  # else another one is served for it
                     distances[name] = min(distance, distances.get(name, distance))
-        told = min(distances, key=lambda name: distances[name])
-        if told not in self._detectors:
+        inferred = min(distances, key=lambda name: distances[name])
+        if inferred not in self._detectors:
             named = image if isinstance(image, (str, Path)) else "the image"
-            raise ForeignImageError(named, f"looks like {told}, which has no approved model")
-        prediction = self._detectors[told].predict([pixels], category=told)[0]
+            raise ForeignImageError(named, f"looks like {inferred}, which has no approved model")
+        prediction = self._detectors[inferred].predict([pixels], category=inferred)[0]
         return replace(prediction, category_inferred=True)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
-from onenip.errors import CheckpointError, DataError
+from onenip.errors import CheckpointError, DataError, UnknownCategoryError
 from onenip.images import resize_image
 from onenip.inference.tiles import Tiling, score_in_tiles
 
@@ -163,9 +163,7 @@ class EdgeDetector:
             ImageError: if a file cannot be read.
         """
         if category is not None and category not in self._known:
-            raise DataError(
-                f"unknown category {category!r}; this model knows {', '.join(self.categories)}"
-            )
+            raise UnknownCategoryError(category, self.categories)
         return [self._predict(image, category) for image in images]
 
     def _predict(self, image: ImageLike, category: str | None) -> Prediction:

@@ -22,7 +22,7 @@ from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.thresholds import false_alarm_threshold
-from onenip.errors import DataError
+from onenip.errors import DataError, UnknownCategoryError
 from onenip.inference.tiles import Box, Tiling, cut_tile, list_tiles, score_in_tiles
 from onenip.model.file import CategorySpec
 
@@ -136,9 +136,7 @@ class TiledDetector:
             ImageError: if an image cannot be read.
         """
         if category is not None and category not in self._names:
-            raise DataError(
-                f"unknown category {category!r}; this model knows {', '.join(self.categories)}"
-            )
+            raise UnknownCategoryError(category, self.categories)
         return [self._predict(to_array(image), category) for image in images]
 
     def _predict(self, image: NDArray[np.uint8], category: str | None) -> Prediction:

@@ -10,9 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field, ValidationError
+import torch
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -33,7 +34,7 @@ class MapScale(Section):
     """Mean and spread of one kind of map over normal images."""
 
     mean: float = Field(description="mean over pixels")
-    std: float = Field(gt=0, description="standard deviation over pixels")
+    std: float = Field(ge=1e-6, description="standard deviation over pixels")
 
 
 class CategorySpec(Section):
@@ -63,6 +64,18 @@ class DetectorSpec(Section):
     provenance: dict[str, Any] = Field(
         description="data version, code commit, params, seed, calibration images"
     )
+
+    @model_validator(mode="after")
+    def _check_scales(self) -> Self:
+        """Each kind of map that is drawn and weighs something has a scale in every category."""
+        if self.calibrate.fusion == "paper":
+            return self
+        drawn = {"restoration", "refined"} | ({"distance"} if self.model.memory_tokens else set())
+        for name, known in self.categories.items():
+            for kind, weight in self.calibrate.fusion_weights.items():
+                if weight > 0 and kind in drawn and kind not in known.scales:
+                    raise ValueError(f"category {name!r} has no scale of the {kind} map")
+        return self
 
 
 def write_model(folder: Path, spec: DetectorSpec, tensors: dict[str, Tensor]) -> str:
@@ -127,10 +140,10 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
     """Description, and the tensors' sha256, which format 1 does not state."""
     try:
         text = path.read_bytes().decode()
-        values = json.loads(text)
+        values = json.loads(text, parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent}: no model here ({SPEC_FILE} is missing)") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     version = values.get("format_version") if isinstance(values, dict) else None
     if version not in (1, FORMAT_VERSION):
@@ -147,7 +160,11 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(f"{path}: {key}: {first['msg']}") from error
+        raise CheckpointError(f"{path}: {key}{': ' if key else ''}{first['msg']}") from error
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number that a model may hold")
 
 
 def _hash_text(text: str) -> str:
@@ -158,14 +175,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: if the file is missing or damaged.
+        CheckpointError: if the file is missing or damaged, or holds a value that is not finite.
     """
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite")
+    return tensors
 
 
 def hash_model(folder: Path) -> str:

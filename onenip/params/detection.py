@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -168,7 +168,9 @@ class CalibrateParams(Section):
         description="how the maps are combined: as in the paper with a stored constant, or each in "
         "units of its spread over normal images",
     )
-    fusion_weights: dict[Literal["restoration", "distance", "refined"], float] = Field(
+    fusion_weights: dict[
+        Literal["restoration", "distance", "refined"], Annotated[float, Field(ge=0)]
+    ] = Field(
         {"restoration": 0.0, "distance": 1.0, "refined": 1.0},
         description="weights of the maps for `standardized`",
     )

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
-from onenip.detector.prediction import find_regions, resize_map
+from onenip.detector.prediction import find_regions, make_prediction, resize_map
+from onenip.errors import CheckpointError
+from onenip.inference.edge import ExportedCategory
 
 
 @pytest.mark.parametrize("sigma", [1, 4, 12])
@@ -44,3 +46,23 @@ def test_a_map_is_resized_as_by_torch(size):
     )[0, 0]
 
     assert np.abs(resize_map(values, size) - expected.numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 0.5])
+def test_what_is_not_a_number_is_never_normal(score):
+    """A score or a map that is not finite is an error, and no verdict."""
+    fused = np.zeros((4, 4), np.float32)
+    if score == 0.5:
+        fused[2, 1] = np.nan
+
+    with pytest.raises(CheckpointError, match="not finite"):
+        make_prediction(
+            fused,
+            score=score,
+            size=(8, 8),
+            input_size=(4, 4),
+            limits=ExportedCategory(0, 1.0, 1.0, is_provisional=False),
+            category="nut",
+            category_inferred=False,
+            seconds=0.0,
+        )

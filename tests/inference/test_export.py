@@ -106,21 +106,6 @@ def test_other_architectures_export_too(tiny_data, paths, tmp_path, sections):
     assert_same_answers(detector, EdgeDetector.load(file), paths[::4])
 
 
-def test_one_category_can_be_exported_alone(tiny_detector, paths, tmp_path):
-    """A file of one category knows only that one, and answers as the whole detector does."""
-    name = CATEGORIES[1]
-    file = export_detector(tiny_detector, tmp_path / "one.onnx", format="onnx", categories=[name])
-    path = next(p for p in paths if name in p.parts)
-
-    edge = EdgeDetector.load(file)
-
-    assert edge.categories == (name,)
-    wanted = tiny_detector.predict([path], category=name)[0]
-    assert edge.predict([path], category=name)[0].score == pytest.approx(wanted.score, abs=1e-3)
-    with pytest.raises(DataError, match="unknown category 'disc'"):
-        edge.predict([path], category="disc")
-
-
 def copy_export(file, folder, name="renamed"):
     """All parts of an exported file under another name."""
     folder.mkdir(exist_ok=True)
@@ -227,8 +212,8 @@ def test_a_description_that_is_none_is_refused(onnx_file, tmp_path, text):
         EdgeDetector.load(file)
 
 
-def test_an_export_that_fails_leaves_the_old_one(tiny_detector, onnx_file, tmp_path, paths):
-    """After an error in the middle the old file answers as before, and nothing else is left."""
+def test_an_export_that_fails_leaves_the_old_one(onnx_file, tmp_path):
+    """After an error in the middle all files are as before, and no other is left."""
     file = copy_export(onnx_file, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -236,17 +221,26 @@ def test_an_export_that_fails_leaves_the_old_one(tiny_detector, onnx_file, tmp_p
         shutil.copy(file, draft).rename(draft / "nowhere")
 
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    export_detector(tiny_detector, file, format="onnx")
-    assert {path.name for path in tmp_path.iterdir()} == set(before)
-    assert EdgeDetector.load(file).predict([paths[0]])[0].category
 
 
-def test_the_mark_of_provisional_categories_is_exported(tiny_detector, paths, tmp_path):
-    """A file says of a category that was added without training that it is provisional, as the model does."""
+def test_one_added_category_takes_the_place_of_an_older_export(
+    tiny_detector, onnx_file, paths, tmp_path
+):
+    """A file of one category knows only that one, answers as the detector, and marks it as provisional."""
     extended = tiny_detector.add_category("new", paths[:2])
-    file = export_detector(extended, tmp_path / "new.onnx", format="onnx", categories=["new"])
+    file = copy_export(onnx_file, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
 
-    assert EdgeDetector.load(file).predict([paths[0]])[0].is_provisional
+    export_detector(extended, file, format="onnx", categories=["new"])
+
+    edge = EdgeDetector.load(file)
+    found, wanted = (one.predict([paths[-1]], category="new")[0] for one in (edge, extended))
+    assert edge.categories == ("new",)
+    assert found.is_provisional
+    assert found.score == pytest.approx(wanted.score, abs=1e-3)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    with pytest.raises(DataError, match="unknown category 'disc'"):
+        edge.predict([paths[0]], category="disc")
 
 
 def test_edge_and_detector_take_the_same_inputs(tiny_detector, onnx_file, paths):

@@ -6,10 +6,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from onenip import Detector
 from onenip.errors import CheckpointError
 from onenip.images import hash_file
-from onenip.model.file import DetectorSpec, read_model, write_model
+from onenip.model.file import DetectorSpec, read_model, seal_spec, write_model
 from tests.tiny import make_tiny_params
 
 
@@ -85,3 +87,90 @@ def test_models_without_a_seal_still_load(tmp_path):
     path.write_text(json.dumps({**values, "format_version": 1}))
 
     assert read_model(tmp_path / "model")[0].provenance == {"seed": 0}
+
+
+def hold(folder, change=None, *, tensors=None):
+    """Give a model other values under a right seal."""
+    values = json.loads((folder / "detector.json").read_text())
+    if change is not None:
+        change(values)
+    if tensors is not None:
+        save_file(
+            {**load_file(folder / "model.safetensors"), **tensors}, folder / "model.safetensors"
+        )
+    text = seal_spec(values, hash_file(folder / "model.safetensors"))
+    (folder / "detector.json").write_text(text)
+    return folder
+
+
+NUMBERS = [float("nan"), float("inf"), -float("inf"), 1e400]
+
+
+@pytest.mark.parametrize("value", NUMBERS, ids=["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize(
+    "key", ["image_threshold", "pixel_threshold", "fusion_constant", "normal_scores", "mean", "std"]
+)
+def test_no_number_of_a_model_is_infinite_or_none(tiny_model, tmp_path, key, value):
+    """Thresholds, scales and scores that no verdict can rest on do not load, even under a right seal."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+
+    def change(values):
+        known = values["categories"]["disc"]
+        if key in ("mean", "std"):
+            known["scales"]["distance"][key] = value
+        else:
+            known[key] = [value] if key == "normal_scores" else value
+
+    hold(folder, change)
+
+    with pytest.raises(CheckpointError, match=r"detector\.json"):
+        Detector.load(folder)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, 1e-300])
+def test_a_spread_is_not_next_to_nothing(tiny_model, tmp_path, std):
+    """A spread of nothing, or below what calibration measures at least, does not load."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    hold(folder, lambda values: values["categories"]["disc"]["scales"]["refined"].update(std=std))
+
+    with pytest.raises(CheckpointError, match=r"disc\.scales\.refined\.std"):
+        Detector.load(folder)
+
+
+def test_a_missing_scale_is_named(tiny_model, tmp_path):
+    """A category without the scale of a map that its score rests on does not load."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    hold(folder, lambda values: values["categories"]["disc"].update(scales={}))
+
+    with pytest.raises(CheckpointError, match="category 'disc' has no scale of the distance map"):
+        Detector.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("network.coarse_mean", None, "network.coarse_mean holds values that are not finite"),
+        ("category.disc.memory", None, "category.disc.memory holds values that are not finite"),
+        ("category.disc.std", torch.zeros(1), "category.disc.std does not fit"),
+        ("category.disc.memory", torch.zeros(0, 3), "category.disc.memory does not fit"),
+        ("category.disc.prompts", torch.zeros(1, 2, 2, 3), "category.disc.prompts does not fit"),
+    ],
+)
+def test_tensors_are_looked_at(tiny_model, tmp_path, name, tensor, words):
+    """Values that are not finite, and tensors that do not fit the network, are named."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if tensor is None:
+        tensor = load_file(folder / "model.safetensors")[name].clone()
+        tensor.view(-1)[3] = float("nan")
+    hold(folder, tensors={name: tensor})
+
+    with pytest.raises(CheckpointError, match=words):
+        Detector.load(folder)
+
+
+def test_a_description_as_deep_as_a_well_is_one_line(tmp_path):
+    """A description of 100,000 levels is refused, not a traceback."""
+    (tmp_path / "detector.json").write_text("[" * 100_000)
+
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_model(tmp_path)
