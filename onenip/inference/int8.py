@@ -85,7 +85,7 @@ def export_int8(
     content = describe(detector, names)
     path = out.with_suffix(".xml")
     with draft_export(path) as draft:
-        wide = draft.with_name("wide.xml")
+        wide = draft.with_name(f"fp32-{draft.name}")
         write_graph(detector, wide, format="openvino", categories=names)
         write_description(wide, content)
         graph = openvino.Core().read_model(str(wide))
