@@ -1,4 +1,4 @@
-"""Does a server's memory grow? Ten thousand good and bad requests to a real `onenip serve`.
+"""Memory of a server: ten thousand good and bad requests to a real `onenip serve`.
 
     python -m benchmarks.soak --model artifacts/model --images data/bottle/test --category bottle
 
