@@ -15,10 +15,10 @@ from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from onenip.errors import DataError
 from onenip.evaluation.comparison import difference_of, paired_difference
+from onenip.evaluation.counts import binomial_interval
 from onenip.evaluation.metrics import (
     IMAGE_NAMES,
     PIXEL_NAMES,
@@ -244,14 +244,14 @@ def _check_false_alarms(
     if count < limits.min_normals:
         sentence = f"only {count} normal images ({evidence.normals}) to count false alarms on"
         return Finding("hold", f"{sentence}, at least {limits.min_normals} are needed")
-    interval = stats.binomtest(alarms, count).proportion_ci(confidence_level=params.confidence)
+    low, high = binomial_interval(alarms, count, confidence=params.confidence)
     numbers = {
         "false_alarm_rate": alarms / count,
-        "false_alarm_rate_low": float(interval.low),
-        "false_alarm_rate_high": float(interval.high),
+        "false_alarm_rate_low": low,
+        "false_alarm_rate_high": high,
     }
     text = f"{alarms} false alarms on {count} normal images ({evidence.normals})"
-    if interval.low > limit:
+    if low > limit:
         return Finding("reject", f"{text}: certainly more than {limit:.0%}", numbers)
     if alarms / count > limit:
         return Finding("hold", f"{text}: more than {limit:.0%}, but it may be chance", numbers)
