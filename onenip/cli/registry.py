@@ -161,7 +161,7 @@ def audit(
             str(entry.champion or "-"),
         )
     _console().print(table)
-    breaks = trail.find_breaks(entries)
+    breaks = trail.find_breaks(entries, trail.read_heads(category))
     if breaks:
         raise RegistryError("the audit trail is not whole: " + "; ".join(breaks))
 

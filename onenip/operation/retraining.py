@@ -28,9 +28,9 @@ from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
 from onenip.params import Params
 from onenip.params.reading import read_yaml
-from onenip.registry import approval, audit, versions
+from onenip.registry import approval, audit, store, versions
 from onenip.registry.champions import Champions, choose_unified, list_champions
-from onenip.registry.lock import hold_lock
+from onenip.registry.decisions import deciding
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
 
@@ -128,19 +128,21 @@ def record_gate(version: Version, result: GateResult) -> bool:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
-    with hold_lock(version.category):
+    with deciding(version.category):
         current = versions.find_version(version.category, version.number)
         if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
             return False
         versions.set_gate_result(version.category, version.number, result)
-        if current.gate is not None and current.gate.verdict == result.verdict:
+        reason = store.shorten(f"{result.verdict}: {'; '.join(result.reasons)}", limit=2000)
+        asked = [e for e in audit.read_trail(version.category) if e.action == "gate"]
+        if any((e.version, e.reason) == (version.number, reason) for e in asked):
             return True  # asked again after a kill
         audit.record(
             version.category,
             "gate",
             version=version.number,
             by=GATE,
-            reason=f"{result.verdict}: {'; '.join(result.reasons)}",
+            reason=reason,
             digest=version.digest,
         )
     return True
@@ -157,7 +159,7 @@ def decide_by_policy(version: Version, result: GateResult, params: Params) -> bo
     is_auto = params.retrain.policy_of(version.category) == "auto"
     if not is_auto or result.verdict != "promote" or result.is_provisional:
         return False
-    reason = "; ".join(result.reasons)
+    reason = store.shorten("; ".join(result.reasons), limit=2000)
     approval.approve(version.category, by=GATE, reason=reason, version=version.number)
     return True
 

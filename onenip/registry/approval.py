@@ -1,36 +1,40 @@
-"""Who becomes champion: approve, reject, roll back, and notice what was done by hand.
+"""Approve, reject, roll back, change a threshold, and record what was changed by hand in MLflow.
 
-Every decision is taken while holding the category's turn, checks what the decider saw against what
-the registry holds now, and ends in the audit trail. A decision that a kill cut short is completed
-by taking it again, or by `reconcile`.
+Every decision is taken while holding the category's lock, checks what the decider saw against what
+the registry holds now, and ends in the audit trail. One that a kill cut short is completed by the
+next command, whoever runs it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
-from onenip.registry.lock import hold_lock
+from onenip.registry.decisions import Deciding, Intent, Step, deciding, find_intents
 from onenip.registry.publishing import hash_stored
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     PROVISIONAL,
+    Approval,
+    ThresholdChange,
     Version,
     champion,
+    dump_thresholds,
     find_version,
     list_categories,
     list_versions,
     read_aliases,
     require_category,
-    set_alias,
-    set_tags,
 )
 
 UNKNOWN = "unknown"
 
-_ROLLED_BACK = "rolled back: "
+_MAX_REASON = 2000  # characters
 
 
 def approve(
@@ -54,7 +58,10 @@ def approve(
     """
     _require(by=by, reason=reason)
     require_category(category)
-    with hold_lock(category):
+    with deciding(category) as held:
+        repeated = held.find_repeated("approve", by=by, reason=reason, version=version)
+        if repeated is not None:
+            return find_version(category, repeated.version)
         target = _choose(category, version)
         _check_gate(target, override=override)
         digest = hash_stored(target.weights_uri)
@@ -63,8 +70,8 @@ def approve(
                 f"{category} version {target.number}: the stored model has digest {digest[:12]}, "
                 f"registered was {target.digest[:12]}; it was changed and cannot be approved"
             )
-        _promote(target, by=by, reason=reason, action="approve")
-        return find_version(category, target.number)
+        held.carry_out(_promotion(target, "approve", by=by, reason=reason))
+    return find_version(category, target.number)
 
 
 def reject(category: str, *, by: str, reason: str, version: int | None = None) -> Version:
@@ -81,17 +88,22 @@ def reject(category: str, *, by: str, reason: str, version: int | None = None) -
     """
     _require(by=by, reason=reason)
     require_category(category)
-    with hold_lock(category):
+    with deciding(category) as held:
+        repeated = held.find_repeated("reject", by=by, reason=reason, version=version)
+        if repeated is not None:
+            return find_version(category, repeated.version)
         target = _choose(category, version)
-        _decide(target, approval="rejected", by=by, reason=reason)
+        steps = [_decision(target, "rejected", by=by, reason=reason)]
         if CHALLENGER in target.aliases:
-            set_alias(category, CHALLENGER, None)
-        _record(target, action="reject", by=by, reason=reason)
-        return find_version(category, target.number)
+            steps.append(Step(alias=CHALLENGER, version=0))
+        held.carry_out(_intend(target, "reject", by=by, reason=reason, steps=steps))
+    return find_version(category, target.number)
 
 
 def rollback(category: str, *, by: str, reason: str) -> Version:
-    """Bring back the champion before this one; the one that is taken down counts as rejected.
+    """Undo the last decision about what serves: a threshold that was changed, else the champion.
+
+    A champion that is taken down counts as rejected; the one before it serves again.
 
     Args:
         category: the product category.
@@ -102,72 +114,96 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
         The version that serves now.
 
     Raises:
-        RegistryError: if there is no champion, or none before it.
+        RegistryError: if there is no champion, or nothing to roll back to.
     """
     _require(by=by, reason=reason)
     require_category(category)
-    with hold_lock(category):
+    with deciding(category) as held:
+        repeated = held.find_repeated("rollback", by=by, reason=reason)
+        if repeated is not None:
+            return find_version(category, repeated.version)
         aliases = read_aliases(category)
         if CHAMPION not in aliases:
             raise RegistryError(f"{category}: nothing to roll back, there is no champion")
+        bad = find_version(category, aliases[CHAMPION])
+        if _is_threshold_last(bad):
+            held.carry_out(_change(bad, "rollback", bad.thresholds[:-1], by=by, reason=reason))
+            return find_version(category, bad.number)
         if PREVIOUS not in aliases:
             raise RegistryError(
                 f"{category}: nothing to roll back to, there was no champion before"
             )
-        bad = find_version(category, aliases[CHAMPION])
         good = find_version(category, aliases[PREVIOUS])
-        if bad.number != good.number:  # equal where a kill came before the record
-            _decide(bad, approval="rejected", by=by, reason=f"{_ROLLED_BACK}{reason}")
-            set_alias(category, CHAMPION, good.number)
-        earlier = _approved_before(category, good.number)
-        set_alias(category, PREVIOUS, earlier)
-        _record(good, action="rollback", by=by, reason=reason)
-        return find_version(category, good.number)
+        steps = [
+            Step(alias=CHAMPION, version=good.number),
+            Step(alias=PREVIOUS, version=_approved_before(category, good.number)),
+            _decision(bad, "rejected", by=by, reason=f"rolled back: {reason}"),
+        ]
+        held.carry_out(_intend(good, "rollback", by=by, reason=reason, steps=steps))
+    return find_version(category, good.number)
+
+
+def set_threshold(
+    category: str, *, value: float | None, by: str, reason: str, alias: str = CHAMPION
+) -> Version:
+    """Decide from which image score on a version calls an image anomalous.
+
+    The version keeps every threshold that was decided; without one, its model's own counts.
+    `rollback` undoes the last one.
+
+    Args:
+        category: the product category.
+        value: image score; None goes back to the model's own.
+        by: who decides.
+        reason: why, kept in the audit trail.
+        alias: champion or challenger.
+
+    Raises:
+        RegistryError: if no version has that alias, the value is no positive number, or the registry
+            cannot be reached.
+    """
+    _require(by=by, reason=reason)
+    require_category(category)
+    if alias not in (CHAMPION, CHALLENGER):
+        raise RegistryError(f"{alias}: a threshold is set for {CHAMPION} or {CHALLENGER}")
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise RegistryError(f"{category}: a threshold is a positive number, not {value}")
+    with deciding(category) as held:
+        repeated = held.find_repeated("threshold", by=by, reason=reason)
+        if repeated is not None:
+            return find_version(category, repeated.version)
+        number = read_aliases(category).get(alias)
+        if number is None:
+            raise RegistryError(f"{category} has no {alias}; see `onenip status`")
+        target = find_version(category, number)
+        if target.threshold == value:
+            return target
+        changes = (*target.thresholds, ThresholdChange(value=value, at=audit.now()))
+        held.carry_out(_change(target, "threshold", changes, by=by, reason=reason))
+    return find_version(category, target.number)
 
 
 def reconcile(category: str) -> list[Entry]:
-    """Notice a champion that changed without a decision here, and record it.
+    """Complete decisions that a kill cut short, and record a champion that was changed by hand.
 
     An alias that somebody set in MLflow's page is taken as their approval, because it is one: the
-    digest is pinned and the version marked approved, by whom is unknown. A decision of ours that a
-    kill cut short before it was recorded is recorded under the name that it was taken in.
+    digest is pinned and the version marked approved, by whom is unknown.
+
+    Returns:
+        Entries that are new in the audit trail.
 
     Raises:
         RegistryError: if the registry cannot be reached, or the model that was put up by hand is
             not the one that was registered.
     """
     require_category(category)
-    if _recorded_champion(category) == read_aliases(category).get(CHAMPION, 0):
-        return []  # the common case needs no turn
-    with hold_lock(category):
-        before = _recorded_champion(category)
-        serving = champion(category)
-        if before == (serving.number if serving else 0):
-            return []
-        if serving is None:
-            reason = f"alias {CHAMPION} of version {before} was removed in MLflow itself"
-            return [audit.record(category, "by-hand", version=before, by=UNKNOWN, reason=reason)]
-        left = find_version(category, before) if before else None
-        if left and left.approval == "rejected" and left.reason.startswith(_ROLLED_BACK):
-            set_alias(category, PREVIOUS, _approved_before(category, serving.number))
-            reason = left.reason.removeprefix(_ROLLED_BACK)
-            return [_record(serving, action="rollback", by=left.approver, reason=reason)]
-        if serving.approval == "approved" and serving.approver != UNKNOWN:
-            reason = serving.reason or "completed after an interruption"
-            return [_record(serving, action="approve", by=serving.approver, reason=reason)]
-        if hash_stored(serving.weights_uri) != serving.digest:
-            raise RegistryError(
-                f"{category} version {serving.number}: made champion by hand, but its stored model "
-                "was changed since it was registered; it is not served"
-            )
-        reason = f"alias {CHAMPION} was moved from version {before or 'none'} in MLflow itself"
-        _decide(serving, approval="approved", by=UNKNOWN, reason=reason)
-        if CHALLENGER in serving.aliases:
-            set_alias(category, CHALLENGER, None)
-        set_alias(category, PROVISIONAL, None)
-        if before and before != serving.number:
-            set_alias(category, PREVIOUS, before)
-        return [_record(serving, action="by-hand", by=UNKNOWN, reason=reason)]
+    if not find_intents(category) and not _was_changed(category):
+        return []  # the common case needs no lock
+    before = audit.read_trail(category)
+    with deciding(category) as held:
+        if _was_changed(category):
+            _record_by_hand(category, held)
+    return audit.read_trail(category)[len(before) :]
 
 
 def reconcile_all() -> list[Entry]:
@@ -180,6 +216,8 @@ def _require(*, by: str, reason: str) -> None:
         raise RegistryError("say who decides: --by NAME")
     if not reason.strip():
         raise RegistryError("say why: --reason TEXT")
+    if len(reason) > _MAX_REASON:
+        raise RegistryError(f"--reason: at most {_MAX_REASON} characters, not {len(reason)}")
 
 
 def _choose(category: str, number: int | None) -> Version:
@@ -190,7 +228,7 @@ def _choose(category: str, number: int | None) -> Version:
     if number is None:
         if waiting is None:
             raise RegistryError(f"{category}: no challenger waits{_last_decision(versions)}")
-        return waiting
+        number = waiting.number
     target = next((v for v in listed if v.number == number), None)
     if target is None:
         raise RegistryError(f"{category}: there is no version {number}")
@@ -202,6 +240,10 @@ def _choose(category: str, number: int | None) -> Version:
     if CHAMPION in target.aliases:
         raise RegistryError(
             f"{category} version {number} is champion already: {_describe_decision(target)}"
+        )
+    if target.approval != "pending":
+        raise RegistryError(
+            f"{category} version {number} was decided already: {_describe_decision(target)}"
         )
     newest = waiting or versions[-1]
     if newest.number > number:
@@ -233,41 +275,92 @@ def _check_gate(version: Version, *, override: bool) -> None:
         )
 
 
-def _promote(version: Version, *, by: str, reason: str, action: audit.Action) -> None:
-    """Tags, then aliases, then the record: the same call completes what a kill cut short."""
-    category = version.category
-    _decide(version, approval="approved", by=by, reason=reason)
-    before = read_aliases(category).get(CHAMPION)
-    if before is not None and before != version.number:
-        set_alias(category, PREVIOUS, before)
-    set_alias(category, CHAMPION, version.number)
-    set_alias(category, PROVISIONAL, None)
+def _record_by_hand(category: str, held: Deciding) -> None:
+    """Record who is champion since somebody moved the alias in MLflow."""
+    before, serving = _recorded_champion(category), champion(category)
+    if serving is None:
+        reason = f"alias {CHAMPION} of version {before} was removed in MLflow itself"
+        audit.record(category, "by-hand", version=before, by=UNKNOWN, reason=reason)
+        return
+    if hash_stored(serving.weights_uri) != serving.digest:
+        raise RegistryError(
+            f"{category} version {serving.number}: made champion by hand, but its stored model was "
+            "changed since it was registered; it is not served"
+        )
+    reason = f"alias {CHAMPION} was moved from version {before or 'none'} in MLflow itself"
+    held.carry_out(_promotion(serving, "by-hand", by=UNKNOWN, reason=reason, before=before))
+
+
+def _promotion(
+    version: Version, action: audit.Action, *, by: str, reason: str, before: int | None = None
+) -> Intent:
+    """A version becomes champion; the one before it, as MLflow's alias or `before` says, `previous`."""
+    before = read_aliases(version.category).get(CHAMPION) if before is None else before
+    steps = []
+    is_pinned = version.approval == "approved" and version.approved_digest == version.digest
+    if not is_pinned:  # a name and a reason that are there stay
+        steps.append(_decision(version, "approved", by=by, reason=reason))
+    if before and before != version.number:
+        steps.append(Step(alias=PREVIOUS, version=before))
+    steps += [Step(alias=CHAMPION, version=version.number), Step(alias=PROVISIONAL, version=0)]
     if CHALLENGER in version.aliases:
-        set_alias(category, CHALLENGER, None)
-    _record(version, action=action, by=by, reason=reason)
+        steps.append(Step(alias=CHALLENGER, version=0))
+    return _intend(version, action, by=by, reason=reason, steps=steps)
 
 
-def _decide(version: Version, *, approval: str, by: str, reason: str) -> None:
-    tags = {
-        "approver": by,
-        "decided_at": audit.now().isoformat(),
-        "reason": reason,
-        "approval": approval,
-    }
-    if approval == "approved":
-        tags = {"approved_digest": version.digest, "approved_at": tags["decided_at"]} | tags
-    set_tags(version.category, version.number, tags)
-
-
-def _record(version: Version, *, action: audit.Action, by: str, reason: str) -> Entry:
-    return audit.record(
-        version.category,
+def _change(
+    version: Version,
+    action: audit.Action,
+    thresholds: Sequence[ThresholdChange],
+    *,
+    by: str,
+    reason: str,
+) -> Intent:
+    """A version gets other thresholds, of which the last one counts."""
+    value = thresholds[-1].value if thresholds else None
+    before, after = ("its own" if v is None else repr(v) for v in (version.threshold, value))
+    return _intend(
+        version,
         action,
+        by=by,
+        reason=reason,
+        steps=[Step(version=version.number, tags=dump_thresholds(thresholds))],
+        note=f"threshold {after}, before {before}",
+    )
+
+
+def _decision(version: Version, approval: Approval, *, by: str, reason: str) -> Step:
+    """Tags that say what was decided about a version."""
+    moment = audit.now().isoformat()
+    tags = {"approver": by, "decided_at": moment, "reason": reason, "approval": approval}
+    if approval == "approved":
+        tags = {"approved_digest": version.digest, "approved_at": moment} | tags
+    return Step(version=version.number, tags=tags)
+
+
+def _intend(
+    version: Version,
+    action: audit.Action,
+    *,
+    by: str,
+    reason: str,
+    steps: Sequence[Step],
+    note: str = "",
+) -> Intent:
+    return Intent(
+        action=action,
         version=version.number,
         by=by,
         reason=reason,
+        note=note,
         digest=version.digest,
+        steps=tuple(steps),
     )
+
+
+def _was_changed(category: str) -> bool:
+    """Whether another version is champion than the audit trail says."""
+    return _recorded_champion(category) != read_aliases(category).get(CHAMPION, 0)
 
 
 def _recorded_champion(category: str) -> int:
@@ -275,11 +368,17 @@ def _recorded_champion(category: str) -> int:
     return trail[-1].champion if trail else 0
 
 
-def _approved_before(category: str, number: int) -> int | None:
-    """The latest approved version before one, None if there is none."""
+def _is_threshold_last(version: Version) -> bool:
+    """Whether a threshold was the last decision about an approved version."""
+    changes = version.thresholds
+    return bool(changes) and (version.decided_at is None or changes[-1].at > version.decided_at)
+
+
+def _approved_before(category: str, number: int) -> int:
+    """The latest approved version before one, 0 if there is none."""
     numbers = [
         version.number
         for version in list_versions(category)
         if version.approval == "approved" and version.number < number
     ]
-    return max(numbers, default=None)
+    return max(numbers, default=0)

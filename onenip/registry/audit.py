@@ -1,27 +1,35 @@
 """The record of decisions: an MLflow run for each, chained by hashes, never changed.
 
-Every entry holds the hash of the one before it of the same category, so a removed or altered entry
-is noticed when the trail is read.
+Every entry holds the hash of the one before it of the same category, and the registered model holds
+that of the last one. An entry that was removed, altered, sealed anew or forked off is noticed, unless
+whoever did it also rewrote every entry after it and the registered model's tag: there is no secret.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from onenip.registry import store
-from onenip.registry.versions import CHAMPION, read_aliases
+from onenip.registry.versions import CHAMPION, list_categories, read_aliases, registered_name
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "onenip-audit"
 
-Action = Literal["register", "gate", "approve", "reject", "rollback", "by-hand", "provisional"]
+Action = Literal[
+    "register", "gate", "approve", "reject", "rollback", "by-hand", "provisional", "threshold"
+]
+
+HEAD_TAG = "onenip.audit_head"
 
 _TAG = "audit."
 _START = "0" * 64  # what the first entry of a category names as the one before it
@@ -65,9 +73,18 @@ class Entry(BaseModel):
 
 
 def record(
-    category: str, action: Action, *, version: int, by: str, reason: str, digest: str = ""
+    category: str,
+    action: Action,
+    *,
+    version: int,
+    by: str,
+    reason: str,
+    digest: str = "",
+    at: datetime | None = None,
 ) -> Entry:
-    """Append an entry that names the present champion. The caller holds the category's lock.
+    """Append an entry that names the present champion, unless it is there; the same again adds nothing.
+
+    The caller holds the category's lock.
 
     Args:
         category: the product category.
@@ -76,36 +93,51 @@ def record(
         by: who did it.
         reason: why.
         digest: of the model of that version.
+        at: UTC; None is now.
+
+    Raises:
+        RegistryError: if the store cannot be reached.
+    """
+    client = store.connect()
+    runs = _find_runs(client, category)
+    at = at or now()
+    same = [run for run in runs if _is_same(_to_entry(run), action, version, by, at)]
+    trail = _in_order([_to_entry(run) for run in runs])
+    if same:
+        (entry, run_id, status) = (_to_entry(same[0]), same[0].info.run_id, same[0].info.status)
+    else:
+        entry = Entry(
+            at=at,
+            category=category,
+            action=action,
+            version=version,
+            by=by,
+            reason=reason,
+            digest=digest,
+            champion=read_aliases(category).get(CHAMPION, 0),
+            before=trail[-1].hash if trail else _START,
+        )
+        entry = entry.model_copy(update={"seal": entry.hash})
+        run_id, status = _create_run(client, entry), "RUNNING"
+        trail.append(entry)
+    with store.refusals("audit trail"):
+        if status != "FINISHED":
+            client.set_terminated(run_id, end_time=_to_ms(entry.at))
+        if trail[-1] == entry:
+            client.set_registered_model_tag(registered_name(category), HEAD_TAG, entry.hash)
+    return entry
+
+
+def find_entry(
+    category: str, action: Action, version: int, *, by: str, at: datetime
+) -> Entry | None:
+    """The entry of one decision, None if it was not recorded.
 
     Raises:
         RegistryError: if the store cannot be reached.
     """
     trail = read_trail(category)
-    entry = Entry(
-        at=now(),
-        category=category,
-        action=action,
-        version=version,
-        by=by,
-        reason=reason,
-        digest=digest,
-        champion=read_aliases(category).get(CHAMPION, 0),
-        before=trail[-1].hash if trail else _START,
-    )
-    entry = entry.model_copy(update={"seal": entry.hash})
-    client = store.connect()
-    experiment_id = store.ensure_experiment(client, EXPERIMENT)
-    fields = entry.model_dump(mode="json")
-    tags = {f"{_TAG}{key}": str(value) for key, value in fields.items()}
-    with store.refusals("audit trail"):
-        run = client.create_run(
-            experiment_id,
-            start_time=_to_ms(entry.at),
-            run_name=f"{entry.action} {entry.category} {entry.version or ''}".strip(),
-            tags=tags,
-        )
-        client.set_terminated(run.info.run_id, end_time=_to_ms(entry.at))
-    return entry
+    return next((entry for entry in trail if _is_same(entry, action, version, by, at)), None)
 
 
 def read_trail(category: str | None = None) -> list[Entry]:
@@ -116,26 +148,36 @@ def read_trail(category: str | None = None) -> list[Entry]:
     """
     if store.is_absent():
         return []
-    client = store.connect()
-    found: list[Run] = []
-    token: str | None = None
-    with store.refusals("audit trail"):
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return []
-        experiment_id = experiment.experiment_id
-        while token is None or token:
-            page = client.search_runs([experiment_id], page_token=token)
-            found += page
-            token = page.token or ""
-    entries = [_to_entry(run) for run in found if f"{_TAG}seal" in run.data.tags]
-    chosen = [entry for entry in entries if category in (None, entry.category)]
-    return _in_order(chosen)
+    return _in_order([_to_entry(run) for run in _find_runs(store.connect(), category)])
 
 
-def find_breaks(trail: list[Entry]) -> list[str]:
-    """Sentences about entries that are missing or were altered; empty if the trail is whole."""
+def read_heads(category: str | None = None) -> dict[str, str]:
+    """Hash of the last entry by category, as its registered model keeps it; "" where it keeps none.
+
+    Args:
+        category: only this one; None is all registered ones.
+
+    Raises:
+        RegistryError: if the store cannot be reached.
+    """
+    names = list_categories() if category is None else [category]
+    heads = {}
+    for name in names:
+        with store.refusals(f"audit trail of {name}"):
+            tags = store.connect().get_registered_model(registered_name(name)).tags
+        heads[name] = tags.get(HEAD_TAG, "")
+    return heads
+
+
+def find_breaks(trail: list[Entry], heads: Mapping[str, str] | None = None) -> list[str]:
+    """Sentences about entries that are missing, were altered or contradict each other; empty if none.
+
+    Args:
+        trail: entries of one category, or of several.
+        heads: as `read_heads` gives them, to notice that a last entry is missing or was sealed anew.
+    """
     hashes = {entry.hash for entry in trail} | {_START}
+    followers = Counter((entry.category, entry.before) for entry in trail)
     breaks = []
     for entry in trail:
         name = f"“{entry.action} version {entry.version}” of {entry.at:%Y-%m-%d %H:%M:%S}"
@@ -143,6 +185,12 @@ def find_breaks(trail: list[Entry]) -> list[str]:
             breaks.append(f"{entry.category}: {name} was altered")
         if entry.before not in hashes:
             breaks.append(f"{entry.category}: the entry before {name} is missing or was altered")
+        if followers[entry.category, entry.before] > 1:
+            breaks.append(f"{entry.category}: {name} is not the only one that follows its entry")
+    last = {entry.category: entry.hash for entry in trail}
+    for category, head in (heads or {}).items():
+        if last.get(category, "") != head:
+            breaks.append(f"{category}: the last entry is missing or was altered")
     return breaks
 
 
@@ -174,6 +222,43 @@ def _follow(entries: list[Entry]) -> list[Entry]:
         at = chain[-1].hash
     seen = {entry.hash for entry in chain}
     return chain + sorted((e for e in entries if e.hash not in seen), key=lambda e: e.at)
+
+
+def _find_runs(client: MlflowClient, category: str | None) -> list[Run]:
+    """Runs that hold the entries of a category, or of all."""
+    found: list[Run] = []
+    token: str | None = None
+    with store.refusals("audit trail"):
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            return []
+        while token is None or token:
+            page = client.search_runs([experiment.experiment_id], page_token=token)
+            found += page
+            token = page.token or ""
+    return [
+        run
+        for run in found
+        if f"{_TAG}seal" in run.data.tags
+        and category in (None, run.data.tags.get(f"{_TAG}category"))
+    ]
+
+
+def _create_run(client: MlflowClient, entry: Entry) -> str:
+    experiment_id = store.ensure_experiment(client, EXPERIMENT)
+    fields = entry.model_dump(mode="json")
+    with store.refusals("audit trail"):
+        run = client.create_run(
+            experiment_id,
+            start_time=_to_ms(entry.at),
+            run_name=f"{entry.action} {entry.category} {entry.version or ''}".strip(),
+            tags={f"{_TAG}{key}": str(value) for key, value in fields.items()},
+        )
+    return str(run.info.run_id)
+
+
+def _is_same(entry: Entry, action: Action, version: int, by: str, at: datetime) -> bool:
+    return (entry.action, entry.version, entry.by, entry.at) == (action, version, by, at)
 
 
 def _to_entry(run: Run) -> Entry:

@@ -19,9 +19,9 @@ from PIL import Image
 
 from onenip.errors import RegistryError
 from onenip.evaluation.results import group_figures, load_metrics
-from onenip.registry import audit, runs, store, tracking
+from onenip.registry import runs, store, tracking
+from onenip.registry.decisions import ITSELF, Intent, Step, deciding
 from onenip.registry.environment import flatten
-from onenip.registry.lock import hold_lock
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
 from onenip.registry.versions import (
@@ -36,7 +36,6 @@ from onenip.registry.versions import (
     list_versions,
     read_aliases,
     registered_name,
-    set_alias,
     to_tags,
 )
 from onenip.version import __version__
@@ -142,27 +141,31 @@ def publish_provisional(
     found = []
     for category, count in sorted(images.items()):
         _ensure_registered(client, registered_name(category), category)
-        with hold_lock(category):
+        with deciding(category) as held:
             aliases = read_aliases(category)
             if CHAMPION in aliases:
                 continue
-            version = _find_or_create(
-                client, detector, category, weights_uri, run_id, {}, dict(facts), "provisional"
+            intent = Intent(
+                action="provisional",
+                version=ITSELF,
+                by="pipeline",
+                reason=f"from {count} normal images, without training, on the model of "
+                f"{built_on.category} version {built_on.number}",
+                digest=detector.digest,
+                steps=(Step(alias=PROVISIONAL, version=ITSELF),),
+            )
+            version, is_new = _find_or_create(
+                client,
+                detector,
+                category,
+                weights_uri=weights_uri,
+                run_id=run_id,
+                metrics={},
+                tags={**facts, intent.tag: intent.model_dump_json()},
+                approval="provisional",
             )
             if aliases.get(PROVISIONAL) != version.number:
-                set_alias(category, PROVISIONAL, version.number)
-                reason = (
-                    f"from {count} normal images, without training, on the model of "
-                    f"{built_on.category} version {built_on.number}"
-                )
-                audit.record(
-                    category,
-                    "provisional",
-                    version=version.number,
-                    by="pipeline",
-                    reason=reason,
-                    digest=version.digest,
-                )
+                held.carry_out(intent.about(version.number), is_written=is_new)
         found.append(find_version(category, version.number))
     return found
 
@@ -279,56 +282,67 @@ def _ensure_version(
     by: str,
 ) -> Version:
     _ensure_registered(client, registered_name(category), category)
-    with hold_lock(category):
-        version = _find_or_create(
-            client, detector, category, weights_uri, run_id, metrics, facts, "pending"
+    intent = Intent(
+        action="register",
+        version=ITSELF,
+        by=by,
+        reason=f"data {facts.get('data_version', 'unknown')}, commit {facts.get('git_commit', '')[:12]}",
+        digest=detector.digest,
+        steps=(Step(alias=CHALLENGER, version=ITSELF),),
+    )
+    with deciding(category) as held:
+        version, is_new = _find_or_create(
+            client,
+            detector,
+            category,
+            weights_uri=weights_uri,
+            run_id=run_id,
+            metrics=metrics,
+            tags={**facts, intent.tag: intent.model_dump_json()},
+            approval="pending",
         )
-        known = [v for v in list_versions(category) if v.approval != "provisional"]
-        is_newest = all(other.number <= version.number for other in known)
-        if version.approval == "pending" and is_newest and not version.aliases:
-            set_alias(category, CHALLENGER, version.number)
-            reason = f"data {version.data_version or 'unknown'}, commit {version.git_commit[:12]}"
-            audit.record(
-                category,
-                "register",
-                version=version.number,
-                by=by,
-                reason=reason,
-                digest=version.digest,
-            )
+        waits = version.approval == "pending" and not version.aliases
+        if is_new or (waits and _is_newest(version)):
+            held.carry_out(intent.about(version.number), is_written=is_new)
     return find_version(category, version.number)
+
+
+def _is_newest(version: Version) -> bool:
+    known = [v for v in list_versions(version.category) if v.approval != "provisional"]
+    return all(other.number <= version.number for other in known)
 
 
 def _find_or_create(
     client: MlflowClient,
     detector: Detector,
     category: str,
+    *,
     weights_uri: str,
     run_id: str,
     metrics: Metrics,
-    facts: dict[str, str],
+    tags: dict[str, str],
     approval: Approval,
-) -> Version:
-    """The version of a category with this model; a new one if there is none. The caller holds the turn."""
+) -> tuple[Version, bool]:
+    """The version of a category with this model, and whether it is new. The caller holds the lock."""
     name = registered_name(category)
     known = list_versions(category)
     version = next((v for v in reversed(known) if v.digest == detector.digest), None)
     if version is not None:
-        return version
-    tags = to_tags(
+        return version, False
+    all_tags = to_tags(
         digest=detector.digest,
         weights_uri=weights_uri,
         metrics=metrics,
-        facts=facts,
+        facts=tags,
         approval=approval,
     )
     model = _store_pointer(client, detector, category, weights_uri=weights_uri, run_id=run_id)
     with store.refusals(name):
         created = client.create_model_version(
-            name, source=model.model_uri, run_id=run_id, tags=tags, model_id=model.model_id
+            name, source=model.model_uri, run_id=run_id, tags=all_tags, model_id=model.model_id
         )
     logger.info("%s: version %s", name, created.version)
-    return find_version(category, int(created.version))
+    return find_version(category, int(created.version)), True
 
 
 def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:

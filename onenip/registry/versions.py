@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import shlex
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from onenip.errors import DataError, RegistryError, UnknownCategoryError
 from onenip.registry import store
@@ -34,6 +35,7 @@ GateVerdict = Literal["promote", "hold", "reject"]
 
 _METRIC_TAG = "metric."
 _GATE_TAG = "gate"
+_THRESHOLDS_TAG = "thresholds"
 
 
 class GateResult(BaseModel):
@@ -55,6 +57,23 @@ class GateResult(BaseModel):
     is_provisional: bool = False
     numbers: dict[str, float] = {}
     judged_at: datetime
+
+
+class ThresholdChange(BaseModel):
+    """A threshold that somebody decided on.
+
+    Attributes:
+        value: image score above which an image is anomalous; None is the model's own.
+        at: UTC.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    value: float | None
+    at: datetime
+
+
+_THRESHOLDS = TypeAdapter(tuple[ThresholdChange, ...])
 
 
 class Version(BaseModel):
@@ -79,6 +98,7 @@ class Version(BaseModel):
         created_at: UTC.
         run_id: MLflow's identifier of the training's run.
         made_from: hash of the model and images that a provisional version was made from.
+        thresholds: that somebody decided on, oldest first; empty where the model's own counts.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -100,6 +120,12 @@ class Version(BaseModel):
     created_at: datetime
     run_id: str = ""
     made_from: str = ""
+    thresholds: tuple[ThresholdChange, ...] = ()
+
+    @property
+    def threshold(self) -> float | None:
+        """The threshold that was decided on last; None where the model's own counts."""
+        return self.thresholds[-1].value if self.thresholds else None
 
     @property
     def uri(self) -> str:
@@ -348,6 +374,11 @@ def to_tags(
     }
 
 
+def dump_thresholds(changes: Sequence[ThresholdChange]) -> dict[str, str]:
+    """The tag that holds a version's decided thresholds, which `to_version` reads back."""
+    return {_THRESHOLDS_TAG: _THRESHOLDS.dump_json(tuple(changes)).decode()}
+
+
 def is_ours(version: ModelVersion) -> bool:
     """Whether a version was made by `onenip register`, and not by hand under the same name."""
     return "digest" in version.tags and "approval" in version.tags
@@ -384,6 +415,7 @@ def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> V
             created_at=datetime.fromtimestamp(found.creation_timestamp / 1000, tz=UTC),
             run_id=found.run_id or "",
             made_from=tags.get("made_from", ""),
+            thresholds=_THRESHOLDS.validate_json(tags.get(_THRESHOLDS_TAG, "[]")),
         )
     except (KeyError, ValueError, ValidationError) as error:
         reason = str(error).splitlines()[0]
