@@ -17,19 +17,22 @@ from prefect.states import Completed, Failed
 from flows.command import require_server, run_command
 from flows.failures import notify_failure
 from flows.retrain import retrain
+from flows.settings import STATE_DIR
 from flows.watch import is_deployed
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
 from onenip.operation import retraining
+from onenip.operation.drift import DriftMemory
 from onenip.operation.notices import DRIFT_EVENT, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
+from onenip.sources.inbox import open_inbox
 
 
 @flow(name="drift", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
 def drift() -> State[Any]:
-    """Measure drift of every category; past a limit raise an event and notify the team.
+    """Measure drift of every category; past a limit raise an event and notify the team, once per champion.
 
     With `drift.retrain` the event starts retraining: by an automation on the server that has the
     deployment, and here where there is none.
@@ -38,7 +41,13 @@ def drift() -> State[Any]:
     try:
         with open_journal() as journal:
             found = retraining.look_for_drift(
-                params, journal=journal, champions=Champions(), manifest=OUTPUTS.manifest
+                params,
+                journal=journal,
+                champions=Champions(),
+                manifest=OUTPUTS.manifest,
+                inbox=None
+                if params.retrain.inbox is None
+                else open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds),
             )
     except OneNIPError as error:
         return Failed(message=str(error))
@@ -48,14 +57,18 @@ def drift() -> State[Any]:
             table=[{**r.dump(), "reasons": "; ".join(r.reasons)} for r in found],
             description="Arrived images against those at approval, per category.",
         )
+    memory = DriftMemory(STATE_DIR / "drift.json")
     drifting = [result for result in found if result.is_drifting]
-    for result in drifting:
+    new = memory.choose_new(found)
+    for result in new:
         text = f"{result.category} drifts: {'; '.join(result.reasons)}"
         get_run_logger().warning("%s", text)
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
-        notify("champion-drifts", text, facts=result.dump(), params=params.notify)
-    if drifting and params.drift.retrain and not is_deployed():
+        is_taken = notify("champion-drifts", text, facts=result.dump(), params=params.notify)
+        if is_taken or params.notify.webhook is None:
+            memory.remember(result)
+    if new and params.drift.retrain and not is_deployed():
         return retrain(force=True, return_state=True)
     names = ", ".join(result.category for result in drifting) or "nothing"
     return Completed(message=f"{len(found)} categories looked at; drifting: {names}")

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
+from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.operation import retraining
@@ -42,6 +44,17 @@ def judge_model(model_dir: Path, manifest: Path) -> dict[str, GateResult]:
     chosen = judge.with_options(task_runner=choose_task_runner())
     found: dict[str, GateResult] = chosen(list(categories), str(model_dir), str(manifest))
     return found
+
+
+def judge_and_show() -> dict[str, GateResult]:
+    """Ask the gate about every category of the new model, and attach its results to the run."""
+    results = judge_model(OUTPUTS.model, OUTPUTS.manifest)
+    create_table_artifact(
+        key="gate",
+        table=retraining.to_table(results, Champions(), OUTPUTS.model),
+        description="Champion and challenger on the same images; changes are challenger minus champion.",
+    )
+    return results
 
 
 def choose_task_runner() -> TaskRunner[Any]:

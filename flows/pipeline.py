@@ -32,6 +32,7 @@ from prefect.states import Completed, Failed
 from flows.approval import ask_people, list_waiting, notify_waiting
 from flows.command import require_server, run_command
 from flows.failures import UNREACHABLE, network_task, notify_failure
+from flows.judging import judge_and_show
 from flows.pictures import to_data_uri
 from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
@@ -41,6 +42,7 @@ from onenip.errors import OneNIPError, UnreachableError
 from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.model.network import check_architecture
+from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.evaluations import publish_report
@@ -160,7 +162,7 @@ def show() -> None:
     name="pipeline", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure]
 )
 def pipeline(request: dict[str, Any]) -> State[Any]:
-    """Chain download, the DVC stages and registration; then ask people about what is new."""
+    """Chain download, the DVC stages and registration; ask the gate, then people, about what is new."""
     steps = [partial(reproduce, stage, return_state=True) for stage in STAGES]
     if request["sources"]:
         steps.insert(0, partial(download, request, return_state=True))
@@ -175,11 +177,15 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
             if not state.is_completed():
                 return Failed(message=state.message)
         new = [v for v in list_waiting() if (v.category, v.number) not in known]
+        results = judge_and_show() if new else {}
+        for version in new:
+            if version.category in results:
+                retraining.store_gate(version, results[version.category])
     except OneNIPError as error:
         return Failed(message=f"register: {error}")
     show()
     for version in new:
-        notify_waiting(version, version.gate, Params.load().notify)
+        notify_waiting(version, results.get(version.category), Params.load().notify)
     ask_people(new)
     return Completed(message="every category has a challenger")
 

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed
 from flows.approval import ask_people, notify_waiting
 from flows.command import require_server, run_command
 from flows.failures import network_task, notify_failure
-from flows.judging import judge_model
+from flows.judging import judge_and_show
 from flows.pipeline import (
     STAGES,
     compare_with_champions,
@@ -91,17 +91,6 @@ def provide_for_new() -> None:
 def warm_start() -> str | None:
     """Lay out the model that training starts from, and name it in retrain.yaml."""
     return retraining.write_warm_start(Params.load(), root=Path())
-
-
-def judge_and_show() -> dict[str, GateResult]:
-    """Ask the gate about every category of the new model, and attach its results to the run."""
-    results = judge_model(OUTPUTS.model, OUTPUTS.manifest)
-    create_table_artifact(
-        key="gate",
-        table=retraining.to_table(results, Champions(), OUTPUTS.model),
-        description="Champion and challenger on the same images; changes are challenger minus champion.",
-    )
-    return results
 
 
 @network_task("register")

@@ -7,6 +7,8 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
+import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,6 +275,26 @@ class Detector:
             prompts={other: one.prompts for other, one in states.items()},
             statistics={other: one.statistics for other, one in states.items()},
         )
+
+    def with_threshold(self, category: str, value: float) -> Self:
+        """The same model with another image threshold for a category; network and tensors are shared.
+
+        Args:
+            category: known to the detector.
+            value: an image scoring above it is anomalous.
+
+        Raises:
+            DataError: if the detector does not know the category, or the value is not finite.
+        """
+        self.state(category)
+        if not math.isfinite(value):
+            raise DataError(f"{category}: a threshold is a finite number, not {value}")
+        known = self.spec.categories[category].model_copy(update={"image_threshold": value})
+        changed = copy.copy(self)
+        changed.spec = self.spec.model_copy(
+            update={"categories": {**self.spec.categories, category: known}}
+        )
+        return changed
 
     def _predict(self, images: Sequence[ImageLike], category: str | None) -> list[Prediction]:
         """Predictions of images that go through the network together."""

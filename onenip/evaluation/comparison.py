@@ -73,6 +73,7 @@ def paired_difference(
     confidence: float = 0.95,
     draws: int = 2000,
     seed: int = 0,
+    groups: ArrayLike | None = None,
 ) -> Difference:
     """Difference of a figure between two models on the same images, with its interval.
 
@@ -85,6 +86,7 @@ def paired_difference(
         confidence: of the interval, above 0 and below 1.
         draws: resamples of the images, good and defective ones separately.
         seed: of the resampling; the same one gives the same interval.
+        groups: [n] int, images that are resampled together; None if each stands alone.
 
     Returns:
         The difference; not defined, with the reason, where the figure is not (no defective images,
@@ -106,7 +108,8 @@ def paired_difference(
     values = [figures(scores, labels)[metric] for scores in pair]
     if any(isinstance(value, Undefined) for value in values):
         return difference_of(metric, values[0], values[1], None, confidence=confidence)
-    taken = resampling.draw_images(labels, draws=draws, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    taken = resampling.draw_images(labels, draws=draws, rng=rng, groups=groups)
     replicate = (
         resampling.image_replicates if metric in IMAGE_NAMES else resampling.verdict_replicates
     )

@@ -27,7 +27,7 @@ class ServedDetectors:
 
     def __init__(self, detectors: Mapping[str, Detector]) -> None:
         self._detectors = dict(sorted(detectors.items()))
-        self._distinct = list({id(one): one for one in detectors.values()}.values())
+        self._distinct = list({id(one.network): one for one in detectors.values()}.values())
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -61,9 +61,8 @@ class ServedDetectors:
         distances: dict[str, float] = {}
         for detector in self._distinct:
             for name, distance in detector.measure_distances(pixels).items():
-                if (
-                    self._detectors.get(name, detector) is detector
-                ):  # else another one is served for it
+                champion = self._detectors.get(name, detector)
+                if champion.network is detector.network:  # else another one is asked
                     distances[name] = min(distance, distances.get(name, distance))
         inferred = min(distances, key=lambda name: distances[name])
         if inferred not in self._detectors:

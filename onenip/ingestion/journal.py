@@ -177,9 +177,14 @@ class Journal:
         return [_to_item(row) for row in rows]
 
     def latest(self, category: str, *, limit: int) -> list[Item]:
-        """The latest judged images of a category that were accepted or held, newest first."""
+        """The latest judged images of a category that were accepted or held, newest first.
+
+        An image that was held and then released counts once, as what it became last.
+        """
         rows = self._db.execute(
-            "SELECT * FROM item WHERE category = ? AND outcome IN ('accepted', 'held') "
+            "SELECT * FROM item WHERE id IN (SELECT MAX(id) FROM item WHERE category = ? "
+            "AND outcome IN ('accepted', 'held') "
+            "GROUP BY CASE sha256 WHEN '' THEN CAST(id AS TEXT) ELSE sha256 END) "
             "ORDER BY id DESC LIMIT ?",
             (category, limit),
         )

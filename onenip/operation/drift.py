@@ -1,17 +1,21 @@
 """Drift: whether arriving normal images still look like those that the champion was approved on.
 
-Pure: takes scores, verdicts and distances, gives figures and reasons.
+Takes scores, verdicts and distances, gives figures and reasons; remembers what was said already.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from onenip.folders import write_whole
 from onenip.params import DriftParams
 
 _CHANCE = 0.01  # a difference that chance gives more often than this is none
@@ -52,6 +56,7 @@ class DriftResult:
         score_distance: Kolmogorov-Smirnov distance between their scores and those at approval, 0..1.
         embedding_distance: median distance from the prompts, as a multiple of that at approval.
         reasons: a sentence for each limit that was passed; empty if there is no drift.
+        digest: of the champion's model.
     """
 
     category: str
@@ -60,6 +65,7 @@ class DriftResult:
     score_distance: float
     embedding_distance: float
     reasons: tuple[str, ...]
+    digest: str = ""
 
     @property
     def is_drifting(self) -> bool:
@@ -69,6 +75,40 @@ class DriftResult:
     def dump(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return asdict(self) | {"reasons": list(self.reasons)}
+
+
+class DriftMemory:
+    """Which drift people were notified of, in a JSON file: each once per champion.
+
+    Args:
+        path: the file; made with its folder if absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def choose_new(self, found: Sequence[DriftResult]) -> list[DriftResult]:
+        """Drifting categories that were not remembered; what drifts no more is forgotten."""
+        known = self._read()
+        drifting = {result.category: result for result in found if result.is_drifting}
+        measured = {result.category for result in found}
+        self._write({c: d for c, d in known.items() if c not in measured or c in drifting})
+        return [one for one in drifting.values() if known.get(one.category) != one.digest]
+
+    def remember(self, result: DriftResult) -> None:
+        """Note that people were notified."""
+        self._write({**self._read(), result.category: result.digest})
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self._path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _write(self, known: dict[str, str]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(self._path) as draft:
+            draft.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
 
 
 def measure_drift(

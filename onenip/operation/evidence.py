@@ -25,12 +25,16 @@ from onenip.synthesis.textures import load_textures
 
 @dataclass(frozen=True)
 class _Case:
-    """One image to ask both models about; `mask` is None where it is not known."""
+    """One image to ask both models about; `mask` is None where it is not known.
+
+    `origin` is the image's name, or for a synthetic anomaly that of the image it was drawn into.
+    """
 
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
     is_defective: bool
     is_compared: bool
+    origin: str
 
 
 def collect_evidence(
@@ -72,15 +76,19 @@ def collect_evidence(
     models = [challenger] if champion is None else [challenger, champion]
     recorders = [_Recorder(category, params.gate) for _ in models]
     facts: list[tuple[bool, bool]] = []
+    origins: list[str] = []
     for case in _read(normals, defects, anomalies, compared=compared):
         for model, recorder in zip(models, recorders, strict=True):
             if not facts:
                 model.predict([case.image], category=category)  # the first call also warms up
             recorder.add(model.predict([case.image], category=category)[0], case)
         facts.append((case.is_defective, case.is_compared))
+        origins.append(case.origin)
     is_defective, is_compared = np.array(facts, dtype=bool).T
+    groups = np.unique(origins, return_inverse=True)[1]
     draws = resampling.draw_images(
         is_defective[is_compared],
+        groups=groups[is_compared],
         draws=params.gate.draws,
         rng=np.random.default_rng([params.seed, 7]),
     )
@@ -89,6 +97,7 @@ def collect_evidence(
         category=category,
         is_defective=is_defective,
         is_compared=is_compared,
+        groups=groups,
         is_synthetic=not defects,
         normals=source,
         is_held_out=is_held_out,
@@ -159,7 +168,11 @@ def _draw_anomalies(
         rng = np.random.default_rng([params.seed, 8, int(sample.sha256[:12], 16)])
         for _ in range(params.gate.synthetic_per_image):
             drawn = synthesizer.draw(image, rng)
-            cases.append(_Case(drawn.image, drawn.mask, is_defective=True, is_compared=True))
+            cases.append(
+                _Case(
+                    drawn.image, drawn.mask, is_defective=True, is_compared=True, origin=sample.name
+                )
+            )
     return cases
 
 
@@ -176,5 +189,5 @@ def _read(
         mask = load_mask(sample.mask) if sample.mask else None
         if not sample.is_defective:
             mask = np.zeros(image.shape[:2], dtype=bool)
-        yield _Case(image, mask, sample.is_defective, sample.name in compared)
+        yield _Case(image, mask, sample.is_defective, sample.name in compared, sample.name)
     yield from anomalies

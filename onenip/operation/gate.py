@@ -1,7 +1,7 @@
 """The gate: whether a challenger may replace the champion of one category.
 
-Pure: takes what both models said of the same images, gives a verdict with its reasons. Knows
-nothing of models, files or registries.
+Pure: takes the answers of both models on the same images and gives a verdict with its reasons, as
+the registry keeps it with a version. Reads no models and no files.
 
 A check that fails beyond doubt rejects; one that the images cannot decide holds, for a person to
 look; only if every check passes is the verdict to promote.
@@ -66,6 +66,8 @@ class Evidence:
         is_held_out: whether the models were fitted or calibrated to none of the normal images.
         challenger: the new model's answers.
         champion: the serving model's answers, None if there is none for this category.
+        groups: [n] int, the same for synthetic anomalies that were drawn into the same image; None if
+            each image stands alone.
     """
 
     category: str
@@ -76,6 +78,14 @@ class Evidence:
     is_held_out: bool
     challenger: Answers
     champion: Answers | None
+    groups: NDArray[np.int64] | None = None
+
+    @property
+    def defects(self) -> int:
+        """Defective images that do not depend on each other."""
+        if self.groups is None:
+            return int(self.is_defective.sum())
+        return int(np.unique(self.groups[self.is_defective]).size)
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,7 @@ def judge(evidence: Evidence, params: GateParams, *, seed: int, judged_at: datet
     limits = params.limits_of(evidence.category)
     findings = [
         *_check_floors(evidence, limits),
+        *_check_defects(evidence, limits),
         *_check_margins(evidence, limits, params=params, seed=seed),
         _check_false_alarms(evidence, limits, params=params),
         *_check_latency(evidence, limits),
@@ -123,7 +134,7 @@ def judge(evidence: Evidence, params: GateParams, *, seed: int, judged_at: datet
 
 
 def undecidable(reason: str, *, judged_at: datetime) -> GateResult:
-    """To hold, because there is nothing to judge by."""
+    """A `hold` verdict for a category without images to judge."""
     return GateResult(verdict="hold", reasons=(reason,), is_provisional=True, judged_at=judged_at)
 
 
@@ -162,6 +173,18 @@ def _check_floors(evidence: Evidence, limits: CategoryGateParams) -> list[Findin
         sentence = f"{name} {value:.3f} {'reaches' if is_met else 'is below'} the floor {floor:g}"
         findings.append(Finding("promote" if is_met else "reject", sentence, {name: value}))
     return findings
+
+
+def _check_defects(evidence: Evidence, limits: CategoryGateParams) -> list[Finding]:
+    """Enough defective images to say anything about them."""
+    assert limits.min_defects is not None
+    count = evidence.defects
+    if count >= limits.min_defects:
+        return []
+    kind = (
+        "images to draw synthetic anomalies into" if evidence.is_synthetic else "defective images"
+    )
+    return [Finding("hold", f"only {count} {kind}, at least {limits.min_defects} are needed")]
 
 
 def _check_margins(
@@ -228,6 +251,7 @@ def _compare(
             confidence=params.confidence,
             draws=params.draws,
             seed=seed,
+            groups=None if evidence.groups is None else evidence.groups[chosen],
         )
     return found.difference, found.low, found.high
 
@@ -255,13 +279,22 @@ def _check_false_alarms(
         return Finding("reject", f"{text}: certainly more than {limit:.0%}", numbers)
     if alarms / count > limit:
         return Finding("hold", f"{text}: more than {limit:.0%}, but it may be chance", numbers)
+    assert limits.false_alarm_margin is not None
+    bound = limit + limits.false_alarm_margin
+    if high > bound:
+        sentence = (
+            f"{text}: the rate may be as high as {high:.0%}, more than {bound:.0%}; more "
+            "normal images decide it"
+        )
+        return Finding("hold", sentence, numbers)
     if not evidence.is_held_out:
         sentence = (
             f"{text}, but the thresholds rest on those images; test/good, or data.holdout_fraction, "
             "gives others"
         )
         return Finding("hold", sentence, numbers)
-    return Finding("promote", f"{text}: at most {limit:.0%}", numbers)
+    sentence = f"{text}: at most {limit:.0%}, with certainty at most {high:.0%}"
+    return Finding("promote", sentence, numbers)
 
 
 def _check_latency(evidence: Evidence, limits: CategoryGateParams) -> list[Finding]:

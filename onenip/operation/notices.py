@@ -1,8 +1,7 @@
-"""Telling others: an event for Prefect's server, and a JSON POST to the team's webhook.
+"""Notices: an event for Prefect's server, and a JSON POST to the team's webhook.
 
-Knows addresses, HTTP and signatures; what is worth telling is decided by the callers. With
-ONENIP_WEBHOOK_SECRET in the environment every POST is signed as standardwebhooks.com says, as
-MLflow's own are.
+Knows addresses, HTTP and signatures; when to notify is decided by the callers. With
+ONENIP_WEBHOOK_SECRET in the environment every POST is signed as standardwebhooks.com says.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ Kind = Literal["challenger-waits", "gate-failed", "run-failed", "champion-drifts
 ARRIVED_EVENT = "onenip.images.arrived"
 DRIFT_EVENT = "onenip.champion.drifts"
 SECRET = "ONENIP_WEBHOOK_SECRET"
+
+_SECRET_PREFIX = "whsec_"
 
 
 class NoticeError(OneNIPError):
@@ -133,15 +134,43 @@ def _is_passing(error: BaseException) -> bool:
 
 
 def _sign(body: str) -> dict[str, str]:
-    """Headers by which the receiver knows the sender: an HMAC-SHA256 over id, time and body."""
+    """Headers by which the receiver knows the sender; none without a secret."""
     secret = read_secret()
     if secret is None:
         return {}
-    identifier, moment = str(uuid.uuid4()), str(int(time.time()))
+    return sign(body, secret=secret, identifier=f"msg_{uuid.uuid4().hex}", moment=int(time.time()))
+
+
+def sign(body: str, *, secret: str, identifier: str, moment: int) -> dict[str, str]:
+    """The three headers of standardwebhooks.com: an HMAC-SHA256 over identifier, time and body.
+
+    Args:
+        body: of the request.
+        secret: `whsec_` and the base64 of 24 to 64 bytes, as the standard has it, or that base64 alone;
+            of any other text the bytes themselves are the key.
+        identifier: of the message.
+        moment: seconds since 1970.
+
+    Raises:
+        NoticeError: if what follows `whsec_` is no such base64.
+    """
     content = f"{identifier}.{moment}.{body}".encode()
-    digest = hmac.new(secret.encode(), content, hashlib.sha256).digest()
+    digest = hmac.new(_to_key(secret), content, hashlib.sha256).digest()
     return {
         "webhook-id": identifier,
-        "webhook-timestamp": moment,
+        "webhook-timestamp": str(moment),
         "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
     }
+
+
+def _to_key(secret: str) -> bytes:
+    encoded = secret.removeprefix(_SECRET_PREFIX)
+    try:
+        key = base64.b64decode(encoded, validate=True)
+    except ValueError:
+        key = b""
+    if 24 <= len(key) <= 64:
+        return key
+    if secret.startswith(_SECRET_PREFIX):
+        raise NoticeError(f"{SECRET}: after {_SECRET_PREFIX} comes the base64 of 24 to 64 bytes")
+    return secret.encode()

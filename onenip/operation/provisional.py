@@ -8,14 +8,15 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
-from onenip.data.dvc import describe_checkout
 from onenip.data.labels import GOOD
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import Outputs
 from onenip.detector.detector import Detector
-from onenip.images import IMAGE_SUFFIXES, hash_file
+from onenip.errors import ImageError
+from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
 from onenip.params import Params
 from onenip.registry import publishing, versions
 from onenip.registry.champions import Champions, choose_unified, list_champions
@@ -40,7 +41,6 @@ def provide(params: Params, *, root: Path) -> list[Version]:
 
     Raises:
         RegistryError: if the registry cannot be reached.
-        ImageError: if an image cannot be read.
     """
     serving = list_champions()
     base = choose_unified(serving)
@@ -60,7 +60,11 @@ def provide(params: Params, *, root: Path) -> list[Version]:
         Outputs(root).provisional,
         images={name: len(paths) for name, paths in new.items()},
         built_on=base,
-        facts={**describe_checkout(root), "made_from": made_from},
+        facts={
+            "data_version": base.data_version or "unknown",
+            "git_commit": base.git_commit or "unknown",
+            "made_from": made_from,
+        },
         experiment=params.register_.experiment,
     )
     for version in found:
@@ -86,10 +90,23 @@ def _list_first_images(data_dir: Path, *, known: set[str]) -> dict[str, list[Pat
     found: dict[str, list[Path]] = {}
     for folder in sorted(data_dir.glob(f"*/train/{GOOD}")):
         category = folder.relative_to(data_dir).parts[0]
+        if category in known:
+            continue
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if category not in known and paths:
-            found[category] = paths[:_MAX_IMAGES]
+        usable = list(islice(filter(_is_usable, paths), _MAX_IMAGES))
+        if usable:
+            found[category] = usable
     return found
+
+
+def _is_usable(path: Path) -> bool:
+    """Whether an image can be read; one that cannot be must not stop the others."""
+    try:
+        load_image(path)
+    except ImageError as error:
+        log.warning("left out of the provisional model: %s", error)
+        return False
+    return True
 
 
 def _hash(base: Version, images: Mapping[str, Sequence[Path]]) -> str:

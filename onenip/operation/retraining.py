@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +35,7 @@ from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.decisions import deciding
 from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
+from onenip.sources.inbox import Inbox
 
 GATE = "gate"  # who decides where the policy is `auto`
 
@@ -122,6 +125,16 @@ def judge_categories(
     return results
 
 
+def store_gate(version: Version, result: GateResult) -> bool:
+    """Store a gate result with its version, for people to see; False if it was decided about.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    with deciding(version.category):
+        return _store_gate(version, result)
+
+
 def record_gate(version: Version, result: GateResult) -> bool:
     """Store a gate result with its version and in the audit trail; False if it was decided about.
 
@@ -129,10 +142,8 @@ def record_gate(version: Version, result: GateResult) -> bool:
         RegistryError: if the registry cannot be reached.
     """
     with deciding(version.category):
-        current = versions.find_version(version.category, version.number)
-        if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
+        if not _store_gate(version, result):
             return False
-        versions.set_gate_result(version.category, version.number, result)
         reason = store.shorten(f"{result.verdict}: {'; '.join(result.reasons)}", limit=2000)
         asked = [e for e in audit.read_trail(version.category) if e.action == "gate"]
         if any((e.version, e.reason) == (version.number, reason) for e in asked):
@@ -145,6 +156,14 @@ def record_gate(version: Version, result: GateResult) -> bool:
             reason=reason,
             digest=version.digest,
         )
+    return True
+
+
+def _store_gate(version: Version, result: GateResult) -> bool:
+    current = versions.find_version(version.category, version.number)
+    if current.approval != "pending" or versions.CHALLENGER not in current.aliases:
+        return False
+    versions.set_gate_result(version.category, version.number, result)
     return True
 
 
@@ -165,7 +184,12 @@ def decide_by_policy(version: Version, result: GateResult, params: Params) -> bo
 
 
 def look_for_drift(
-    params: Params, *, journal: Journal, champions: Champions, manifest: Path
+    params: Params,
+    *,
+    journal: Journal,
+    champions: Champions,
+    manifest: Path,
+    inbox: Inbox | None = None,
 ) -> list[DriftResult]:
     """Drift of every category whose champion has seen enough arrivals.
 
@@ -174,22 +198,24 @@ def look_for_drift(
         journal: of arrivals, with what the champion of that time said.
         champions: who serves.
         manifest: the current one, for the images of the time of approval.
+        inbox: holds the images that were held, for a champion that has not judged them yet.
 
     Raises:
         RegistryError: if a champion cannot be had.
+        SourceError: if the inbox cannot be read.
     """
     found = []
     for category in versions.list_categories():
         detector = champions.find(category)
         if detector is None:
             continue
-        arrived = _list_arrived(params, journal, detector, category)
+        arrived = _list_arrived(params, journal, detector, category, inbox)
         if arrived.scores.size < params.drift.min_images:
             continue
         approved = _list_approved(detector, category, manifest)
         result = measure_drift(category, arrived=arrived, approved=approved, params=params.drift)
         if result is not None:
-            found.append(result)
+            found.append(replace(result, digest=detector.digest))
     return found
 
 
@@ -231,16 +257,44 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
     return folder.as_posix()
 
 
-def _list_arrived(params: Params, journal: Journal, detector: Detector, category: str) -> Sightings:
-    """What the present champion says of the latest arrivals; asked again if it is a newer one."""
-    rows = []
-    for item in journal.latest(category, limit=params.drift.window):
-        if item.digest == detector.digest and item.score is not None:
-            assert item.threshold is not None
-            rows.append((item.score, item.score > item.threshold, item.distance or 0.0))
-        elif item.outcome == "accepted" and (path := DATA_DIR / item.name).is_file():
-            rows.append(_ask(detector, path, category))
+def _list_arrived(
+    params: Params, journal: Journal, detector: Detector, category: str, inbox: Inbox | None
+) -> Sightings:
+    """The champion's answers to the latest arrivals; a newer champion is asked about earlier ones, too.
+
+    Held images are those that look least normal. Where they cannot be had any more, earlier arrivals
+    are left out altogether: the accepted ones alone would look too good.
+    """
+    threshold = detector.spec.categories[category].image_threshold
+    items = journal.latest(category, limit=params.drift.window)
+    rows = [
+        (item.score, not item.score <= threshold, item.distance or 0.0)
+        for item in items
+        if item.digest == detector.digest and item.score is not None
+    ]
+    earlier = [item for item in items if item.digest != detector.digest or item.score is None]
+    held = {item.name for item in earlier if item.outcome == "held"}
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = _fetch_held(inbox, held, Path(scratch)) if inbox is not None and held else {}
+        if held - paths.keys():
+            log.info("%s: drift is measured on what the present champion has seen", category)
+            earlier = []
+        for item in earlier:
+            path = paths.get(item.name, DATA_DIR / item.name)
+            if path.is_file():
+                rows.append(_ask(detector, path, category))
     return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+
+
+def _fetch_held(inbox: Inbox, names: set[str], folder: Path) -> dict[str, Path]:
+    """Copies of held images by name, of those that are still held."""
+    found: dict[str, Path] = {}
+    for arrival in inbox.list_arrivals(shelf="held"):
+        if arrival.key in names:
+            path = folder / f"{len(found)}{Path(arrival.key).suffix}"
+            if inbox.fetch(arrival, path):
+                found[arrival.key] = path
+    return found
 
 
 def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightings:

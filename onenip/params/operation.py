@@ -54,8 +54,19 @@ class CategoryGateParams(Section):
     max_false_alarm_rate: float | None = Field(
         None, ge=0, le=1, description="maximum share of held-out normal images called anomalous"
     )
+    false_alarm_margin: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="how far the upper end of that share's interval may lie above the maximum",
+    )
     min_normals: int | None = Field(
         None, ge=1, description="minimum number of held-out normal images"
+    )
+    min_defects: int | None = Field(
+        None,
+        ge=1,
+        description="minimum number of defective test images, or of images with synthetic anomalies",
     )
     max_seconds: float | None = Field(
         None, gt=0, description="maximum median time per image in seconds"
@@ -85,14 +96,25 @@ class GateParams(CategoryGateParams):
         description="minimum figures on synthetic anomalies, where the test set has no defects",
     )
     margins: dict[str, float] | None = Field(
-        {"image_auroc": 0.02, "pixel_auroc": 0.02},
+        {"image_auroc": 0.02, "pixel_auroc": 0.02, "recall": 0.05},
         description="maximum decrease of a figure from the champion's, fractions",
     )
     max_false_alarm_rate: float | None = Field(
         0.1, ge=0, le=1, description="maximum share of held-out normal images called anomalous"
     )
+    false_alarm_margin: float | None = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="how far the upper end of that share's interval may lie above the maximum",
+    )
     min_normals: int | None = Field(
         10, ge=1, description="minimum number of held-out normal images"
+    )
+    min_defects: int | None = Field(
+        5,
+        ge=1,
+        description="minimum number of defective test images, or of images with synthetic anomalies",
     )
     max_seconds: float | None = Field(
         2.0, gt=0, description="maximum median time per image in seconds"
@@ -108,6 +130,13 @@ class GateParams(CategoryGateParams):
     categories: dict[str, CategoryGateParams] = Field(
         {}, description="limits by category; those left out are as above"
     )
+
+    @model_validator(mode="after")
+    def _have_limits(self) -> Self:
+        for key in CategoryGateParams.model_fields:
+            if getattr(self, key) is None:
+                raise ValueError(f"{key}: null is no limit; write a value")
+        return self
 
     def limits_of(self, category: str) -> CategoryGateParams:
         """Limits of a category: its own, completed by those for all."""

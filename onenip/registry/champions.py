@@ -56,7 +56,9 @@ class Champions:
         return None if version is None else self.load(version)
 
     def load(self, version: Version) -> Detector:
-        """The detector of an approved or provisional version; the same one for the same model.
+        """The detector of an approved or provisional version, with the threshold that was decided on.
+
+        Versions of the same model share its network.
 
         Raises:
             RegistryError: if the version is neither, the stored model was changed, or the registry
@@ -74,13 +76,29 @@ class Champions:
                 f"{version.category} version {version.number} was trained and needs approval; it is "
                 "not served"
             )
-        return detector
+        return apply_threshold(detector, version)
 
     def keep_only(self, digests: Iterable[str]) -> None:
         """Forget the detectors of all other models, and which versions are champions."""
         kept = set(digests)
         self._detectors = {d: one for d, one in self._detectors.items() if d in kept}
         self._versions = {}
+
+
+def load_candidate(version: Version) -> Detector:
+    """The detector of any version, approved or not, to look at what it would answer.
+
+    Raises:
+        RegistryError: if the stored model was changed, or the registry cannot be reached.
+    """
+    return apply_threshold(load_pinned(version.weights_uri, version.digest), version)
+
+
+def apply_threshold(detector: Detector, version: Version) -> Detector:
+    """The detector with the threshold that somebody decided on for a version, if anybody did."""
+    if version.threshold is None:
+        return detector
+    return detector.with_threshold(version.category, version.threshold)
 
 
 def read_serving() -> dict[str, Version]:

@@ -18,7 +18,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext  # MLflow reads 
 
 from onenip.errors import ImageError
 from onenip.images import load_image
+from onenip.registry.champions import apply_threshold
 from onenip.registry.publishing import load_pinned
+from onenip.registry.versions import list_versions
 
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
@@ -34,14 +36,18 @@ class Pointer(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Fetch and check the unified model.
+        """Fetch and check the unified model; the threshold is that of this moment.
 
         Raises:
             RegistryError: if it is not the one that was registered.
         """
         config = dict(context.model_config or {})
         self._category = str(config["category"])
-        self._detector: Detector = load_pinned(str(config["weights_uri"]), str(config["digest"]))
+        digest = str(config["digest"])
+        self._detector: Detector = load_pinned(str(config["weights_uri"]), digest)
+        for version in list_versions(self._category):
+            if version.digest == digest:
+                self._detector = apply_threshold(self._detector, version)
 
     def predict(
         self,

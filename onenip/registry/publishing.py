@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from onenip.errors import RegistryError
+from onenip.errors import DataError, RegistryError
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import runs, store, tracking
 from onenip.registry.decisions import ITSELF, Intent, Step, deciding
@@ -79,14 +79,16 @@ def publish(
         The version of each category, sorted by category.
 
     Raises:
-        DataError: if there are no metrics.
+        DataError: if there are no metrics, or they are another model's.
         RegistryError: if MLflow cannot be reached.
         CheckpointError: if the folder holds no usable model.
     """
     from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
-    metrics = group_figures(load_metrics(evaluation_dir))
+    content = load_metrics(evaluation_dir)
+    check_evaluation(content, detector.digest, folder=evaluation_dir)
+    metrics = group_figures(content)
     client = store.connect(create=True)
     run_id = _ensure_run(client, detector.digest, params=params, facts=facts, experiment=experiment)
     runs.log_evaluation(client, run_id, evaluation_dir)
@@ -170,6 +172,45 @@ def publish_provisional(
     return found
 
 
+def check_evaluation(metrics: Mapping[str, Any], digest: str, *, folder: Path) -> None:
+    """Make sure that an evaluation is about a model.
+
+    Raises:
+        DataError: if it is about another one.
+    """
+    evaluated = metrics.get("model_digest")
+    if evaluated is None:
+        logger.warning("%s: metrics.json does not name the model that was evaluated", folder)
+    elif evaluated != digest:
+        raise DataError(
+            f"{folder}: evaluated was model {str(evaluated)[:12]}, not {digest[:12]}; run `onenip "
+            "evaluate` with this model",
+            path=folder,
+        )
+
+
+def describe_origin(detector: Detector, *, experiment: str) -> dict[str, str]:
+    """Which data and code a model was trained with, as it and its training's run say.
+
+    Returns:
+        `data_version`, `git_commit` and `git_dirty`; "unknown" for what nobody knows.
+
+    Raises:
+        RegistryError: if MLflow cannot be reached.
+    """
+    client = store.connect(create=True)
+    record = tracking.deliver()
+    tags: Mapping[str, str] = {}
+    if record is not None and record.digest == detector.digest:
+        tags = record.tags
+    elif run_id := runs.find_run(client, detector.digest, experiment=experiment):
+        with store.refusals(f"run {run_id}"):
+            tags = client.get_run(run_id).data.tags
+    facts = {name: tags.get(name, "unknown") for name in ("git_commit", "git_dirty")}
+    data = detector.spec.provenance.get("data_version") or tags.get("data_version")
+    return {"data_version": data or "unknown", **facts}
+
+
 @contextmanager
 def fetched_weights(weights_uri: str) -> Iterator[Path]:
     """Folder with a copy of the unified model that a version points at, for the length of a block.
@@ -217,7 +258,7 @@ def load_pinned(weights_uri: str, digest: str) -> Detector:
         with fetched_weights(weights_uri) as folder:
             detector = Detector.load(folder)
     except CheckpointError as error:
-        raise RegistryError(f"model {weights_uri}: {error}") from error
+        raise RegistryError(f"model {weights_uri} was changed or damaged: {error}") from error
     if detector.digest != digest:
         raise RegistryError(
             f"model {weights_uri}: its digest is {detector.digest[:12]}, pinned is {digest[:12]}; "

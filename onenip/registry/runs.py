@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.folders import write_whole
+from onenip.images import hash_file
 from onenip.registry import store
 from onenip.registry.environment import describe_environment, list_packages
 
@@ -157,7 +158,8 @@ def name_group(category: str) -> str:
 def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
     """Log what `onenip evaluate` wrote: metrics per category and mean, report and pictures.
 
-    What `onenip validate` wrote beside it goes along: its summary and what it left out.
+    What `onenip validate` wrote beside it goes along, if it is what was evaluated: its summary and
+    what it left out.
 
     Done once per content of `metrics.json`: asking again changes nothing.
 
@@ -170,7 +172,8 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         DataError: if there are no metrics.
         RegistryError: if the store cannot be reached.
     """
-    metrics = group_figures(load_metrics(folder))
+    content = load_metrics(folder)
+    metrics = group_figures(content)
     digest = hashlib.sha256(json.dumps(metrics, sort_keys=True).encode()).hexdigest()
     with store.refusals(f"metrics of run {run_id}"):
         run = client.get_run(run_id)
@@ -187,8 +190,15 @@ def log_evaluation(client: MlflowClient, run_id: str, folder: Path) -> None:
         ]
         send_values(client, run_id, values)
         client.log_artifacts(run_id, str(folder), "evaluation")
-        for name in VALIDATION_FILES:  # beside it, where the pipeline wrote them
-            file = folder.parent / "validation" / name
-            if file.is_file():
-                client.log_artifact(run_id, str(file), "validation")
+        for file in _find_validation(folder, content):
+            client.log_artifact(run_id, str(file), "validation")
         send_tags(client, run_id, {EVALUATION_TAG: digest})
+
+
+def _find_validation(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
+    """What `validate` wrote beside an evaluation, where its manifest is the one that was evaluated."""
+    beside = folder.parent / "validation"
+    manifest = beside / "manifest.csv"
+    if not manifest.is_file() or metrics.get("manifest_sha256") != hash_file(manifest):
+        return []
+    return [beside / name for name in VALIDATION_FILES if (beside / name).is_file()]

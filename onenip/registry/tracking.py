@@ -19,10 +19,12 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import RegistryError
@@ -113,6 +115,7 @@ class TrackedRun:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._is_warned = False
+        self._is_spool_warned = False
         self._update({"status": "RUNNING", "is_sent": False})
         self._unsent = _read_unsent(_unsent_path(folder))
         self._spool = _unsent_path(folder).open("w", encoding="utf-8")
@@ -134,18 +137,19 @@ class TrackedRun:
         """
         now = int(time.time() * 1000)
         with self._lock:
-            for key, value in values.items():
-                item = Value(key=key, value=float(value), step=step, timestamp_ms=now)
-                self._unsent.append(item)
-                self._spool.write(item.model_dump_json() + "\n")
-            self._spool.flush()
+            fresh = [
+                Value(key=key, value=float(value), step=step, timestamp_ms=now)
+                for key, value in values.items()
+            ]
+            self._unsent += fresh
+            self._keep(fresh)
 
     def name_model(self, digest: str) -> None:
         """Say which model the training made; later stages find the run by its digest."""
         self._update({"tags": {**self._record.tags, runs.DIGEST_TAG: digest}})
 
     def close(self, *, status: str) -> None:
-        """Send what is left and end the run.
+        """Send what is left and end the run; never fails, whatever MLflow or the disk does.
 
         Args:
             status: MLflow's word: FINISHED, FAILED or KILLED.
@@ -155,7 +159,8 @@ class TrackedRun:
         self._update({"status": status})
         if self._attempt(lambda client: self._end(client, status)):
             self._update({"is_sent": True})
-        self._spool.close()
+        with suppress(OSError):
+            self._spool.close()
         if self._unsent:
             path = _unsent_path(self._folder)
             logger.warning("%d values wait for MLflow in %s", len(self._unsent), path)
@@ -173,16 +178,21 @@ class TrackedRun:
             self._closing.wait(pause)
 
     def _attempt(self, work: Callable[[MlflowClient], None]) -> bool:
-        """Whether MLflow took it; that it did not is told once, until it does again."""
+        """Whether MLflow took it; that it did not is logged once, until it does again."""
         from mlflow.exceptions import MlflowException
 
         try:
             self._client = self._client or store.connect(create=True)
             work(self._client)
-        except (MlflowException, RegistryError) as error:
+        except Exception as error:  # training must not end for want of its log
             if not self._is_warned:
-                reason = store.shorten(str(error).splitlines()[0])
-                logger.warning("MLflow is out of reach; training goes on, values wait: %s", reason)
+                is_expected = isinstance(error, (MlflowException, RegistryError))
+                reason = store.shorten((str(error) or type(error).__name__).splitlines()[0])
+                logger.warning(
+                    "MLflow cannot be written to; training goes on, values wait: %s",
+                    reason,
+                    exc_info=not is_expected,
+                )
             self._is_warned = True
             return False
         self._is_warned = False
@@ -213,13 +223,26 @@ class TrackedRun:
 
     def _update(self, changes: Mapping[str, Any]) -> None:
         self._record = self._record.model_copy(update=dict(changes))
-        runs.write_record(self._folder, self._record)
+        try:
+            runs.write_record(self._folder, self._record)
+        except OSError as error:
+            logger.warning("%s: the run is not remembered here: %s", self._folder, error)
+
+    def _keep(self, values: Iterable[Value]) -> None:
+        """Write values to the file that outlives this process; the caller holds the lock."""
+        try:
+            self._spool.writelines(item.model_dump_json() + "\n" for item in values)
+            self._spool.flush()
+        except (OSError, ValueError) as error:  # a full disk; closed, because it was full
+            if not self._is_spool_warned:
+                logger.warning("%s: values are kept in memory: %s", self._folder, error)
+            self._is_spool_warned = True
 
     def _rewrite_spool(self) -> None:
-        self._spool.seek(0)
-        self._spool.truncate()
-        self._spool.writelines(item.model_dump_json() + "\n" for item in self._unsent)
-        self._spool.flush()
+        with suppress(OSError, ValueError):
+            self._spool.seek(0)
+            self._spool.truncate()
+        self._keep(self._unsent)
 
 
 def _goes_on(record: RunRecord, wanted: RunRecord) -> bool:
@@ -251,8 +274,13 @@ def _unsent_path(folder: Path) -> Path:
 
 
 def _read_unsent(path: Path) -> list[Value]:
-    """Values that an earlier process could not send; a line cut off by a kill is left out."""
+    """Values that an earlier process could not send; a line that is cut off or damaged is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [Value.model_validate_json(line) for line in lines[:-1]]
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            found.append(Value.model_validate_json(line))
+        except ValidationError:
+            logger.warning("%s: a damaged line is left out", path)
+    return found

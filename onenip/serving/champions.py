@@ -35,12 +35,14 @@ class Serving:
         category: the product category.
         detector: its detector.
         version: of `onenip-<category>`; 0 for a model that was given as a folder.
+        threshold: that somebody decided on; None where the model's own counts.
         problem: why a newer champion is not served; else empty.
     """
 
     category: str
     detector: Detector
     version: int
+    threshold: float | None = None
     problem: str = ""
 
     @property
@@ -172,12 +174,13 @@ class Follower:
 
     def _follow(self, now: Serving | None, version: Version) -> Serving | None:
         """The version, loaded; the same one as now if it did not change, None if it lost its approval."""
-        if now and (now.version, now.detector.digest) == (version.number, version.digest):
+        wanted = (version.number, version.digest, version.threshold)
+        if now and (now.version, now.detector.digest, now.threshold) == wanted:
             is_allowed = version.approval in ("approved", "provisional")
             return replace(now, problem="") if is_allowed else None
         detector = self._champions.load(version)
         log.info("%s: version %d is served", version.category, version.number)
-        return Serving(version.category, detector, version.number)
+        return Serving(version.category, detector, version.number, threshold=version.threshold)
 
 
 def _describe(error: Exception) -> str:

@@ -1,20 +1,20 @@
-"""Stage `register`: the model goes to MLflow, and a challenger of every category waits for a person."""
+"""Stage `register`: store the model in MLflow, with a challenger of every category for approval."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from onenip.data.dvc import describe_checkout
+from onenip.detector.detector import Detector
 from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.versions import Version
 
 
 def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Version]:
-    """Register a model with what the evaluation found.
+    """Register a model with its evaluation, and with the data, code and params that it says it is of.
 
     Args:
-        params: what it was made with.
+        params: names the MLflow experiment; nothing else of it is said about the model.
         model_dir: folder of the model.
         evaluation_dir: folder that the stage `evaluate` wrote.
 
@@ -23,12 +23,15 @@ def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Versio
 
     Raises:
         CheckpointError: if there is no usable model.
-        RegistryError: if there are no metrics, or MLflow cannot be reached.
+        DataError: if there are no metrics, or they are another model's.
+        RegistryError: if MLflow cannot be reached.
     """
+    detector = Detector.load(model_dir)
+    experiment = params.register_.experiment
     return publishing.publish(
         model_dir,
         evaluation_dir=evaluation_dir,
-        params=params.dump_public(),
-        facts=describe_checkout(),
-        experiment=params.register_.experiment,
+        params=detector.spec.provenance.get("params", {}),
+        facts=publishing.describe_origin(detector, experiment=experiment),
+        experiment=experiment,
     )

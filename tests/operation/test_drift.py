@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from onenip.operation.drift import Sightings, measure_drift
+from onenip.operation.drift import DriftMemory, DriftResult, Sightings, measure_drift
 from onenip.params import DriftParams
 
 
@@ -52,3 +52,23 @@ def test_nothing_known_of_the_approval_is_no_drift():
     empty = Sightings.of([], [], [])
 
     assert measure_drift("disc", arrived=sight(60), approved=empty, params=DriftParams()) is None
+
+
+def test_people_hear_of_a_drift_once_per_champion(tmp_path):
+    """Again for another champion, and after it had passed; not each hour."""
+
+    def find(*, digest="a" * 64, reasons=("odd",)):
+        return [DriftResult("disc", 40, 0.3, 0.5, 2.0, reasons, digest=digest)]
+
+    def look(found):
+        memory = DriftMemory(tmp_path / "state/drift.json")
+        new = memory.choose_new(found)
+        for one in new:
+            memory.remember(one)
+        return [one.category for one in new]
+
+    assert [look(find()), look(find())] == [["disc"], []]
+    assert look([]) == []  # too few images to measure: nothing changed
+    assert look(find()) == []
+    assert look(find(digest="b" * 64)) == ["disc"]
+    assert [look(find(digest="b" * 64, reasons=())), look(find(digest="b" * 64))] == [[], ["disc"]]

@@ -226,3 +226,85 @@ def test_an_unknown_figure_is_named():
 def test_nothing_to_judge_by_holds():
     """A category without a single usable image is never promoted."""
     assert undecidable("no images", judged_at=NOW).verdict == "hold"
+
+
+def test_one_defective_image_promotes_nobody():
+    """Its interval is a point, and says nothing; a floor on defects stands beside that on normals."""
+    keep = np.r_[0:40, 40:41]
+    answers = [
+        Answers(a.scores[keep], a.is_anomalous[keep], a.seconds[keep])
+        for a in (make_answers(3.0), make_answers(3.0, seed=1))
+    ]
+    few = {"is_defective": LABELS[keep], "is_compared": np.ones(keep.size, dtype=bool)}
+
+    result = ask(make_evidence(*answers, **few))
+
+    assert result.verdict == "hold"
+    assert any("only 1 defective images, at least 5" in reason for reason in result.reasons)
+
+
+def test_a_rate_that_may_be_far_above_the_limit_holds():
+    """One alarm on ten normal images may be a model of 25 %: more images decide it."""
+    keep = np.r_[0:10, 40:80]
+    answers = make_answers(3.0, alarms=1)
+    few = Answers(answers.scores[keep], answers.is_anomalous[keep], answers.seconds[keep])
+    evidence = make_evidence(
+        few, is_defective=LABELS[keep], is_compared=np.ones(keep.size, dtype=bool)
+    )
+
+    result = ask(evidence)
+
+    assert result.verdict == "hold"
+    assert "may be as high as 45%, more than 25%" in result.reasons[0]
+    assert ask(evidence, false_alarm_margin=0.4).verdict == "promote"
+
+
+def test_a_model_that_finds_fewer_defects_at_its_own_threshold_is_not_promoted():
+    """Ranking as well as the champion is not enough: the line sees verdicts."""
+    champion = make_answers(3.0)
+    flagged = champion.is_anomalous.copy()
+    flagged[40:60] = False
+    blunt = Answers(champion.scores, flagged, champion.seconds)
+
+    result = judge(make_evidence(blunt, champion), GateParams(margins={"recall": 0.05}), seed=0,
+                   judged_at=NOW)  # fmt: skip
+
+    assert result.verdict == "reject"
+    assert "recall changes by -0.500" in result.reasons[0]
+    assert "recall" in GateParams().margins
+
+
+def test_anomalies_of_one_image_are_resampled_together():
+    """Copies of the same few anomalies make an interval no narrower, and count once."""
+    rng = np.random.default_rng(0)
+    scores, other = rng.normal(0, 1, 20), rng.normal(0, 1, 20)
+    labels = np.repeat([False, True], 10)
+    widths = []
+    for copies in (1, 20):
+        rows = np.r_[0:10, np.repeat(np.arange(10, 20), copies)]
+        answers = [
+            Answers(s[rows] + labels[rows], labels[rows], np.full(rows.size, 0.1))
+            for s in (scores, other)
+        ]
+        evidence = make_evidence(
+            *answers,
+            is_defective=labels[rows],
+            is_compared=np.ones(rows.size, dtype=bool),
+            is_synthetic=True,
+            groups=rows,
+        )
+        assert evidence.defects == 10
+        numbers = ask(evidence, margins={"image_auroc": 0.02}).numbers
+        widths.append(numbers["image_auroc_high"] - numbers["image_auroc_low"])
+
+    assert widths[1] == pytest.approx(widths[0], rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["floors", "max_seconds", "min_normals", "max_false_alarm_rate"])
+def test_null_is_no_limit(name):
+    """Refused when params are read, by its key, not by a gate that fails after hours."""
+    values = Params().dump()
+    values["gate"][name] = None
+
+    with pytest.raises(ParamsError, match=f"{name}: null is no limit"):
+        Params.parse(values)

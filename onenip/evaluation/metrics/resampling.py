@@ -47,14 +47,30 @@ class PixelGrid:
     totals: NDArray[np.float64]
 
 
-def draw_images(is_defective: ArrayLike, *, draws: int, rng: np.random.Generator) -> Draws:
-    """How often each image is taken in each draw: [draws, n] int64."""
+def draw_images(
+    is_defective: ArrayLike,
+    *,
+    draws: int,
+    rng: np.random.Generator,
+    groups: ArrayLike | None = None,
+) -> Draws:
+    """How often each image is taken in each draw: [draws, n] int64.
+
+    Args:
+        is_defective: [n] bool, the truth.
+        draws: how many.
+        rng: of the resampling.
+        groups: [n] int; images of one kind and group are taken together, such as synthetic anomalies
+            drawn into one image. None if each image stands alone.
+    """
     labels = np.asarray(is_defective, dtype=bool).ravel()
+    groups = np.arange(labels.size) if groups is None else np.asarray(groups)
     counts = np.zeros((draws, labels.size), dtype=np.int64)
     for stratum in (np.flatnonzero(~labels), np.flatnonzero(labels)):
         if stratum.size:
-            shares = np.full(stratum.size, 1 / stratum.size)
-            counts[:, stratum] = rng.multinomial(stratum.size, shares, size=draws)
+            names, group_of = np.unique(groups[stratum], return_inverse=True)
+            shares = np.full(names.size, 1 / names.size)
+            counts[:, stratum] = rng.multinomial(names.size, shares, size=draws)[:, group_of]
     return counts
 
 

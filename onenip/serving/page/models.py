@@ -14,8 +14,7 @@ from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.images import load_image
-from onenip.registry.champions import Champions
-from onenip.registry.publishing import load_pinned
+from onenip.registry.champions import Champions, load_candidate
 from onenip.registry.versions import Version, challenger, list_categories, serving
 
 
@@ -75,7 +74,7 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
         role = "provisional" if answering.approval == "provisional" else "champion"
         found.append(Candidate(role, Champions().load(answering), answering))
     if waiting is not None:
-        detector = load_pinned(waiting.weights_uri, waiting.digest)
+        detector = load_candidate(waiting)
         found.append(Candidate("challenger", detector, waiting))
     if not found:
         found.append(Candidate("folder", Detector.load(OUTPUTS.model)))
