@@ -91,7 +91,7 @@ def judge_as_authors_code(params: Params) -> Judge:
             refined = upsample_logits(plain.refiner((restored - query).abs()), size)
             fused = 0.5 * restoration + 0.5 * refined.sigmoid()
             find_regions(fused[0].numpy(), threshold=float(fused.max()))
-            return float(score_maps(fused, pooling_px=16)[0]) > 0
+            return float(score_maps(fused, CalibrateParams())[0]) > 0
 
     return judge
 

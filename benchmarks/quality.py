@@ -92,8 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = []
     for name in options.preset or ["cpu"]:
         for seed in range(options.seeds):
-            params = _vary(load_preset(name), [f"seed={seed}", *options.set])
-            samples = _select_samples(options, params)
+            params = vary(load_preset(name), [f"seed={seed}", *options.set])
+            samples = select_samples(options, params)
             if not rows and not options.no_baseline:
                 rows.append(measure_neighbors(samples, params))
             rows.append(measure_preset(name, samples, params, options))
@@ -116,7 +116,7 @@ def measure_preset(
         folder = Path(temporary)
         started_at = time.perf_counter()
         checkpoints = (options.checkpoints or folder) / f"{name}-{params.seed}"
-        detector = _train(kept, params, folder, options.cache, checkpoints)
+        detector = train(kept, params, folder, options.cache, checkpoints)
         seconds = time.perf_counter() - started_at
         if held_out:
             first = select(samples, category=held_out, subset="fit")[0]
@@ -166,7 +166,7 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
                 chunks = [match_tokens(query, part)[0] for part in memory.split(_CHUNK)]
                 distance = torch.stack(chunks).amin(0)[None]
                 map_ = network.distance_map(distance)
-                scores.append(float(score_maps(map_, pooling_px=params.calibrate.pooling_px)))
+                scores.append(float(score_maps(map_, params.calibrate)))
                 seconds.append(time.perf_counter() - started_at)
                 labels.append(sample.is_defective)
                 own = load_image(sample.path).shape
@@ -209,9 +209,10 @@ def _to_cell(figures: dict[str, float] | None) -> str:
     return " / ".join(f"{100 * figures[f]:.1f}" for f in ("image_auroc", "pixel_auroc", "pixel_ap"))
 
 
-def _train(
+def train(
     samples: Sequence[Sample], params: Params, folder: Path, cache: Path, checkpoints: Path
 ) -> Detector:
+    """A detector fitted to the samples; its synthetic anomalies are left in `folder`."""
     normals = [s for s in samples if s.subset in ("fit", "calibration")]
     images = load_resized(
         normals, params.model.input_size, cache_dir=None, workers=2, progress=False
@@ -241,20 +242,21 @@ def _fit_minutes(samples: Sequence[Sample], params: Params, options: argparse.Na
     """Params whose number of steps takes `--minutes`, told from two short trials."""
     seconds = []
     for steps in (1, 1 + _TRIAL_STEPS):
-        trial = _vary(params, [f"train.max_steps={steps}"])
+        trial = vary(params, [f"train.max_steps={steps}"])
         with tempfile.TemporaryDirectory() as temporary:
             started_at = time.perf_counter()
             folder = Path(temporary)
-            _train(samples, trial, folder, options.cache, folder / "checkpoint")
+            train(samples, trial, folder, options.cache, folder / "checkpoint")
             seconds.append(time.perf_counter() - started_at)
     a_step = (seconds[1] - seconds[0]) / _TRIAL_STEPS
     steps = max(int((options.minutes * 60 - seconds[0]) / a_step), 1)
     known = params.train.max_steps
     log.info("%.2f s a step: at most %d steps in %s minutes", a_step, steps, options.minutes)
-    return _vary(params, [f"train.max_steps={min(steps, known) if known else steps}"])
+    return vary(params, [f"train.max_steps={min(steps, known) if known else steps}"])
 
 
-def _vary(params: Params, changes: Iterable[str]) -> Params:
+def vary(params: Params, changes: Iterable[str]) -> Params:
+    """Params with changes of the form `section.key=JSON`."""
     values = params.dump()
     for change in changes:
         key, _, text = change.partition("=")
@@ -264,7 +266,8 @@ def _vary(params: Params, changes: Iterable[str]) -> Params:
     return Params.parse(values, origin="--set")
 
 
-def _select_samples(options: argparse.Namespace, params: Params) -> list[Sample]:
+def select_samples(options: argparse.Namespace, params: Params) -> list[Sample]:
+    """Samples of `--data`, as far as `--categories` and `--normals` keep them."""
     samples = scan_layout(
         options.data,
         calibration_fraction=params.data.calibration_fraction,

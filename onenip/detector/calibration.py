@@ -15,10 +15,10 @@ from torch import Tensor
 
 from onenip.detector.category import CategoryState, draw_fused, draw_maps, embed_globally
 from onenip.detector.scoring import Fusion, measure_scale, score_maps
-from onenip.detector.thresholds import false_alarm_threshold
+from onenip.detector.thresholds import find_outliers
 from onenip.errors import DataError
 from onenip.images import resize_image
-from onenip.model.file import CategorySpec, MapScale
+from onenip.model.file import CategoryMeasurements, MapScale
 from onenip.model.memory import select_coreset
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.params import CalibrateParams
@@ -38,11 +38,13 @@ class CalibrationImage:
         features: a batch of one.
         excluded: [M] bool, memory tokens that come from this very image; None where none does.
         state: of the category with other prompts, where this very image is one; None for its own.
+        is_fitted: whether training has seen it.
     """
 
     features: Features
     excluded: Tensor | None = None
     state: CategoryState | None = None
+    is_fitted: bool = False
 
 
 def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
@@ -125,15 +127,9 @@ class FusedMaps:
         """Image scores of the synthetic anomalies."""
         return self.score(self.anomalies)
 
-    @property
-    def pixel_threshold(self) -> float:
-        """Value that `pixel_false_alarm_rate` of the normal images' pixels lie above."""
-        pixels = torch.cat(self.normals).cpu().numpy()
-        return float(np.quantile(pixels, 1 - self.params.pixel_false_alarm_rate))
-
     def score(self, fused: Sequence[Tensor]) -> list[float]:
         """Image scores of fused maps [1, H, W]."""
-        return [float(score_maps(one, pooling_px=self.params.pooling_px)) for one in fused]
+        return [float(score_maps(one, self.params)) for one in fused]
 
 
 def fuse_calibration_maps(
@@ -144,13 +140,25 @@ def fuse_calibration_maps(
     normals: Sequence[CalibrationImage],
     anomalies: Sequence[CalibrationImage],
 ) -> FusedMaps:
-    """Fused maps of a category's calibration images; arguments as `calibrate_category`."""
+    """Fused maps of a category's calibration images.
+
+    Scales and the fusion constant come from normals that nothing was fitted to, if there are enough.
+
+    Args:
+        network: trained.
+        params: rates and rules.
+        state: the category's prompts and statistics.
+        normals: normal images.
+        anomalies: synthetic anomalies made from normal images.
+    """
     own = [_draw(network, state, image) for image in normals]
     wrong = [_draw(network, state, image) for image in anomalies]
-    restoration = torch.cat([maps["restoration"] for maps in own + wrong])
+    unseen = [maps for maps, image in zip(own, normals, strict=True) if not image.is_fitted]
+    usual = unseen if len(unseen) >= MIN_CALIBRATION_IMAGES else own
+    restoration = torch.cat([maps["restoration"] for maps in usual + wrong])
     empty = FusedMaps(
         params=params,
-        scales={kind: measure_scale(torch.cat([maps[kind] for maps in own])) for kind in own[0]},
+        scales={kind: measure_scale(torch.cat([maps[kind] for maps in usual])) for kind in own[0]},
         fusion_constant=float(restoration.max() + restoration.min()) / 2,
         normals=[],
         anomalies=[],
@@ -162,27 +170,27 @@ def fuse_calibration_maps(
     )
 
 
-def calibrate_category(
+def measure_category(
     network: Network,
     params: CalibrateParams,
     *,
     state: CategoryState,
     normals: Sequence[CalibrationImage],
     anomalies: Sequence[CalibrationImage],
+    names: Sequence[str],
     prompt_names: list[str],
-    calibrated_on: str,
     is_provisional: bool,
-) -> CategorySpec:
-    """Score scales and thresholds of a category.
+) -> CategoryMeasurements:
+    """Scales and scores of a category, from which its thresholds follow.
 
     Args:
         network: trained.
         params: rates and rules.
         state: the category's prompts and statistics.
-        normals: normal images, not fitted to if there are enough such.
+        normals: normal images, those that nothing was fitted to first.
         anomalies: synthetic anomalies made from normal images.
+        names: of the normal images, to be recorded; fewer where the images are copies of these.
         prompt_names: file names of the prompts, to be recorded.
-        calibrated_on: which subset the normals are of, to be recorded.
         is_provisional: whether the category was added without training.
 
     Raises:
@@ -194,24 +202,39 @@ def calibrate_category(
         network,
         params,
         state=state,
-        normals=normals[:MAX_CALIBRATION_IMAGES],
+        normals=normals,
         anomalies=anomalies[:MAX_CALIBRATION_IMAGES],
     )
     prompts = [_embed(network, image.numpy()) for image in state.prompts.cpu()]
     prompt_maps = [draw_fused(network, image, state, fused.fusion) for image in prompts]
+    unseen = sum(not image.is_fitted for image in normals)
     scores = fused.normal_scores
-    return CategorySpec(
-        image_threshold=false_alarm_threshold(scores, params.false_alarm_rate),
-        pixel_threshold=fused.pixel_threshold,
+    return CategoryMeasurements(
         scales=fused.scales,
         fusion_constant=fused.fusion_constant,
-        normal_scores=scores,
+        pixel_threshold=measure_pixel_threshold(fused, unseen),
+        normal_names=list(names),
+        held_out_scores=scores[:unseen],
+        fitted_scores=scores[unseen:],
         synthetic_scores=fused.anomaly_scores,
         prompt_names=prompt_names,
         prompt_scores=fused.score(prompt_maps),
-        calibrated_on=calibrated_on,
         is_provisional=is_provisional,
     )
+
+
+def measure_pixel_threshold(fused: FusedMaps, unseen: int) -> float:
+    """Value that `pixel_false_alarm_rate` of the pixels of normal images lie above.
+
+    Args:
+        fused: maps.
+        unseen: how many normals, the first ones, nothing was fitted to; they decide if there are enough.
+    """
+    count = unseen if unseen >= MIN_CALIBRATION_IMAGES else len(fused.normals)
+    scores = np.array(fused.normal_scores[:count])
+    usual = ~find_outliers(scores)
+    pixels = torch.cat([one for one, keep in zip(fused.normals, usual, strict=False) if keep])
+    return float(np.quantile(pixels.cpu().numpy(), 1 - fused.params.pixel_false_alarm_rate))
 
 
 def calibrate_given(
@@ -220,8 +243,8 @@ def calibrate_given(
     images: Sequence[NDArray[np.uint8]],
     *,
     siblings: NDArray[np.bool_] | None = None,
-) -> tuple[CategoryState, CategorySpec]:
-    """State and description of a category that is added without training.
+) -> tuple[CategoryState, CategoryMeasurements]:
+    """State and measurements of a category that is added without training.
 
     Args:
         network: trained on others.
@@ -263,14 +286,14 @@ def calibrate_given(
                     instead = build([int(others[i]) for i in chosen])
                 excluded = torch.from_numpy(mine)[owners]
                 normals.append(CalibrationImage(own, excluded, instead))
-        known = calibrate_category(
+        known = measure_category(
             network,
             params,
             state=state,
             normals=normals,
             anomalies=[],
+            names=[f"given {i}" for i in range(len(images))][:MAX_CALIBRATION_IMAGES],
             prompt_names=[f"given {i}" for i in picks],
-            calibrated_on="given",
             is_provisional=True,
         )
     return state, known

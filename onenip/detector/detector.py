@@ -32,6 +32,7 @@ from onenip.detector.category import (
 )
 from onenip.detector.devices import choose_device
 from onenip.detector.image_like import ImageLike, to_array
+from onenip.detector.operating_points import decide
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
@@ -262,13 +263,14 @@ class Detector:
             raise DataError(f"category {name!r} is there already")
         if not normal_images:
             raise DataError(f"category {name!r} needs at least one normal image")
-        state, known = calibrate_given(
+        state, measured = calibrate_given(
             self.folded,
             self.spec.calibrate,
             [to_array(image) for image in normal_images],
             siblings=siblings,
         )
         states = {**self._states, name: state}
+        known = decide({**self.spec.categories, name: measured}, self.spec.calibrate)[name]
         return type(self)(
             self.network,
             spec=self.spec.model_copy(update={"categories": {**self.spec.categories, name: known}}),
@@ -331,7 +333,7 @@ class Detector:
         state, known = self.state(category), self.spec.categories[category]
         fusion = Fusion(self.spec.calibrate, known.scales, known.fusion_constant)
         fused = draw_fused(self.folded, features, state, fusion)  # [B, h, w]
-        scores = score_maps(fused, pooling_px=self.spec.calibrate.pooling_px)
+        scores = score_maps(fused, self.spec.calibrate)
         return list(zip(fused.float().cpu().numpy(), scores.tolist(), strict=True))
 
     def _embed(self, *images: NDArray[np.uint8]) -> Features:

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from onenip.errors import CheckpointError
 
-Verdict = Literal["normal", "anomalous"]
+Verdict = Literal["normal", "review", "anomalous", "unsure"]
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
 
@@ -33,8 +33,18 @@ class Limits(Protocol):
         ...
 
     @property
+    def review_threshold(self) -> float | None:
+        """An image scoring above it, but not anomalous, is to be reviewed; None where none is."""
+        ...
+
+    @property
     def is_provisional(self) -> bool:
         """Whether the category was added without training, from normal images only."""
+        ...
+
+    @property
+    def normals_needed(self) -> int:
+        """Further normal images that a verdict needs; 0 where there are enough."""
         ...
 
 
@@ -71,9 +81,12 @@ class Prediction:
         map: [H, W] float32 at the image's own size; higher is more anomalous.
         input_map: [h, w] float32, the same map at the model's input size.
         pixel_threshold: a pixel of the map above it is defective.
-        regions: connected defective regions, at the image's own size, highest score first.
+        regions: connected defective regions, at the image's own size, highest score first; none where the
+            verdict is `normal`.
         seconds: wall-clock time that this image took.
         is_provisional: whether the category was added without training, from normal images only.
+        review_threshold: an image scoring above it, but not anomalous, is to be reviewed; None where none is.
+        normals_needed: further normal images of the category that a verdict needs; above 0 it is `unsure`.
     """
 
     category: str
@@ -86,11 +99,18 @@ class Prediction:
     regions: tuple[Region, ...]
     seconds: float
     is_provisional: bool = False
+    review_threshold: float | None = None
+    normals_needed: int = 0
 
     @property
     def verdict(self) -> Verdict:
-        """`normal` if the score is at most the threshold, else `anomalous`."""
-        return "normal" if self.score <= self.threshold else "anomalous"
+        """What the score means, by the category's thresholds; see `judge`."""
+        return judge(
+            self.score,
+            self.threshold,
+            review_threshold=self.review_threshold,
+            normals_needed=self.normals_needed,
+        )
 
     @property
     def is_anomalous(self) -> bool:
@@ -106,9 +126,32 @@ class Prediction:
             "threshold": self.threshold,
             "verdict": self.verdict,
             "provisional": self.is_provisional,
+            "normals_needed": self.normals_needed,
             "regions": [asdict(region) for region in self.regions],
             "seconds": round(self.seconds, 4),
         }
+
+
+def judge(
+    score: float,
+    threshold: float,
+    *,
+    review_threshold: float | None = None,
+    normals_needed: int = 0,
+) -> Verdict:
+    """The one verdict that an image's score gets.
+
+    `unsure` while a category has too few normal images to place a threshold: its scores rank images only.
+    Else `anomalous` above the threshold, `review` between the two thresholds, `normal` below. An image's
+    pixels do not overrule that: regions are listed where the verdict is not `normal`, above a pixel threshold
+    that is never higher than the image's, so that an anomalous image always has a region.
+    """
+    if normals_needed > 0:
+        return "unsure"
+    if not score <= threshold:  # nor where the score is no number
+        return "anomalous"
+    is_near = review_threshold is not None and score > review_threshold
+    return "review" if is_near else "normal"
 
 
 def make_prediction(
@@ -140,6 +183,14 @@ def make_prediction(
     if not (np.isfinite(score) and np.isfinite(fused).all()):
         raise CheckpointError(f"the model's map of this image of {category} is not finite")
     native = resize_map(fused, size)
+    verdict = judge(
+        score,
+        limits.image_threshold,
+        review_threshold=limits.review_threshold,
+        normals_needed=limits.normals_needed,
+    )
+    pixel_threshold = min(limits.pixel_threshold, limits.image_threshold)
+    regions = find_regions(native, threshold=pixel_threshold) if verdict != "normal" else ()
     return Prediction(
         category=category,
         category_inferred=category_inferred,
@@ -147,10 +198,12 @@ def make_prediction(
         threshold=limits.image_threshold,
         map=native,
         input_map=resize_map(fused, input_size),
-        pixel_threshold=limits.pixel_threshold,
-        regions=find_regions(native, threshold=limits.pixel_threshold),
+        pixel_threshold=pixel_threshold,
+        regions=regions,
         seconds=seconds,
         is_provisional=limits.is_provisional,
+        review_threshold=limits.review_threshold,
+        normals_needed=limits.normals_needed,
     )
 
 

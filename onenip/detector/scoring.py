@@ -79,12 +79,16 @@ class Fusion:
         return fused
 
 
-def score_maps(fused: Tensor, *, pooling_px: int) -> Tensor:
-    """Image scores [B] of fused maps [B, H, W]: the maximum after average pooling with stride 1.
+def score_maps(fused: Tensor, params: CalibrateParams) -> Tensor:
+    """Image scores [B] of fused maps [B, H, W], pooled as the params say.
 
-    Source: OneNIP section 3.6; spec section 7.
+    Source: OneNIP section 3.6 and spec section 7 for `peak`: average pooling with stride 1, then the maximum.
     """
-    height, width = min(pooling_px, fused.shape[1]), min(pooling_px, fused.shape[2])
+    if params.pooling == "top":
+        count = max(round(params.pooling_share * fused.shape[1] * fused.shape[2]), 1)
+        return fused.flatten(1).topk(count, dim=1).values.mean(1)
+    side = params.pooling_px
+    height, width = min(side, fused.shape[1]), min(side, fused.shape[2])
     # One axis, then the other: the same mean with far fewer additions.
     columns = functional.avg_pool2d(fused[:, None], (height, 1), stride=1)
     pooled = functional.avg_pool2d(columns, (1, width), stride=1)
@@ -92,6 +96,8 @@ def score_maps(fused: Tensor, *, pooling_px: int) -> Tensor:
 
 
 def measure_scale(maps: Tensor) -> MapScale:
-    """Mean and standard deviation of normal images' maps [B, H, W] over all pixels."""
-    values = maps.double()
-    return MapScale(mean=float(values.mean()), std=max(float(values.std(correction=0)), 1e-6))
+    """Mean and standard deviation over pixels of a usual normal image: medians over maps [B, H, W]."""
+    values = maps.double().flatten(1)
+    mean = float(values.mean(1).quantile(0.5))
+    variance = float((values - mean).square().mean(1).quantile(0.5))
+    return MapScale(mean=mean, std=max(variance**0.5, 1e-6))

@@ -1,11 +1,20 @@
-"""The image threshold, from scores of normal images, never of test images.
+"""Distribution of the scores of normal images, and the threshold of a wanted false-alarm rate.
 
-A score above its threshold is anomalous; one equal to it is not.
+A score above its threshold is anomalous; one equal to it is not. Test images have no part in it.
+
+* Held-out normals, to which nothing was fitted, show where scores lie. Those that training has seen score
+  lower: they are moved up by the difference of medians and stretched by the ratio of spreads. Both are
+  measured in every category and shrunk to their mean, so that nine images do not decide alone.
+* Center and spread are the median and the interquartile range, which one outlier does not move.
+* The tail is the category's own where it has enough normals, else that of all categories' scores in units
+  of their spread.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,42 +22,252 @@ from scipy import stats
 
 from onenip.errors import DataError
 
+CONFIDENCE = 0.95  # of the interval of a promised false-alarm rate
+OUTLIER = 5.0  # spreads above the center from which a normal image is an outlier
 
-def false_alarm_threshold(scores: ArrayLike, rate: float) -> float:
-    """Threshold that a further normal image exceeds with a chance of at most `rate`.
+_IQR = 1.349  # interquartile range of a normal distribution in standard deviations
+_MEDIAN_NOISE = 1.57  # variance of a median of n normal values, times n, in squared deviations
+_SPREAD_NOISE = 1.4  # the same of the logarithm of their interquartile range
+_MIN_MEASURED = 4  # scores of each kind that a difference is measured from
+_OWN_TAIL = 2.0  # normals beyond the threshold at which a category's own tail counts for half
+_PRIOR_TAIL = 40  # normals that the assumed tail counts for
+_TINY = 1e-6
 
-    With enough normals it is one of their scores, the ceil((n + 1) (1 - rate))-th smallest:
-    whatever the distribution, and with ties, a further one of the same kind exceeds it with a
-    chance of at most `rate`, on average over the choice of normals. That takes n >= 1 / rate - 1
-    normals, such as 49 for 0.02. With fewer no score of theirs can promise that, so the threshold
-    is extrapolated: the upper end of a Student prediction interval, mean + t * s * sqrt(1 + 1 /
-    n), and never below their highest score; that one holds for scores that are about normally
-    distributed. A single normal tells nothing of the spread, and is itself the threshold: treat it
-    as provisional.
+
+@dataclass(frozen=True)
+class NormalScores:
+    """Scores of a category's normal images, each judged without what came from itself.
+
+    Attributes:
+        held_out: [n] float, of images that nothing was fitted to.
+        fitted: [m] float, of images that training has seen.
+    """
+
+    held_out: NDArray[np.float64]
+    fitted: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, held_out: ArrayLike, fitted: ArrayLike = ()) -> NormalScores:
+        """From any sequences.
+
+        Raises:
+            DataError: if there are no scores, or one is not finite.
+        """
+        scores = cls(np.asarray(held_out, np.float64), np.asarray(fitted, np.float64))
+        if not scores.held_out.size + scores.fitted.size:
+            raise DataError("no scores to choose a threshold from")
+        if not np.isfinite(np.concatenate([scores.held_out, scores.fitted])).all():
+            raise DataError("a score to choose a threshold from is not a finite number")
+        return scores
+
+
+@dataclass(frozen=True)
+class Bias:
+    """How held-out normals score beside fitted ones, over all categories.
+
+    Attributes:
+        shift: difference of medians, in spreads of the fitted ones.
+        shift_deviation: standard deviation of that from category to category.
+        log_ratio: logarithm of the ratio of spreads.
+        log_ratio_deviation: standard deviation of that.
+    """
+
+    shift: float = 0.5
+    shift_deviation: float = 0.7
+    log_ratio: float = 0.0
+    log_ratio_deviation: float = 0.3
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Distribution of the scores of a category's normals, as far as it is known.
+
+    Attributes:
+        scores: [n] float, held-out ones first, then fitted ones, moved to where held-out ones lie.
+        center: their median.
+        spread: their interquartile range, in standard deviations of a normal distribution.
+        uncertainty: standard error of the shift of the fitted ones.
+        tail: sorted standardised scores of normals of all categories.
+    """
+
+    scores: NDArray[np.float64]
+    center: float
+    spread: float
+    uncertainty: float
+    tail: NDArray[np.float64]
+
+    def threshold(self, rate: float) -> float:
+        """Score that a further normal exceeds with a chance of `rate`, above 0 and below 1."""
+        common = self.center + self.spread * _upper_quantile(self.tail, rate) * self._widening
+        own = self._weigh_own(rate)
+        return common if own == 0 else own * _upper_quantile(self.scores, rate) + (1 - own) * common
+
+    def false_alarm_rate(self, threshold: float) -> float:
+        """Expected share of further normals above a threshold: the inverse of `threshold`."""
+        rates = np.geomspace(0.9, 1e-3, 120)
+        rising = np.maximum.accumulate([self.threshold(rate) for rate in rates])
+        thresholds, first = np.unique(rising, return_index=True)
+        if threshold > thresholds[-1]:
+            return 0.0
+        return float(np.interp(threshold, thresholds, rates[first]))
+
+    def interval(self, threshold: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+        """Interval of the false-alarm rate at a threshold, by Clopper and Pearson.
+
+        It is widened by the uncertainty of the shift, and by that of whether an outlier is normal at all.
+        """
+        reach = float(stats.norm.ppf((1 + confidence) / 2)) * self.uncertainty
+        count = len(self.scores)
+        fewest = int(((self.scores > threshold + reach) & ~find_outliers(self.scores)).sum())
+        most = int((self.scores > threshold - reach).sum())
+        low = binomial_interval(fewest, count, confidence=confidence)[0]
+        return low, binomial_interval(most, count, confidence=confidence)[1]
+
+    @property
+    def _widening(self) -> float:
+        return math.sqrt(1 + 1 / len(self.scores))
+
+    def _weigh_own(self, rate: float) -> float:
+        beyond = max((len(self.scores) + 1) * rate - 1, 0.0)
+        return beyond / (beyond + _OWN_TAIL)
+
+
+def describe_normals(categories: Mapping[str, NormalScores]) -> dict[str, Distribution]:
+    """Distribution of the normals' scores of each category, each informed by all the others."""
+    bias = measure_bias(list(categories.values()))
+    aligned = {name: _align(scores, bias) for name, scores in categories.items()}
+    return _describe(aligned)
+
+
+def describe_added(
+    scores: NormalScores, others: Mapping[str, NormalScores], *, own_spread: bool
+) -> Distribution:
+    """Distribution of the normals' scores of a category that was added without training.
+
+    Nothing was fitted to its images. Its spread is shrunk to that of the other categories, as if they had
+    shown as many images as it takes to tell a spread.
 
     Args:
-        scores: [n] float, of normal images that nothing was fitted to.
-        rate: target share of normal images called anomalous, above 0 and below 1.
-
-    Raises:
-        DataError: if there are no scores, or one is not finite.
+        scores: of its normals.
+        others: of the trained categories.
+        own_spread: whether the scores are of different images, not of copies of one.
     """
-    ordered = np.sort(_to_finite(scores))
-    assert 0 < rate < 1, rate
-    count = ordered.size
-    rank = math.ceil((count + 1) * (1 - rate) - 1e-9)
-    if rank <= count:
-        return float(ordered[rank - 1])
-    if count == 1:
-        return float(ordered[0])
-    reach = stats.t.ppf(1 - rate, count - 1) * ordered.std(ddof=1) * math.sqrt(1 + 1 / count)
-    return max(float(ordered[-1]), float(ordered.mean() + reach))
+    known = describe_normals(others) if others else {}
+    found = _describe({"": (scores.held_out, 0.0)})[""]
+    spreads = [one.spread for one in known.values()]
+    if spreads:
+        usual = float(np.median(spreads))
+        count = len(scores.held_out) if own_spread else 0
+        weight = max(count - 1, 0) / (max(count - 1, 0) + _USUAL_SPREAD)
+        spread = usual ** (1 - weight) * max(found.spread, _TINY) ** weight
+        tail = next(iter(known.values())).tail
+        found = Distribution(found.scores, found.center, spread, 0.0, tail)
+    return found
 
 
-def _to_finite(scores: ArrayLike) -> NDArray[np.float64]:
-    values = np.asarray(scores, dtype=np.float64).ravel()
-    if not values.size:
-        raise DataError("no scores to choose a threshold from")
-    if not np.isfinite(values).all():
-        raise DataError("a score to choose a threshold from is not a finite number")
-    return values
+_USUAL_SPREAD = 6.0  # images of a category that the other categories' spread counts for
+
+
+def measure_bias(categories: Sequence[NormalScores]) -> Bias:
+    """How held-out normals score beside fitted ones, over all categories that have enough of both."""
+    usual = Bias()
+    shifts, ratios = [], []
+    for scores in categories:
+        held_out, fitted = scores.held_out, scores.fitted
+        if min(len(held_out), len(fitted)) < _MIN_MEASURED:
+            continue
+        noise = 1 / len(held_out) + 1 / len(fitted)
+        spread = _spread(fitted)
+        shifts.append(((np.median(held_out) - np.median(fitted)) / spread, _MEDIAN_NOISE * noise))
+        ratios.append((math.log(_spread(held_out) / spread), _SPREAD_NOISE * noise))
+    return Bias(
+        *_combine(shifts, usual.shift, usual.shift_deviation),
+        *_combine(ratios, usual.log_ratio, usual.log_ratio_deviation),
+    )
+
+
+def find_outliers(scores: ArrayLike) -> NDArray[np.bool_]:
+    """[n] bool, scores far above the others, where there are at least four."""
+    values = np.asarray(scores, np.float64)
+    if len(values) < _MIN_MEASURED:
+        return np.zeros(len(values), bool)
+    flagged: NDArray[np.bool_] = values > np.median(values) + OUTLIER * _spread(values)
+    return flagged
+
+
+def binomial_interval(
+    count: int, of: int, *, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Clopper-Pearson interval of a share, of which `count` of `of` were seen."""
+    beyond = (1 - confidence) / 2
+    low = float(stats.beta.ppf(beyond, count, of - count + 1)) if count else 0.0
+    high = float(stats.beta.ppf(1 - beyond, count + 1, of - count)) if count < of else 1.0
+    return low, high
+
+
+def _align(scores: NormalScores, bias: Bias) -> tuple[NDArray[np.float64], float]:
+    """Held-out and fitted scores where held-out ones lie, and the standard error of the shift."""
+    held_out, fitted = scores.held_out, scores.fitted
+    if not len(fitted):
+        return held_out, 0.0
+    center, spread = float(np.median(fitted)), _spread(fitted)
+    shift, deviation, log_ratio = bias.shift, bias.shift_deviation, bias.log_ratio
+    if len(held_out):
+        noise = _MEDIAN_NOISE * (math.exp(2 * log_ratio) / len(held_out) + 1 / len(fitted))
+        trust = deviation**2 / (deviation**2 + noise)
+        own = (float(np.median(held_out)) - center) / spread
+        shift, deviation = trust * own + (1 - trust) * shift, math.sqrt(trust * noise)
+    if len(held_out) >= _MIN_MEASURED:
+        noise = _SPREAD_NOISE * (1 / len(held_out) + 1 / len(fitted))
+        trust = bias.log_ratio_deviation**2 / (bias.log_ratio_deviation**2 + noise)
+        log_ratio = trust * math.log(_spread(held_out) / spread) + (1 - trust) * log_ratio
+    moved = center + spread * shift + (fitted - center) * math.exp(log_ratio)
+    return np.concatenate([held_out, moved]), deviation * spread
+
+
+def _describe(
+    aligned: Mapping[str, tuple[NDArray[np.float64], float]],
+) -> dict[str, Distribution]:
+    centers = {name: float(np.median(scores)) for name, (scores, _) in aligned.items()}
+    spreads = {name: _spread(scores) for name, (scores, _) in aligned.items()}
+    standardised = [
+        (scores - centers[name]) / spreads[name] for name, (scores, _) in aligned.items()
+    ]
+    tail = np.sort(np.concatenate([_assumed_tail(), *standardised]))
+    return {
+        name: Distribution(scores, centers[name], spreads[name], uncertainty, tail)
+        for name, (scores, uncertainty) in aligned.items()
+    }
+
+
+def _assumed_tail() -> NDArray[np.float64]:
+    """Standardised scores of normals before any is seen: a Gumbel distribution, scores being maxima."""
+    chances = (np.arange(_PRIOR_TAIL) + 0.5) / _PRIOR_TAIL
+    middle, low, high = (float(stats.gumbel_r.ppf(chance)) for chance in (0.5, 0.25, 0.75))
+    values: NDArray[np.float64] = stats.gumbel_r.ppf(chances)
+    return (values - middle) / ((high - low) / _IQR)
+
+
+def _combine(
+    measured: Sequence[tuple[float, float]], usual: float, deviation: float
+) -> tuple[float, float]:
+    """Mean of noisy values and their deviation from category to category, with what is usual as one more."""
+    if not measured:
+        return usual, deviation
+    values, noise = (np.array(column, float) for column in zip(*measured, strict=True))
+    weights = 1 / (noise + deviation**2)
+    mean = float((weights @ values + usual / deviation**2) / (weights.sum() + 1 / deviation**2))
+    between = float(((values - mean) ** 2 - noise).sum() + deviation**2) / (len(values) + 1)
+    return mean, math.sqrt(max(between, 0.01))
+
+
+def _spread(scores: NDArray[np.float64]) -> float:
+    low, high = np.quantile(scores, [0.25, 0.75])
+    return max(float(high - low) / _IQR, _TINY)
+
+
+def _upper_quantile(scores: NDArray[np.float64], rate: float) -> float:
+    """Value that a share `rate` of further scores exceeds, interpolated; the highest where none could."""
+    ordered = np.sort(scores)
+    place = min(max((len(ordered) + 1) * (1 - rate) - 1, 0.0), len(ordered) - 1.0)
+    return float(np.interp(place, np.arange(len(ordered)), ordered))

@@ -39,6 +39,8 @@ class ExportedCategory:
         image_threshold: an image scoring above it is anomalous.
         pixel_threshold: a pixel of the map above it is defective.
         is_provisional: whether the category was added without training.
+        review_threshold: an image scoring above it, but not anomalous, is to be reviewed; None: none is.
+        normals_needed: further normal images that a verdict needs; above 0 it is `unsure`.
 
     Raises:
         ValueError: if a threshold is not finite.
@@ -48,6 +50,8 @@ class ExportedCategory:
     image_threshold: float
     pixel_threshold: float
     is_provisional: bool
+    review_threshold: float | None = None
+    normals_needed: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.image_threshold) and math.isfinite(self.pixel_threshold)):

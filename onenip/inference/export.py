@@ -104,7 +104,7 @@ class ExportedNetwork(nn.Module):
         fused = draw_fused(
             self.network, features, self._select_state(category), self._select_fusion(category)
         )  # [1, H, W]
-        scores = score_maps(fused, pooling_px=self.params.pooling_px)
+        scores = score_maps(fused, self.params)
         return fused, scores, distances.amin(2)[0]
 
     def _select_state(self, category: Tensor) -> CategoryState:
@@ -254,11 +254,14 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
         "categories": {
             name: {
                 "number": number,
-                "image_threshold": detector.spec.categories[name].image_threshold,
-                "pixel_threshold": detector.spec.categories[name].pixel_threshold,
-                "is_provisional": detector.spec.categories[name].is_provisional,
+                "image_threshold": known.image_threshold,
+                "review_threshold": known.review_threshold,
+                "pixel_threshold": known.pixel_threshold,
+                "is_provisional": known.is_provisional,
+                "normals_needed": known.normals_needed,
             }
             for number, name in enumerate(categories)
+            for known in [detector.spec.categories[name]]
         },
     }
 

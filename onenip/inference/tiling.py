@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, make_prediction
-from onenip.detector.thresholds import false_alarm_threshold
+from onenip.detector.thresholds import NormalScores, describe_added
 from onenip.errors import DataError, UnknownCategoryError
 from onenip.inference.tiles import Box, Tiling, cut_tile, list_tiles, score_in_tiles
 from onenip.model.file import CategorySpec
@@ -103,7 +103,14 @@ class TiledDetector:
             owners = owners[: len(scores)]  # calibration looks at so many tiles
             worst = [float(scores[owners == owner].max()) for owner in np.unique(owners)]
         rate = detector.spec.calibrate.false_alarm_rate
-        threshold = max(false_alarm_threshold(worst, rate), known.image_threshold)
+        usual = describe_added(NormalScores.of(worst), {}, own_spread=len(worst) > 1)
+        threshold = max(usual.threshold(rate), known.image_threshold)
+        given = [
+            f"given {i}" for i in range(len(images))
+        ]  # images tell how much is known, not tiles
+        spec = known.model_copy(update={"normal_names": given})
+        categories = {**extended.spec.categories, name: spec}
+        extended.spec = extended.spec.model_copy(update={"categories": categories})
         return cls(
             extended,
             tile_px=tile_px,

@@ -23,7 +23,7 @@ from onenip.folders import replace_folder
 from onenip.images import hash_file
 from onenip.params import CalibrateParams, ModelParams, Section
 
-FORMAT_VERSION = 2  # 1 had no seal, and is still read
+FORMAT_VERSION = 2  # 1 had no seal and no operating points, and is still read
 SPEC_FILE = "detector.json"
 TENSORS_FILE = "model.safetensors"
 
@@ -37,21 +37,62 @@ class MapScale(Section):
     std: float = Field(ge=1e-6, description="standard deviation over pixels")
 
 
-class CategorySpec(Section):
-    """Calibration of one category: all but its tensors."""
+class OperatingPoint(Section):
+    """A threshold and what it promises."""
 
-    image_threshold: float = Field(description="an image scoring above it is anomalous")
-    pixel_threshold: float = Field(description="a pixel above it is defective")
+    threshold: float = Field(description="an image scoring above it is anomalous")
+    false_alarm_rate: float = Field(description="expected share of normal images above it")
+    false_alarm_rate_low: float = Field(description="lower end of its 95 % interval")
+    false_alarm_rate_high: float = Field(description="upper end of its 95 % interval")
+    synthetic_recall: float | None = Field(
+        description="share of synthetic anomalies above it; null without any"
+    )
+
+
+class CategoryMeasurements(Section):
+    """What the calibration images of a category showed."""
+
     scales: dict[str, MapScale] = Field(description="mean and spread per kind of map")
     fusion_constant: float = Field(description="the paper's (max + min) / 2 of restoration maps")
-    normal_scores: list[float] = Field(
-        description="image scores of the normals that the thresholds come from"
+    pixel_threshold: float = Field(description="a pixel above it is defective")
+    normal_names: list[str] = Field(
+        description="normal images of the scores, held-out ones first, as the data set names them"
+    )
+    held_out_scores: list[float] = Field(
+        description="image scores of normals that nothing was fitted to"
+    )
+    fitted_scores: list[float] = Field(
+        description="image scores of normals that training has seen, without their own memory tokens"
     )
     synthetic_scores: list[float] = Field(description="image scores of synthetic anomalies")
     prompt_names: list[str] = Field(description="images chosen as prompts, of the data set")
     prompt_scores: list[float] = Field(description="image scores of the prompts, to verify by")
-    calibrated_on: str = Field(description="which normals: calibration, fit, or given")
     is_provisional: bool = Field(description="whether the category was added without training")
+
+
+class CategorySpec(CategoryMeasurements):
+    """Calibration of one category: all but its tensors."""
+
+    image_threshold: float = Field(description="an image scoring above it is anomalous")
+    review_threshold: float | None = Field(
+        description="an image scoring above it, but not anomalous, is to be reviewed; null: none is"
+    )
+    min_normals: int = Field(description="normals that a verdict needs; with fewer it is `unsure`")
+    operating_point: OperatingPoint = Field(description="what the image threshold promises")
+    curve: list[OperatingPoint] = Field(description="what other thresholds would promise")
+    normal_scores: list[float] = Field(
+        description="image scores of normals that the thresholds come from: those of fitted ones moved "
+        "to where held-out ones lie"
+    )
+    outliers: list[str] = Field(
+        description="normals that score far above the others, to be reviewed"
+    )
+    warnings: list[str] = Field(description="what to know before relying on the threshold")
+
+    @property
+    def normals_needed(self) -> int:
+        """Further normal images that a verdict needs; 0 where there are enough."""
+        return max(self.min_normals - len(self.normal_names), 0)
 
 
 class DetectorSpec(Section):
@@ -155,6 +196,8 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
         seal = values.pop("seal", None)
         if seal != _hash_text(text.replace(f'"seal": "{seal}"', f'"seal": "{_NO_SEAL}"')):
             raise CheckpointError(f"{path}: damaged, or changed by hand: its seal does not fit")
+    if version == 1:
+        values = _upgrade(values)
     try:
         return DetectorSpec.model_validate_json(json.dumps(values)), tensors_sha256
     except ValidationError as error:
@@ -165,6 +208,32 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
 
 def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is no number that a model may hold")
+
+
+def _upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """Content of format 1 as one of today: its thresholds stay, and promise nothing."""
+    old = [known for known in values.get("categories", {}).values() if "calibrated_on" in known]
+    for known in old:
+        point = {
+            "threshold": known["image_threshold"],
+            "false_alarm_rate": values["calibrate"]["false_alarm_rate"],
+            "false_alarm_rate_low": 0.0,
+            "false_alarm_rate_high": 1.0,
+            "synthetic_recall": None,
+        }
+        basis = known.pop("calibrated_on")
+        known |= {
+            "normal_names": [f"{basis} {i}" for i in range(len(known["normal_scores"]))],
+            "held_out_scores": known["normal_scores"],
+            "fitted_scores": [],
+            "review_threshold": None,
+            "min_normals": 1,
+            "operating_point": point,
+            "curve": [],
+            "outliers": [],
+            "warnings": ["the model is of an earlier version, which recorded no promises"],
+        }
+    return values
 
 
 def _hash_text(text: str) -> str:

@@ -174,17 +174,49 @@ class CalibrateParams(Section):
         {"restoration": 0.0, "distance": 1.0, "refined": 1.0},
         description="weights of the maps for `standardized`",
     )
-    pooling_px: int = Field(
-        16,
-        ge=1,
-        description="side in px of the window that a map is averaged over before its maximum is taken",
+    pooling: Literal["peak", "top"] = Field(
+        "peak",
+        description="image score: `peak`, the maximum of the map averaged over a window, or `top`, the "
+        "mean of its highest pixels",
+    )
+    pooling_px: int = Field(16, ge=1, description="side in px of the window of `peak`")
+    pooling_share: float = Field(
+        0.005, gt=0, le=1, description="share of the map's pixels that `top` averages"
     )
     false_alarm_rate: float = Field(
-        0.02, gt=0, lt=1, description="target share of normal images called anomalous"
+        0.05, gt=0, lt=1, description="wanted share of normal images called anomalous"
+    )
+    min_recall: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="share of synthetic anomalies to find, at the cost of further false alarms",
+    )
+    max_false_alarm_rate: float = Field(
+        0.1, gt=0, lt=1, description="share of false alarms that `min_recall` may cost at most"
+    )
+    review_rate: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of normal images to review or reject, above false_alarm_rate; null: no verdict "
+        "`review`",
+    )
+    min_normals: int = Field(
+        10,
+        ge=1,
+        description="normal images that a category added without training needs for a verdict; with fewer "
+        "it is `unsure`",
     )
     pixel_false_alarm_rate: float = Field(
         0.001, gt=0, lt=1, description="target share of normal images' pixels called defective"
     )
+
+    @model_validator(mode="after")
+    def _order_rates(self) -> Self:
+        if self.review_rate is not None and self.review_rate <= self.false_alarm_rate:
+            raise ValueError("calibrate.review_rate must be above calibrate.false_alarm_rate")
+        return self
 
 
 class EvaluateParams(Section):

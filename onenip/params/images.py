@@ -31,7 +31,7 @@ class DataParams(Section):
     """The data set and how its normal images are divided."""
 
     calibration_fraction: float = Field(
-        0.15,
+        0.3,
         ge=0,
         lt=1,
         description="share of normal training images used for thresholds and scales, chosen by hash",

@@ -31,8 +31,8 @@ class Pointer(PythonModel):
     """One category of the unified model, in MLflow's own form.
 
     Input: a row per image, `image` is the base64 of an image file; `category`, where it is given,
-    must be this version's. Output: a row per image with `score`, `threshold`, `is_anomalous` and
-    `regions`, a JSON list of boxes in px of the image, origin top-left.
+    must be this version's. Output: a row per image with `score`, `threshold`, `verdict`,
+    `is_anomalous` and `regions`, a JSON list of boxes in px of the image, origin top-left.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -84,7 +84,7 @@ def _refuse(message: str) -> MlflowException:
 
 def _to_row(prediction: Prediction) -> dict[str, Any]:
     answer = prediction.to_dict()
-    columns = ("category", "score", "threshold")
+    columns = ("category", "score", "threshold", "verdict")
     return {
         **{name: answer[name] for name in columns},
         "is_anomalous": prediction.is_anomalous,

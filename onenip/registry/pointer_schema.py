@@ -25,6 +25,7 @@ def pointer_signature() -> ModelSignature:
                 ColSpec(DataType.string, "category"),
                 ColSpec(DataType.double, "score"),
                 ColSpec(DataType.double, "threshold"),
+                ColSpec(DataType.string, "verdict"),
                 ColSpec(DataType.boolean, "is_anomalous"),
                 ColSpec(DataType.string, "regions"),
             ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +21,10 @@ from onenip.images import load_image, resize_image
 from onenip.model.network import Features, Network
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
+
+MAX_SELECTION_IMAGES = (
+    16  # normals of a category that weights are selected on: enough to rank weights
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,25 +54,68 @@ def choose_state(
     return state, [data.names[i] for i in chosen]
 
 
-def gather_normals(
-    network: Network, samples: Sequence[Sample], data: TrainingSet, category: str
-) -> tuple[list[CalibrationImage], str]:
-    """Held-out normal images of a category, joined by fitted ones where there are too few.
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out normal images of a category, by what they are used for.
 
-    Returns:
-        The images, and their subset as the model records it.
+    Attributes:
+        selection: weights are selected on these.
+        calibration: thresholds come from these alone, and from fitted ones.
     """
-    held_out = select(samples, category=category, subset="calibration")
-    normals = embed_files(network, [s.path for s in held_out[:MAX_CALIBRATION_IMAGES]])
-    if len(normals) >= MIN_CALIBRATION_IMAGES:
-        return normals, "calibration"
-    log.warning(
-        "%s: only %d held-out normal images; thresholds also rest on fitted ones",
-        category,
-        len(held_out),
+
+    selection: list[Sample]
+    calibration: list[Sample]
+
+
+def split_held_out(samples: Sequence[Sample], category: str, *, selects: bool) -> HeldOut:
+    """Held-out normals of a category: a third, by hash, for selecting weights if a training does so.
+
+    The others are for thresholds.
+    """
+    held_out = sorted(
+        select(samples, category=category, subset="calibration"), key=lambda sample: sample.sha256
     )
-    normals += _reuse_fitted(network, data, category)
-    return normals, "calibration and fit" if held_out else "fit"
+    selecting = min(len(held_out) // 3, MAX_SELECTION_IMAGES) if selects else 0
+    return HeldOut(held_out[:selecting], held_out[selecting:][:MAX_CALIBRATION_IMAGES])
+
+
+def gather_normals(
+    network: Network,
+    samples: Sequence[Sample],
+    data: TrainingSet,
+    category: str,
+    *,
+    prompts: Container[str],
+    selects: bool,
+) -> dict[str, CalibrationImage]:
+    """All normal images of a category to calibrate on, by name: held-out ones first, then fitted ones.
+
+    A fitted one is judged without its own memory tokens, a prompt, which would be judged by itself, not at
+    all. An image that weights were selected on counts as fitted.
+
+    Args:
+        network: trained.
+        samples: of the manifest.
+        data: the training set.
+        category: one of its categories.
+        prompts: names of the category's prompts.
+        selects: whether weights were selected on held-out images.
+    """
+    held_out = split_held_out(samples, category, selects=selects)
+    if len(held_out.calibration) < MIN_CALIBRATION_IMAGES:
+        log.warning(
+            "%s: only %d held-out normal images to choose a threshold from",
+            category,
+            len(held_out.calibration),
+        )
+    fresh = embed_files(network, [sample.path for sample in held_out.calibration])
+    found = {s.name: image for s, image in zip(held_out.calibration, fresh, strict=True)}
+    seen = embed_files(network, [sample.path for sample in held_out.selection])
+    for sample, image in zip(held_out.selection, seen, strict=True):
+        found[sample.name] = replace(image, is_fitted=True)
+    fitted = _reuse_fitted(network, data, category)
+    judged = {name: image for name, image in fitted.items() if name not in prompts}
+    return found | (judged or ({} if found else fitted))
 
 
 def embed_files(network: Network, paths: Iterable[Path]) -> list[CalibrationImage]:
@@ -92,14 +140,17 @@ def pick_anomalies(
     return (unseen or own)[:MAX_CALIBRATION_IMAGES]
 
 
-def _reuse_fitted(network: Network, data: TrainingSet, category: str) -> list[CalibrationImage]:
+def _reuse_fitted(
+    network: Network, data: TrainingSet, category: str
+) -> dict[str, CalibrationImage]:
     indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
     owners = data.owners[category]
     features = data.features
-    return [
-        CalibrationImage(
+    return {
+        data.names[i]: CalibrationImage(
             Features(network.standardize(features.coarse[i][None]), features.fine[i][None]),
             owners == int(i),
+            is_fitted=True,
         )
         for i in indices
-    ]
+    }

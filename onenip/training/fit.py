@@ -18,12 +18,13 @@ from lightning_fabric import Fabric
 
 from onenip.data.loading import count_cores, load_resized
 from onenip.data.manifest import Sample, Subset, list_categories, select
-from onenip.detector.calibration import calibrate_category
+from onenip.detector.calibration import measure_category
 from onenip.detector.category import CategoryState
 from onenip.detector.detector import Detector
 from onenip.detector.devices import VARIABLE, choose_device
+from onenip.detector.operating_points import decide, describe_doubts
 from onenip.errors import CheckpointError, DataError, ParamsError
-from onenip.model.file import CategorySpec, DetectorSpec, read_model
+from onenip.model.file import CategoryMeasurements, DetectorSpec, read_model
 from onenip.model.folding import fold_network
 from onenip.model.network import Network
 from onenip.model.weights import load_backbone_weights
@@ -36,6 +37,7 @@ from onenip.training.calibration_images import (
     embed_files,
     gather_normals,
     pick_anomalies,
+    split_held_out,
 )
 from onenip.training.checkpoint import trained_tensors
 from onenip.training.loop import OnLog, TrainingRecord, fit
@@ -153,26 +155,33 @@ def calibrate_detector(
     provenance: dict[str, Any],
 ) -> Detector:
     """Detector of a trained network: prompts, scales and thresholds for every category."""
-    categories: dict[str, CategorySpec] = {}
+    measured: dict[str, CategoryMeasurements] = {}
     states: dict[str, CategoryState] = {}
     folded = fold_network(network)  # as the detector will score
+    selects = params.train.selection_trials > 0
     with torch.inference_mode():
         for category in list_categories(samples):
             state, names = choose_state(folded, data, category, prompts=params.calibrate.prompts)
-            normals, calibrated_on = gather_normals(folded, samples, data, category)
-            held_out = {s.name for s in select(samples, category=category, subset="calibration")}
-            anomalies = pick_anomalies(bank, category, held_out=held_out)
-            categories[category] = calibrate_category(
+            held_out = split_held_out(samples, category, selects=selects).calibration
+            anomalies = pick_anomalies(bank, category, held_out={s.name for s in held_out})
+            normals = gather_normals(
+                folded, samples, data, category, prompts=names, selects=selects
+            )
+            measured[category] = measure_category(
                 folded,
                 params.calibrate,
                 state=state,
-                normals=normals,
+                normals=list(normals.values()),
                 anomalies=embed_files(folded, [stored.image for stored in anomalies]),
+                names=list(normals),
                 prompt_names=names,
-                calibrated_on=calibrated_on,
                 is_provisional=False,
             )
             states[category] = state
+    categories = decide(measured, params.calibrate)
+    for name, known in categories.items():
+        for text in describe_doubts(known):
+            log.warning("%s: %s", name, text)
     spec = DetectorSpec(
         model=params.model,
         calibrate=params.calibrate,

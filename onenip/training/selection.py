@@ -19,16 +19,20 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-from onenip.data.manifest import Sample, list_categories, select
+from onenip.data.manifest import Sample, list_categories
 from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
 from onenip.images import hash_file, load_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
-from onenip.training.calibration_images import choose_state, embed_files, pick_anomalies
-
-_PER_CATEGORY = 16  # normal images, and as many anomalies: enough to rank weights, and quick
+from onenip.training.calibration_images import (
+    MAX_SELECTION_IMAGES,
+    choose_state,
+    embed_files,
+    pick_anomalies,
+    split_held_out,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class SelectionSet:
     Args:
         network: with its backbone's weights and standardisation; the trained part may still change.
         params: how maps are fused, and how many prompts a category has.
-        samples: of the manifest; those of subset `calibration` are held out.
+        samples: of the manifest; a third of those of subset `calibration` serve here, and no threshold
+            comes from them.
         data: the training set.
         bank: synthetic anomalies.
     """
@@ -66,10 +71,9 @@ class SelectionSet:
         digest = hashlib.sha256(json.dumps(params.model_dump(mode="json")).encode())
         with torch.inference_mode():
             for category in list_categories(samples):
-                held_out = select(samples, category=category, subset="calibration")
+                held_out = split_held_out(samples, category, selects=True).selection
                 names = {sample.name for sample in held_out}
-                held_out = held_out[:_PER_CATEGORY]
-                stored = pick_anomalies(bank, category, held_out=names)[:_PER_CATEGORY]
+                stored = pick_anomalies(bank, category, held_out=names)[:MAX_SELECTION_IMAGES]
                 if not held_out or not stored:
                     continue
                 self._images[category] = _Images(

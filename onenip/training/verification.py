@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
-from onenip.detector.calibration import MAX_CALIBRATION_IMAGES, fuse_calibration_maps
+from onenip.detector.calibration import (
+    MIN_CALIBRATION_IMAGES,
+    fuse_calibration_maps,
+    measure_pixel_threshold,
+)
 from onenip.detector.detector import Detector
-from onenip.detector.thresholds import false_alarm_threshold
+from onenip.detector.operating_points import decide
 from onenip.images import hash_file
-from onenip.model.file import MapScale
+from onenip.model.file import CategorySpec, MapScale
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.calibration_images import embed_files, pick_anomalies
@@ -63,7 +67,7 @@ def verify_model(
     bank = synthetic_bank.read(synthesis_dir) if synthesis_dir else []
     findings = [_check_digest(detector, expected_digest)]
     for name in detector.categories:
-        findings.append(_check_threshold(detector, name))
+        findings += _check_threshold(detector, name)
         findings.append(_check_prompts(detector, name))
         findings += _check_calibration(detector, name, data_dir, bank)
     return findings + _check_names(detector, registered or {})
@@ -100,11 +104,26 @@ def _check_digest(detector: Detector, expected: str | None) -> Finding:
     return Finding("digest", detector.digest == expected, f"{detector.digest}, expected {expected}")
 
 
-def _check_threshold(detector: Detector, name: str) -> Finding:
+def _check_threshold(detector: Detector, name: str) -> list[Finding]:
+    """The threshold and its promises, recomputed from the scores of all categories."""
+    if not known.curve:
+        why = "a model of an earlier version, whose thresholds followed another rule"
+        return [Finding(f"{name}: threshold from its normals", None, why)]
     known = detector.spec.categories[name]
-    rate = detector.spec.calibrate.false_alarm_rate
-    recomputed = false_alarm_threshold(known.normal_scores, rate)
-    return _compare(f"{name}: threshold from its normals", known.image_threshold, recomputed)
+    recomputed = decide(detector.spec.categories, detector.spec.calibrate)[name]
+    return [
+        _compare(
+            f"{name}: threshold from its normals", known.image_threshold, recomputed.image_threshold
+        ),
+        _compare_all(
+            f"{name}: promises of its thresholds", _list_promises(known), _list_promises(recomputed)
+        ),
+    ]
+
+
+def _list_promises(known: CategorySpec) -> list[float]:
+    points = [known.operating_point, *known.curve]
+    return [value for one in points for value in one.model_dump().values() if value is not None]
 
 
 def _check_prompts(detector: Detector, name: str) -> Finding:
@@ -126,34 +145,38 @@ def _check_calibration(
     fact = f"{name}: figures from its calibration images"
     known = detector.spec.categories[name]
     images: dict[str, str] = detector.spec.provenance.get("calibration_images", {})
-    own = [image for image in images if image.split("/", 1)[0] == name]
-    if data_dir is None or not own:
-        why = "give --data to recompute it" if own else "the model lists no images"
+    own = known.normal_names[: len(known.held_out_scores)]
+    if data_dir is None or not own or not all(name in images for name in own):
+        why = "give --data to recompute it" if images else "the model lists no images"
         return [Finding(fact, None, why)]
-    if known.calibrated_on != "calibration":
-        return [Finding(fact, None, f"calibrated on {known.calibrated_on}")]
     changed = [
         n for n in own if not (data_dir / n).is_file() or hash_file(data_dir / n) != images[n]
     ]
     if changed:
         return [Finding(fact, agrees=False, detail=f"missing or changed: {', '.join(changed)}")]
+    if len(own) < MIN_CALIBRATION_IMAGES:
+        return [
+            Finding(fact, None, f"only {len(own)} held-out images: scales come from others, too")
+        ]
     stored = pick_anomalies(bank, name, held_out=set(own))
     with torch.inference_mode():
         fused = fuse_calibration_maps(
             detector.folded,
             detector.spec.calibrate,
             state=detector.state(name),
-            normals=embed_files(
-                detector.folded, [data_dir / n for n in own[:MAX_CALIBRATION_IMAGES]]
-            ),
+            normals=embed_files(detector.folded, [data_dir / n for n in own]),
             anomalies=embed_files(detector.folded, [one.image for one in stored]),
         )
     findings = [
         _compare_all(f"{name}: {what}", stated, found)
         for what, stated, found in (
-            ("scores of its calibration images", known.normal_scores, fused.normal_scores),
+            ("scores of its calibration images", known.held_out_scores, fused.normal_scores),
             ("scales of its maps", _list_scales(known.scales), _list_scales(fused.scales)),
-            ("pixel threshold", [known.pixel_threshold], [fused.pixel_threshold]),
+            (
+                "pixel threshold",
+                [known.pixel_threshold],
+                [measure_pixel_threshold(fused, len(own))],
+            ),
         )
     ]
     if not bank:

@@ -10,6 +10,7 @@ from PIL import Image
 from onenip import Detector
 from onenip.errors import DataError, DeviceError, ImageError
 from onenip.images import load_image
+from tests.tiny import draw_normal
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +135,10 @@ def test_predict_names_bad_files_and_unknown_categories(tiny_detector, image_pat
         tiny_detector.predict([image_path], category="nut")
 
 
-def test_add_category_from_one_image_finds_a_defect(tiny_detector, tiny_data, tmp_path):
-    """One normal image founds a provisional category, which survives saving and loading."""
+def test_add_category_from_one_image_ranks_a_defect_and_is_unsure(
+    tiny_detector, tiny_data, tmp_path
+):
+    """One normal image founds a provisional category that ranks images, judges none, and can be saved."""
     normal = sorted((tiny_data / "stripes" / "train" / "good").glob("*.png"))[0]
     defective = load_image(normal).copy()
     defective[20:36, 20:36] = (200, 20, 20)
@@ -145,13 +148,30 @@ def test_add_category_from_one_image_finds_a_defect(tiny_detector, tiny_data, tm
 
     assert "new" not in tiny_detector.categories
     assert extended.spec.categories["new"].is_provisional
-    assert not same.is_anomalous
-    assert changed.is_anomalous
+    assert same.verdict == changed.verdict == "unsure"
+    assert changed.score > max(same.score, changed.threshold)
+    assert changed.normals_needed == tiny_detector.spec.calibrate.min_normals - 1
     extended.save(tmp_path / "model")
     loaded = Detector.load(tmp_path / "model")
     assert loaded.predict([defective], category="new")[0].score == pytest.approx(
         changed.score, abs=1e-4
     )
+
+
+def test_enough_normal_images_give_a_verdict(tiny_detector):
+    """From `calibrate.min_normals` images on, a category added without training is judged."""
+    normals = [
+        draw_normal("stripes", np.random.default_rng(seed))
+        for seed in range(tiny_detector.spec.calibrate.min_normals)
+    ]
+    defective = normals[0].copy()
+    defective[20:36, 20:36] = (200, 20, 20)
+
+    found = tiny_detector.add_category("new", normals).predict([defective], category="new")[0]
+
+    assert found.verdict == "anomalous"
+    assert found.regions
+    assert found.is_provisional
 
 
 def test_add_category_leaves_the_others_alone(tiny_detector, tiny_data, image_path, answer):

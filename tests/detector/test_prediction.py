@@ -1,5 +1,7 @@
 """Maps at another size and their regions, against plain references."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,58 @@ def test_regions_are_those_of_a_plain_loop(sigma):
 def test_nothing_above_the_threshold_is_no_region():
     """A pixel at the threshold is not above it."""
     assert find_regions(np.zeros((4, 5), np.float32), threshold=0.0) == ()
+
+
+@dataclass(frozen=True)
+class Category:
+    """Thresholds of a made-up category."""
+
+    image_threshold: float = 3.0
+    review_threshold: float | None = 2.0
+    pixel_threshold: float = 9.0
+    is_provisional: bool = False
+    normals_needed: int = 0
+
+
+def predict_score(score, *, peak, **limits):
+    """The prediction of a map with one high pixel."""
+    values = np.zeros((8, 8), np.float32)
+    values[4, 4] = peak
+    return make_prediction(
+        values,
+        score=score,
+        size=(8, 8),
+        input_size=(8, 8),
+        limits=Category(**limits),
+        category="disc",
+        category_inferred=False,
+        seconds=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "limits", "verdict"),
+    [
+        (3.1, {}, "anomalous"),
+        (3.0, {}, "review"),
+        (2.0, {}, "normal"),
+        (3.0, {"review_threshold": None}, "normal"),
+        (9.0, {"normals_needed": 2}, "unsure"),
+    ],
+)
+def test_an_image_gets_one_verdict(score, limits, verdict):
+    """The score alone decides, a score at a threshold being below it; few normals decide nothing."""
+    found = predict_score(score, peak=5.0, **limits)
+
+    assert found.verdict == verdict == found.to_dict()["verdict"]
+    assert found.is_anomalous == (verdict == "anomalous")
+    assert bool(found.regions) == (verdict != "normal")
+
+
+def test_a_normal_image_has_no_box_and_an_anomalous_one_has():
+    """Pixels above a high pixel threshold do not mark a normal image; an anomalous one is always marked."""
+    assert predict_score(1.0, peak=50.0).regions == ()
+    assert len(predict_score(4.0, peak=4.5).regions) == 1
 
 
 @pytest.mark.parametrize("size", [(64, 64), (90, 150), (33, 20), (1, 200)])

@@ -27,7 +27,7 @@ def draw_big(seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tiled(tiny_detector):
-    normals = [draw_big(seed) for seed in range(4)]
+    normals = [draw_big(seed) for seed in range(10)]
     return TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE, overlap=0.5)
 
 
@@ -211,7 +211,7 @@ def test_a_scratch_across_a_seam_of_a_real_image_is_found_once(tiny_detector):
         with Image.open(path) as image:
             return np.array(image.convert("RGB").resize((384, 384)))
 
-    normals = [enlarge(path) for path in sorted((REAL / "train/good").iterdir())[:6]]
+    normals = [enlarge(path) for path in sorted((REAL / "train/good").iterdir())[:10]]
     tiled = TiledDetector.from_normals(tiny_detector, "bottle", normals, tile_px=192, overlap=0.5)
     image = enlarge(sorted((REAL / "test/good").iterdir())[-1])
     y, x = np.mgrid[:384, :384]

@@ -17,8 +17,7 @@ from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES, find_images
 from onenip.serving.page.decision import draw_decision
 from onenip.serving.page.drawing import (
-    ANOMALOUS_COLOUR,
-    NORMAL_COLOUR,
+    VERDICT_COLOURS,
     draw_score,
 )
 from onenip.serving.page.models import (
@@ -190,17 +189,19 @@ def _draw_answer(
         key=f"{name}/{candidate.role}",
         help="Changes the boxes below and the colours, not the verdict.",
     )
-    regions = find_regions(found.map, threshold=threshold, min_area_px=_MIN_AREA_PX)
+    regions: tuple[Region, ...] = ()
+    if found.verdict != "normal" or threshold != found.pixel_threshold:  # a normal image has no box
+        regions = find_regions(found.map, threshold=threshold, min_area_px=_MIN_AREA_PX)
     heat = draw_heat(image, found.map, pixel_threshold=threshold, regions=regions)
     place.image(heat, caption=f"heat map, {_count(len(regions), 'region')}", width="stretch")
     known = candidate.detector.spec.categories[found.category]
-    st.pyplot(draw_score(found.score, found.threshold, known.normal_scores))
+    st.pyplot(draw_score(found.score, found.threshold, known.normal_scores, verdict=found.verdict))
     if regions:
         st.dataframe([_to_row(region) for region in regions], hide_index=True)
 
 
 def _draw_verdict(candidate: Candidate, found: Prediction) -> None:
-    colour = ANOMALOUS_COLOUR if found.is_anomalous else NORMAL_COLOUR
+    colour = VERDICT_COLOURS[found.verdict]
     st.html(
         f'<div class="verdict" style="background: {colour}"><b>{found.verdict}</b>'
         f"<span>score {found.score:.2f}, threshold {found.threshold:.2f}</span>"
@@ -209,6 +210,11 @@ def _draw_verdict(candidate: Candidate, found: Prediction) -> None:
     if found.is_provisional:
         st.warning(
             "Provisional: the model was never trained on this category, only shown its prompts."
+        )
+    if found.normals_needed:
+        st.warning(
+            "The score ranks images; it cannot judge one yet. A verdict needs "
+            f"{_count(found.normals_needed, 'more normal image')}."
         )
 
 
