@@ -49,8 +49,8 @@ def decide(
     found = describe_normals(trained)
     for name, one in measured.items():
         if one.is_provisional:
-            shows_spread = len(one.held_out_scores) <= len(one.normal_names)
-            found[name] = describe_added(scores[name], trained, own_spread=shows_spread)
+            are_copies = len(one.held_out_scores) > len(one.normal_names)
+            found[name] = describe_added(scores[name], trained, are_copies=are_copies)
     return {name: _decide_one(one, found[name], params) for name, one in measured.items()}
 
 
@@ -91,7 +91,6 @@ def _decide_one(
     threshold = choose_threshold(normals, synthetic, params)
     chosen = place(normals, synthetic, threshold)
     names = np.array(measured.normal_names)
-    are_copies = len(names) < len(normals.scores)
     review = None
     if params.review_rate is not None:
         review = min(normals.threshold(params.review_rate), threshold)
@@ -103,7 +102,7 @@ def _decide_one(
         operating_point=chosen,
         curve=[place(normals, synthetic, normals.threshold(rate)) for rate in CURVE_RATES],
         normal_scores=normals.scores.tolist(),
-        outliers=[] if are_copies else names[find_outliers(normals.scores)].tolist(),
+        outliers=names[: len(normals.scores)][find_outliers(normals.scores)].tolist(),
         warnings=_warn(measured, chosen, normals, params),
     )
 

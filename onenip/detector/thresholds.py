@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,7 @@ _MEDIAN_NOISE = 1.57  # variance of a median of n normal values, times n, in squ
 _SPREAD_NOISE = 1.4  # the same of the logarithm of their interquartile range
 _MIN_MEASURED = 4  # scores of each kind that a difference is measured from
 _OWN_TAIL = 2.0  # normals beyond the threshold at which a category's own tail counts for half
+_USUAL_SPREAD = 6.0  # images of a category that the spread of the others counts for
 _PRIOR_TAIL = 40  # normals that the assumed tail counts for
 _TINY = 1e-6
 
@@ -99,8 +100,8 @@ class Distribution:
     def threshold(self, rate: float) -> float:
         """Score that a further normal exceeds with a chance of `rate`, above 0 and below 1."""
         common = self.center + self.spread * _upper_quantile(self.tail, rate) * self._widening
-        own = self._weigh_own(rate)
-        return common if own == 0 else own * _upper_quantile(self.scores, rate) + (1 - own) * common
+        weight = self._weigh_own(rate)
+        return weight * _upper_quantile(np.sort(self.scores), rate) + (1 - weight) * common
 
     def false_alarm_rate(self, threshold: float) -> float:
         """Expected share of further normals above a threshold: the inverse of `threshold`."""
@@ -140,32 +141,27 @@ def describe_normals(categories: Mapping[str, NormalScores]) -> dict[str, Distri
 
 
 def describe_added(
-    scores: NormalScores, others: Mapping[str, NormalScores], *, own_spread: bool
+    scores: NormalScores, others: Mapping[str, NormalScores], *, are_copies: bool
 ) -> Distribution:
     """Distribution of the normals' scores of a category that was added without training.
 
-    Nothing was fitted to its images. Its spread is shrunk to that of the other categories, as if they had
-    shown as many images as it takes to tell a spread.
+    Nothing was fitted to its images. Its spread is shrunk to that of the other categories, the more the fewer
+    images it has, and its tail is theirs.
 
     Args:
         scores: of its normals.
         others: of the trained categories.
-        own_spread: whether the scores are of different images, not of copies of one.
+        are_copies: whether the scores are of copies of one image, which tell no spread.
     """
-    known = describe_normals(others) if others else {}
-    found = _describe({"": (scores.held_out, 0.0)})[""]
-    spreads = [one.spread for one in known.values()]
-    if spreads:
-        usual = float(np.median(spreads))
-        count = len(scores.held_out) if own_spread else 0
-        weight = max(count - 1, 0) / (max(count - 1, 0) + _USUAL_SPREAD)
-        spread = usual ** (1 - weight) * max(found.spread, _TINY) ** weight
-        tail = next(iter(known.values())).tail
-        found = Distribution(found.scores, found.center, spread, 0.0, tail)
-    return found
-
-
-_USUAL_SPREAD = 6.0  # images of a category that the other categories' spread counts for
+    own = np.array([np.median(scores.held_out)]) if are_copies else scores.held_out
+    found = _describe({"": (own, 0.0)})[""]
+    if not others:
+        return found
+    known = list(describe_normals(others).values())
+    usual = float(np.median([one.spread for one in known]))
+    weight = (len(own) - 1) / (len(own) - 1 + _USUAL_SPREAD)
+    spread = usual ** (1 - weight) * found.spread**weight
+    return replace(found, spread=spread, tail=known[0].tail)
 
 
 def measure_bias(categories: Sequence[NormalScores]) -> Bias:
@@ -266,8 +262,14 @@ def _spread(scores: NDArray[np.float64]) -> float:
     return max(float(high - low) / _IQR, _TINY)
 
 
-def _upper_quantile(scores: NDArray[np.float64], rate: float) -> float:
-    """Value that a share `rate` of further scores exceeds, interpolated; the highest where none could."""
-    ordered = np.sort(scores)
+def _upper_quantile(ordered: NDArray[np.float64], rate: float) -> float:
+    """Value that a share `rate` of further scores exceeds, interpolated; the highest where none could.
+
+    Args:
+        ordered: scores, ascending.
+        rate: above 0 and below 1.
+    """
     place = min(max((len(ordered) + 1) * (1 - rate) - 1, 0.0), len(ordered) - 1.0)
-    return float(np.interp(place, np.arange(len(ordered)), ordered))
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return float(ordered[below] + (place - below) * (ordered[above] - ordered[below]))

@@ -103,11 +103,10 @@ class TiledDetector:
             owners = owners[: len(scores)]  # calibration looks at so many tiles
             worst = [float(scores[owners == owner].max()) for owner in np.unique(owners)]
         rate = detector.spec.calibrate.false_alarm_rate
-        usual = describe_added(NormalScores.of(worst), {}, own_spread=len(worst) > 1)
+        usual = describe_added(NormalScores.of(worst), {}, are_copies=False)
         threshold = max(usual.threshold(rate), known.image_threshold)
-        given = [
-            f"given {i}" for i in range(len(images))
-        ]  # images tell how much is known, not tiles
+        # How much is known is a matter of images, not of tiles.
+        given = [f"given {i}" for i in range(len(images))]
         spec = known.model_copy(update={"normal_names": given})
         categories = {**extended.spec.categories, name: spec}
         extended.spec = extended.spec.model_copy(update={"categories": categories})

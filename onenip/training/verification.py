@@ -66,8 +66,9 @@ def verify_model(
     detector = Detector.load(folder)
     bank = synthetic_bank.read(synthesis_dir) if synthesis_dir else []
     findings = [_check_digest(detector, expected_digest)]
+    decided = decide(detector.spec.categories, detector.spec.calibrate)
     for name in detector.categories:
-        findings += _check_threshold(detector, name)
+        findings += _check_threshold(name, detector.spec.categories[name], decided[name])
         findings.append(_check_prompts(detector, name))
         findings += _check_calibration(detector, name, data_dir, bank)
     return findings + _check_names(detector, registered or {})
@@ -104,13 +105,11 @@ def _check_digest(detector: Detector, expected: str | None) -> Finding:
     return Finding("digest", detector.digest == expected, f"{detector.digest}, expected {expected}")
 
 
-def _check_threshold(detector: Detector, name: str) -> list[Finding]:
+def _check_threshold(name: str, known: CategorySpec, recomputed: CategorySpec) -> list[Finding]:
     """The threshold and its promises, recomputed from the scores of all categories."""
     if not known.curve:
         why = "a model of an earlier version, whose thresholds followed another rule"
         return [Finding(f"{name}: threshold from its normals", None, why)]
-    known = detector.spec.categories[name]
-    recomputed = decide(detector.spec.categories, detector.spec.calibrate)[name]
     return [
         _compare(
             f"{name}: threshold from its normals", known.image_threshold, recomputed.image_threshold

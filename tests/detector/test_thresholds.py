@@ -82,8 +82,8 @@ def test_a_lone_image_takes_its_spread_from_the_other_categories():
     rng = np.random.default_rng(4)
     others = {str(i): NormalScores.of(2 * draw_scores(rng, 60)) for i in range(3)}
 
-    copies = describe_added(NormalScores.of([1.0, 1.01, 1.02]), others, own_spread=False)
-    many = describe_added(NormalScores.of(0.1 * draw_scores(rng, 40)), others, own_spread=True)
+    copies = describe_added(NormalScores.of([1.0, 1.01, 1.02]), others, are_copies=True)
+    many = describe_added(NormalScores.of(0.1 * draw_scores(rng, 40)), others, are_copies=False)
 
     assert copies.threshold(0.05) > 4
     assert many.threshold(0.05) < 1.5
