@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onenip.detector.thresholds import (
     Distribution,
@@ -16,6 +17,7 @@ from onenip.detector.thresholds import (
     describe_normals,
     find_outliers,
 )
+from onenip.errors import DataError
 from onenip.model.file import CategoryMeasurements, CategorySpec, OperatingPoint
 from onenip.params import CalibrateParams
 
@@ -24,6 +26,7 @@ CURVE_RATES = (0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 _NEARBY = 2.0  # times as many false alarms at which a point is called nearby
 _WORTH_SAYING = 0.1  # share of synthetic anomalies that a nearby point would find in addition
 _FEW_NORMALS = 20  # fewer normals than this tell little of a rate of false alarms
+_ROUNDING = 1e-9
 _FEW_ANOMALIES = 8  # fewer synthetic anomalies than this tell nothing of recall
 
 
@@ -41,17 +44,56 @@ def decide(
     Raises:
         DataError: if a category has no scores of normal images.
     """
-    scores = {
-        name: NormalScores.of(one.held_out_scores, one.fitted_scores)
-        for name, one in measured.items()
-    }
-    trained = {name: s for name, s in scores.items() if not measured[name].is_provisional}
-    found = describe_normals(trained)
-    for name, one in measured.items():
-        if one.is_provisional:
-            are_copies = len(one.held_out_scores) > len(one.normal_names)
-            found[name] = describe_added(scores[name], trained, are_copies=are_copies)
+    found = _describe(measured)
     return {name: _decide_one(one, found[name], params) for name, one in measured.items()}
+
+
+def move(known: Mapping[str, CategorySpec], category: str, threshold: float) -> CategorySpec:
+    """A category of a model with another threshold, and what that promises.
+
+    Args:
+        known: all categories of the model.
+        category: whose threshold it is.
+        threshold: an image scoring above it is anomalous.
+    """
+    spec = known[category]
+    review = spec.review_threshold
+    update = {
+        "image_threshold": threshold,
+        "review_threshold": None if review is None else min(review, threshold),
+        "operating_point": place(_describe(known)[category], spec.synthetic_scores, threshold),
+    }
+    return spec.model_copy(update=update)
+
+
+def find_threshold(
+    known: Mapping[str, CategorySpec],
+    category: str,
+    *,
+    false_alarm_rate: float | None = None,
+    recall: float | None = None,
+) -> float:
+    """The threshold at which a category has a wanted share of false alarms, or of anomalies found.
+
+    Args:
+        known: all categories of the model.
+        category: one of them.
+        false_alarm_rate: wanted share of normal images called anomalous, above 0 and below 1.
+        recall: wanted share of synthetic anomalies found, 0 to 1, where no false-alarm rate is given.
+
+    Raises:
+        DataError: if neither is given or one is out of its range, or the category has no synthetic anomalies.
+    """
+    if false_alarm_rate is not None:
+        if not 0 < false_alarm_rate < 1:
+            raise DataError(f"a false-alarm rate is above 0 and below 1, not {false_alarm_rate:g}")
+        return _describe(known)[category].threshold(false_alarm_rate)
+    if recall is None or not 0 <= recall <= 1:
+        raise DataError(f"a recall is 0 to 1, not {recall}")
+    anomalies = known[category].synthetic_scores
+    if not anomalies:
+        raise DataError(f"{category}: the model has no synthetic anomalies to tell recall by")
+    return _find_recall(np.sort(anomalies), recall)
 
 
 def place(normals: Distribution, synthetic_scores: list[float], threshold: float) -> OperatingPoint:
@@ -79,9 +121,29 @@ def choose_threshold(
     anomalies = np.sort(synthetic_scores)
     if len(anomalies) < _FEW_ANOMALIES or params.max_false_alarm_rate <= params.false_alarm_rate:
         return wanted
-    missed = int((1 - params.min_recall) * len(anomalies))
-    needed = float(np.nextafter(anomalies[missed], -np.inf))
+    needed = _find_recall(anomalies, params.min_recall)
     return min(wanted, max(needed, normals.threshold(params.max_false_alarm_rate)))
+
+
+def _find_recall(anomalies: NDArray[np.float64], recall: float) -> float:
+    """The highest threshold above which a share `recall` of ascending scores lies."""
+    missed = min(int((1 - recall) * len(anomalies) + _ROUNDING), len(anomalies) - 1)
+    return float(np.nextafter(anomalies[missed], -np.inf))
+
+
+def _describe(measured: Mapping[str, CategoryMeasurements]) -> dict[str, Distribution]:
+    """Distribution of the normals' scores of each category."""
+    scores = {
+        name: NormalScores.of(one.held_out_scores, one.fitted_scores)
+        for name, one in measured.items()
+    }
+    trained = {name: s for name, s in scores.items() if not measured[name].is_provisional}
+    found = describe_normals(trained)
+    for name, one in measured.items():
+        if one.is_provisional:
+            are_copies = len(one.held_out_scores) > len(one.normal_names)
+            found[name] = describe_added(scores[name], trained, are_copies=are_copies)
+    return found
 
 
 def _decide_one(

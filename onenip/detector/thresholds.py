@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from onenip.errors import DataError
 
@@ -115,11 +115,13 @@ class Distribution:
     def interval(self, threshold: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Interval of the false-alarm rate at a threshold, by Clopper and Pearson.
 
-        It is widened by the uncertainty of the shift, and by that of whether an outlier is normal at all.
+        It is widened by the uncertainty of the shift. For the lower end outliers do not count, nor does
+        the lowest normal above the threshold: too few are there to rely on each.
         """
-        reach = float(stats.norm.ppf((1 + confidence) / 2)) * self.uncertainty
+        reach = float(special.ndtri((1 + confidence) / 2)) * self.uncertainty
         count = len(self.scores)
-        fewest = int(((self.scores > threshold + reach) & ~find_outliers(self.scores)).sum())
+        usual = self.scores[~find_outliers(self.scores)]
+        fewest = max(int((usual > threshold + reach).sum()) - 1, 0)
         most = int((self.scores > threshold - reach).sum())
         low = binomial_interval(fewest, count, confidence=confidence)[0]
         return low, binomial_interval(most, count, confidence=confidence)[1]
@@ -192,12 +194,22 @@ def find_outliers(scores: ArrayLike) -> NDArray[np.bool_]:
 
 
 def binomial_interval(
-    count: int, of: int, *, confidence: float = CONFIDENCE
+    events: int, count: int, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share, of which `count` of `of` were seen."""
-    beyond = (1 - confidence) / 2
-    low = float(stats.beta.ppf(beyond, count, of - count + 1)) if count else 0.0
-    high = float(stats.beta.ppf(1 - beyond, count + 1, of - count)) if count < of else 1.0
+    """Exact interval of a share, 0..1; all of it if nothing was counted.
+
+    Args:
+        events: number of events, at most `count`.
+        count: number of trials.
+        confidence: chance, at least, that such an interval holds the true share.
+
+    Source: Clopper and Pearson, Biometrika 26 (1934).
+    """
+    tail = (1 - confidence) / 2
+    low = float(special.betaincinv(events, count - events + 1, tail)) if events else 0.0
+    high = (
+        float(special.betaincinv(events + 1, count - events, 1 - tail)) if events < count else 1.0
+    )
     return low, high
 
 
@@ -238,10 +250,10 @@ def _describe(
 
 def _assumed_tail() -> NDArray[np.float64]:
     """Standardised scores of normals before any is seen: a Gumbel distribution, scores being maxima."""
-    chances = (np.arange(_PRIOR_TAIL) + 0.5) / _PRIOR_TAIL
-    middle, low, high = (float(stats.gumbel_r.ppf(chance)) for chance in (0.5, 0.25, 0.75))
-    values: NDArray[np.float64] = stats.gumbel_r.ppf(chances)
-    return (values - middle) / ((high - low) / _IQR)
+    chances = np.concatenate([(np.arange(_PRIOR_TAIL) + 0.5) / _PRIOR_TAIL, [0.25, 0.5, 0.75]])
+    *values, low, middle, high = -np.log(-np.log(chances))
+    scaled: NDArray[np.float64] = (np.array(values) - middle) / ((high - low) / _IQR)
+    return scaled
 
 
 def _combine(

@@ -1,6 +1,6 @@
 """Missed defects and false alarms, as counts with exact intervals: the figures that decide.
 
-Knows neither images nor models, and needs nothing but scipy's special functions.
+Knows neither images nor models.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Self
 
-from scipy import special
+from onenip.detector.thresholds import CONFIDENCE, binomial_interval
 
-CONFIDENCE = 0.95
 COUNT_NAMES = ("missed", "defective", "false_alarms", "good")
 
 
@@ -77,26 +76,6 @@ def describe_share(events: int, count: int, *, confidence: float = CONFIDENCE) -
         return "none to count"
     low, high = binomial_interval(events, count, confidence=confidence)
     return f"{events} of {count} ({_to_percent(low)} to {_to_percent(high)} %)"
-
-
-def binomial_interval(
-    events: int, count: int, *, confidence: float = CONFIDENCE
-) -> tuple[float, float]:
-    """Exact interval of a share, 0..1; all of it if nothing was counted.
-
-    Args:
-        events: number of events, at most `count`.
-        count: number of trials.
-        confidence: chance, at least, that such an interval holds the true share.
-
-    Source: Clopper and Pearson, Biometrika 26 (1934).
-    """
-    tail = (1 - confidence) / 2
-    low = float(special.betaincinv(events, count - events + 1, tail)) if events else 0.0
-    high = (
-        float(special.betaincinv(events + 1, count - events, 1 - tail)) if events < count else 1.0
-    )
-    return low, high
 
 
 def _to_percent(share: float) -> str:

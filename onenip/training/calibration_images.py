@@ -75,7 +75,8 @@ def split_held_out(samples: Sequence[Sample], category: str, *, selects: bool) -
     held_out = sorted(
         select(samples, category=category, subset="calibration"), key=lambda sample: sample.sha256
     )
-    selecting = min(len(held_out) // 3, MAX_SELECTION_IMAGES) if selects else 0
+    share = max(len(held_out) // 3, min(len(held_out) - 1, 1))
+    selecting = min(share, MAX_SELECTION_IMAGES) if selects and held_out else 0
     return HeldOut(held_out[:selecting], held_out[selecting:][:MAX_CALIBRATION_IMAGES])
 
 

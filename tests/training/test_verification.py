@@ -133,7 +133,7 @@ def test_what_does_not_follow_from_the_images_is_named(traceable, tmp_path, chan
         tmp_path / "model", data_dir=traceable / "data", synthesis_dir=traceable / "bank"
     )
 
-    assert find_disagreements(found) == facts
+    assert set(facts) <= set(find_disagreements(found))
 
 
 def test_a_changed_calibration_image_is_named(traceable, tmp_path):
