@@ -23,7 +23,7 @@ from scipy import special
 from onenip.errors import DataError
 
 CONFIDENCE = 0.95  # of the interval of a promised false-alarm rate
-OUTLIER = 5.0  # spreads above the center from which a normal image is an outlier
+OUTLIER = 6.0  # spreads above the center from which a normal image is an outlier
 
 _IQR = 1.349  # interquartile range of a normal distribution in standard deviations
 _MEDIAN_NOISE = 1.57  # variance of a median of n normal values, times n, in squared deviations
