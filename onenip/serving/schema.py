@@ -46,9 +46,14 @@ class ImageAnswer(BaseModel):
     category_inferred: bool = Field(description="whether it was inferred, because none was given")
     score: float = Field(description="image score; higher is more anomalous")
     threshold: float = Field(description="an image scoring above it is anomalous")
-    verdict: Verdict = Field(description="meaning of the score")
+    verdict: Verdict = Field(
+        description="normal, review or anomalous; unsure while the category has too few normal images"
+    )
     provisional: bool = Field(description="whether the model was never trained on the category")
-    regions: list[RegionAnswer] = Field(description="defective regions, highest score first")
+    normals_needed: int = Field(description="further normal images that a verdict needs")
+    regions: list[RegionAnswer] = Field(
+        description="defective regions, highest score first; none where the verdict is normal"
+    )
     seconds: float = Field(description="time to judge the image")
     version: int = Field(description="version of the category's model; 0 for a folder")
     digest: str = Field(description="sha256 of the model")

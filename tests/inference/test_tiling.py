@@ -110,7 +110,7 @@ def test_tiles_of_one_photograph_do_not_calibrate_each_other(tiny_detector, side
     """
     normals = [draw_big(seed)[:side, :side] for seed in range(photographs)]
     tiled = TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE)
-    scores = tiled.detector.spec.categories["stripes in tiles"].normal_scores
+    scores = tiled.detector.spec.categories["stripes in tiles"].held_out_scores
 
     with_itself = [
         one.score for one in tiled.detector.predict(

@@ -140,7 +140,7 @@ def test_a_changed_calibration_image_is_named(traceable, tmp_path):
     """Other bytes under the same name are reported, not scored."""
     shutil.copytree(traceable / "data", tmp_path / "data")
     spec = json.loads((traceable / "model/detector.json").read_text())
-    name = next(iter(spec["provenance"]["calibration_images"]))
+    name = spec["categories"]["disc"]["normal_names"][0]
     (tmp_path / "data" / name).write_bytes(b"other")
 
     found = verify_model(traceable / "model", data_dir=tmp_path / "data")
