@@ -179,7 +179,7 @@ def test_an_exported_file_tiles_by_itself(tiny_model, tiled, tmp_path):
     from onenip.inference.edge import EdgeDetector
 
     (tmp_path / "normals").mkdir()
-    for seed in range(4):
+    for seed in range(10):
         Image.fromarray(draw_big(seed)).save(tmp_path / "normals" / f"{seed}.png")
     out = tmp_path / "tiled.onnx"
     done = CliRunner().invoke(
