@@ -83,7 +83,8 @@ def download(
     A source is a folder, an archive (zip, tar) here or by https, a table (CSV or JSON lines with path,
     category, label, mask), s3://bucket/prefix, *demo*, or the name of a public data set: *mvtec*, *visa*,
     *btad*, *dtd* (textures), *magnetic-tile*. Folders may be in MVTec layout, one such category,
-    `CATEGORY/IMAGE`, or images alone; images in no split folder become `train/good`.
+    `CATEGORY/OK/IMAGE` and `CATEGORY/NG/IMAGE`, `CATEGORY/IMAGE`, or images alone; images in no folder of a
+    split or label become `train/good`. docs/images.md says what is read.
 
     All of it is fetched and checked first, then moved in at once: after an error or a kill the old
     data is still there, and the same command resumes.

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from onenip.addresses import hide_secrets
 from onenip.errors import SourceError
 from onenip.sources.archive import is_archive_name
 from onenip.sources.catalog import CATALOG, CatalogSource
@@ -48,6 +49,7 @@ def resolve_source(
         sha256 = CATALOG[name].sha256 if pin is None else pin
         return CatalogSource(CATALOG[name], url, sha256, has_consent, endpoint_url, sign)
     url, pin = _split_pin(name)
+    name = hide_secrets(name)  # it is printed and kept
     if url.startswith("s3://"):
         if is_archive_name(url):
             return ArchiveSource(name, url, pin or "", endpoint_url, sign)

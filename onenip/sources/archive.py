@@ -5,6 +5,7 @@ No link is ever made on disk: links inside of the archive become copies of what 
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import posixpath
 import shutil
@@ -31,9 +32,15 @@ ARCHIVE_SUFFIXES = (
 )
 
 _CHUNK = 1 << 20
+_MAX_DEPTH, _MAX_NAME_BYTES, _MAX_PATH_BYTES = (
+    32,
+    255,
+    1024,
+)  # of an entry, as file systems have them
 _RATIO_FROM_BYTES = 64 << 20  # a small archive may well shrink a hundredfold
 _DAMAGE = (
     zipfile.BadZipFile,
+    gzip.BadGzipFile,
     tarfile.TarError,
     lzma.LZMAError,
     zlib.error,
@@ -80,6 +87,10 @@ def extract(archive: Path, folder: Path, *, limits: Limits, name: str = "") -> P
         partial.rename(folder)
     except _DAMAGE as error:
         raise SourceError(f"{origin}: damaged archive ({error}); fetch it again") from error
+    except OSError as error:
+        if error.errno is not None:  # the disk's, not a decompressor's
+            raise
+        raise SourceError(f"{origin}: damaged archive ({error}); fetch it again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -101,6 +112,14 @@ class _Guard:
         """Path of an entry that may be unpacked, normalised."""
         path = check_relative(name, self.origin).as_posix()
         parts = path.split("/")
+        if path == ".":
+            raise SourceError(f"{self.origin}: refused, an entry has no name ({name!r})")
+        if (
+            len(parts) > _MAX_DEPTH
+            or len(path.encode(errors="replace")) > _MAX_PATH_BYTES
+            or any(len(part.encode(errors="replace")) > _MAX_NAME_BYTES for part in parts)
+        ):
+            raise SourceError(f"{self.origin}: refused, the name {name[:60]!r}... is too long")
         for length in range(1, len(parts) + 1):
             prefix = "/".join(parts[:length])
             first = self._names.setdefault(fold(prefix), prefix)
@@ -147,8 +166,9 @@ def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
         links = {}
         for info in packed.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            if info.is_dir():
-                check_relative(info.filename, guard.origin)
+            name = info.filename.replace("\\", "/")  # PowerShell separates folders so
+            if name.endswith("/"):
+                check_relative(name, guard.origin)
                 continue
             if kind not in (0, stat.S_IFREG, stat.S_IFLNK):
                 raise SourceError(f"{guard.origin}: refused, {info.filename} is a device")
@@ -156,7 +176,7 @@ def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
                 raise SourceError(
                     f"{guard.origin}: {info.filename} is encrypted; unpack it yourself"
                 )
-            path = guard.admit(info.filename, info.file_size)
+            path = guard.admit(name, info.file_size)
             if kind == stat.S_IFLNK:
                 links[path] = _resolve(path, packed.read(info)[:4096].decode(), guard.origin)
                 continue
@@ -183,7 +203,16 @@ def _extract_tar(archive: Path, folder: Path, guard: _Guard) -> None:
                 links[path] = _resolve(path, info.linkname, guard.origin)
             else:
                 links[path] = _resolve("", info.linkname, guard.origin)  # named from the root
+        _drain(packed, guard)
     _copy_links(links, folder, guard)
+
+
+def _drain(packed: tarfile.TarFile, guard: _Guard) -> None:
+    """Read what follows the last entry, so that the checksum at the very end is compared."""
+    stream = packed.fileobj
+    assert stream is not None
+    while chunk := stream.read(_CHUNK):
+        guard.count("the end", len(chunk))
 
 
 def _resolve(path: str, link: str, origin: str) -> str:

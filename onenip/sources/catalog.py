@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from onenip.addresses import hide_secrets
 from onenip.data.labels import GOOD
 from onenip.errors import SourceError
 from onenip.images import IMAGE_SUFFIXES, hash_file
@@ -62,7 +63,7 @@ class CatalogSource:
                 f"{entry.name}: its licence is {entry.licence}: no commercial use. "
                 "If you may use it so, say --accept-license"
             )
-        known = workspace.previous(entry.name)
+        known, address = workspace.previous(entry.name), hide_secrets(self.url)
         done, folder = fetch_archive(
             workspace,
             self.url,
@@ -71,17 +72,17 @@ class CatalogSource:
             endpoint_url=self.endpoint_url,
             sign=self.sign and (entry.sign or self.url != entry.url),  # a mirror has its own rights
         )
-        first = str(known.get("sha256", "")) if known.get("address") == self.url else ""
+        first = str(known.get("sha256", "")) if known.get("address") == address else ""
         sha256 = done.sha256 or first
         if not self.sha256 and first and sha256 != first:
             raise SourceError(
-                f"{entry.name}: {self.url} is not the file of the first download any more: sha256 {sha256} "
+                f"{entry.name}: {address} is not the file of the first download any more: sha256 {sha256} "
                 f"instead of {first}; if that is right, add #sha256={sha256} in download.urls"
             )
         items = workspace.reuse_all(entry.name) if folder is None else entry.convert(folder)
         origin = Origin(
             entry.name,
-            self.url,
+            address,
             entry.licence,
             entry.citation,
             sha256,

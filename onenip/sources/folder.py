@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from onenip.addresses import hide_secrets
 from onenip.errors import SourceError
 from onenip.folders import walk_files
 from onenip.sources import http
@@ -54,7 +55,7 @@ def fetch_archive(
     """
     slot = workspace.slot("archive", url)
     known = workspace.previous(source)
-    has_all = known.get("address") == url and workspace.reuse_all(source) is not None
+    has_all = known.get("address") == hide_secrets(url) and workspace.reuse_all(source) is not None
     tag = str(known.get("tag", "")) if has_all else ""
     if has_all and sha256 and known.get("sha256") == sha256.lower():
         return http.Downloaded(None, "", tag), None
@@ -74,7 +75,7 @@ def fetch_archive(
         done.path,
         workspace.slot("unpacked", done.sha256),
         limits=workspace.limits,
-        name=url,
+        name=hide_secrets(url),
     )
     return done, unpacked
 
@@ -108,7 +109,8 @@ class ArchiveSource:
 
     def fetch(self, workspace: Workspace) -> Fetched:
         """Fetch, check and unpack the archive."""
-        stem = Path(self.url).name.split(_ARCHIVE_STEM)[0].removesuffix(".zip")
+        address = self.url.partition("?")[0] if "://" in self.url else self.url
+        stem = Path(address).name.split(_ARCHIVE_STEM)[0].removesuffix(".zip")
         if "://" not in self.url:
             done = http.check_file(self.name, Path(self.url), self.sha256, "", keep=True)
             unpacked = extract(
@@ -139,6 +141,7 @@ def finish(
     is_pinned: bool,
 ) -> Fetched:
     """Items of an unpacked archive, or of the data set where the archive is still the same."""
+    url = hide_secrets(url)
     if folder is None:
         known = workspace.previous(name)
         origin = Origin(name, url, sha256=known["sha256"], is_pinned=is_pinned, tag=known["tag"])

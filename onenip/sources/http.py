@@ -5,8 +5,10 @@ tenacity repeats a request; each repetition asks only for the bytes that are mis
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from tenacity import (
 )
 from tqdm import tqdm
 
+from onenip.addresses import hide_secrets
 from onenip.errors import SourceError, SourceUnreachableError
 from onenip.images import hash_file
 
@@ -71,9 +74,10 @@ def download(
         SourceError: if the server refuses, answers with a web page, is cut off again and again, or sends
             other bytes than `sha256`; nothing wrong is kept.
     """
+    shown = hide_secrets(url)
     tag_file = path.with_name(path.name + ".tag")
     if path.is_file():
-        return check_file(url, path, sha256, _read_tag(tag_file))
+        return check_file(shown, path, sha256, _read_tag(tag_file))
     retrying = Retrying(
         retry=retry_if_exception(_is_worth_a_retry),
         stop=stop_after_attempt(ATTEMPTS),
@@ -82,19 +86,22 @@ def download(
         reraise=True,
     )
     try:
-        with httpx.Client(follow_redirects=True, timeout=_TIMEOUT_SECONDS) as client:
+        hooks = {"response": [_refuse_private_redirect]}
+        with httpx.Client(
+            follow_redirects=True, timeout=_TIMEOUT_SECONDS, event_hooks=hooks
+        ) as client:
             if retrying(_transfer, client, url, path, known_tag):
                 return Downloaded(None, "", known_tag)
     except httpx.TooManyRedirects as error:
-        raise SourceError(f"{url}: redirects in a circle; check the address") from error
+        raise SourceError(f"{shown}: redirects in a circle; check the address") from error
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
-        raise SourceError(f"{url}: not an address to download from") from error
+        raise SourceError(f"{shown}: not an address to download from") from error
     except (httpx.TransportError, _ServerBusyError) as error:
         raise SourceUnreachableError(
-            f"{url}: cut off after {ATTEMPTS} attempts ({error or type(error).__name__}); "
+            f"{shown}: cut off after {ATTEMPTS} attempts ({error or type(error).__name__}); "
             "run the same command again to go on from there"
         ) from error
-    return check_file(url, path, sha256, _read_tag(tag_file))
+    return check_file(shown, path, sha256, _read_tag(tag_file))
 
 
 def check_file(name: str, path: Path, sha256: str, tag: str, *, keep: bool = False) -> Downloaded:
@@ -143,7 +150,7 @@ def _transfer(client: httpx.Client, url: str, path: Path, known_tag: str) -> boo
         if reply.status_code == 416:  # nothing is missing, or the file became another
             part.unlink()
             raise _ServerBusyError("the file changed meanwhile")
-        _check_reply(url, reply)
+        _check_reply(hide_secrets(url), reply)
         if reply.status_code != 206:
             begun = 0
         tag = _tag_of(reply)
@@ -152,7 +159,7 @@ def _transfer(client: httpx.Client, url: str, path: Path, known_tag: str) -> boo
         with (
             part.open("ab" if begun else "wb") as file,
             tqdm(
-                desc=url.rpartition("/")[2],
+                desc=hide_secrets(url).rpartition("/")[2],
                 total=total or None,
                 initial=begun,
                 unit="B",
@@ -165,6 +172,32 @@ def _transfer(client: httpx.Client, url: str, path: Path, known_tag: str) -> boo
                 bar.update(len(chunk))
     part.replace(path)
     return False
+
+
+def _refuse_private_redirect(reply: httpx.Response) -> None:
+    """Keep a server from leading into the network that this machine is in.
+
+    Raises:
+        SourceError: if a public host redirects to one of a private network, or of this machine.
+    """
+    if not reply.has_redirect_location:
+        return
+    try:
+        target = reply.url.join(reply.headers["Location"])
+    except httpx.InvalidURL:  # the client says so itself
+        return
+    if _is_private(target.host) and not _is_private(reply.url.host):
+        shown = hide_secrets(str(reply.url))
+        raise SourceError(f"{shown}: refused, it redirects to {target.host} in a private network")
+
+
+def _is_private(host: str) -> bool:
+    """Whether a host lies in no public network; one that has no address here does not count."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    return any(not ipaddress.ip_address(str(one).partition("%")[0]).is_global for one in found)
 
 
 def _check_reply(url: str, reply: httpx.Response) -> None:

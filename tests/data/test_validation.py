@@ -204,6 +204,20 @@ def test_a_kill_in_the_swap_loses_no_output(data, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out"]
 
 
+def test_names_of_files_are_text_in_every_page(data, tmp_path):
+    """A file named like a script is quarantined under its own name, and runs in no page."""
+    name = "<img src=x onerror=alert(1)>&.png"
+    (data / "disc/train/good" / name).write_text("no image")
+
+    result = run(data, tmp_path / "out")
+
+    assert any(breach.path == f"disc/train/good/{name}" for breach in result.breaches)
+    for page in (tmp_path / "out/data_docs").rglob("*.html"):
+        assert "<img src=x" not in page.read_text(encoding="utf-8")
+    index = (tmp_path / "out/data_docs/index.html").read_text(encoding="utf-8")
+    assert "&lt;img src=x onerror=alert(1)&gt;&amp;.png" in index
+
+
 def test_data_docs_need_no_network(data, tmp_path):
     """No page of the Data Docs loads anything from elsewhere; index and results name what is broken."""
     shutil.copy(data / "disc/test/good/000.png", data / "disc/train/good/leak.png")

@@ -128,3 +128,41 @@ def test_a_damaged_archive_says_so(tmp_path, pack):
         extract(tmp_path / "set.x", tmp_path / "out", limits=Limits())
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_checksum_at_the_end_counts(tmp_path, kind):
+    """Damage in the last bytes, behind all entries, is noticed as any other."""
+    content = bytearray(pack_tar({"a.png": b"x" * 5000}, kind))
+    content[-6] ^= 1
+    (tmp_path / "x.tar").write_bytes(content)
+
+    with pytest.raises(SourceError, match="damaged archive"):
+        extract(tmp_path / "x.tar", tmp_path / "out", limits=SMALL)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "./", "a" * 300 + ".png", "a/" * 2000 + "x.png"])
+def test_names_that_no_file_can_have_are_one_line(tmp_path, name):
+    """Empty, too long and too deep names are refused, whatever the format."""
+    archives = {"tar": pack_tar({name: b"x"})} | ({"zip": pack_zip({name: b"x"})} if name else {})
+    for kind, content in archives.items():
+        (tmp_path / kind).write_bytes(content)
+        try:
+            extract(tmp_path / kind, tmp_path / f"{kind}-out", limits=SMALL)
+        except SourceError as error:
+            assert "refused" in str(error)  # noqa: PT017  # some names are those of folders
+        assert not list((tmp_path / f"{kind}-out").rglob("*"))
+
+
+def test_a_zip_of_powershell_unpacks(tmp_path):
+    """Its backslashes separate folders, and lead out of none."""
+    (tmp_path / "x.zip").write_bytes(pack_zip({"part\\OK\\0.png": b"x", "part\\NG\\": b""}))
+    (tmp_path / "y.zip").write_bytes(pack_zip({"part\\..\\..\\0.png": b"x"}))
+
+    extract(tmp_path / "x.zip", tmp_path / "out", limits=SMALL)
+
+    assert (tmp_path / "out/part/OK/0.png").read_bytes() == b"x"
+    with pytest.raises(SourceError, match="leads out"):
+        extract(tmp_path / "y.zip", tmp_path / "other", limits=SMALL)

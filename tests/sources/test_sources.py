@@ -8,12 +8,14 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from onenip.errors import BusyError, SourceError
 from onenip.images import hash_file, load_mask
+from onenip.sources import http
 from onenip.sources.http import download as fetch_file
 from onenip.stages import download
 from tests.holding import held_elsewhere
@@ -472,3 +474,37 @@ def test_a_full_or_read_only_disk_is_one_line(tmp_path, options, message):
         assert not (disk / "data").exists()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_secrets_of_an_address_are_neither_kept_nor_printed(fetch, web, caplog):
+    """User, password and signature fetch the archive; record, log and errors show the bare address."""
+    web.files["/set.zip?sign=SECRET"] = pack_zip({"a/0.png": picture(1)})
+    host = web.address.removeprefix("http://")
+
+    fetch(f"http://ada:SECRET@{host}/set.zip?sign=SECRET")
+    with pytest.raises(SourceError) as caught:
+        fetch(f"http://ada:SECRET@{host}/absent.zip")
+
+    record = (fetch.data.parent / "origin.json").read_text()
+    assert "SECRET" not in record + caplog.text + str(caught.value)
+    assert "***@" in record
+
+
+def test_a_public_server_cannot_lead_into_a_private_network():
+    """A redirect from a public to a private host, or to this machine, is refused; others are not."""
+    for target in (
+        "http://127.0.0.1/x",
+        "http://10.0.0.1/x",
+        "http://[::1]/",
+        "http://169.254.1.1/",
+    ):
+        reply = httpx.Response(
+            302, headers={"Location": target}, request=httpx.Request("GET", "http://1.1.1.1/a")
+        )
+        with pytest.raises(SourceError, match="private network"):
+            http._refuse_private_redirect(reply)
+    for start, target in (("http://1.1.1.1/a", "http://8.8.8.8/b"), ("http://10.0.0.1/a", "/b")):
+        reply = httpx.Response(
+            302, headers={"Location": target}, request=httpx.Request("GET", start)
+        )
+        http._refuse_private_redirect(reply)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape, unescape
 from pathlib import Path
 
 import great_expectations as gx
@@ -37,6 +38,7 @@ class Judge:
     def __init__(self, docs_dir: Path) -> None:
         self._docs_dir = docs_dir
         self._broken: dict[str, int] = {}  # expectations, by table
+        self._breaches: list[Breach] = []
         logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._context = gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -81,7 +83,7 @@ class Judge:
                 },
             )
         )
-        outcome = checkpoint.run(batch_parameters={"dataframe": frame})
+        outcome = checkpoint.run(batch_parameters={"dataframe": _escape(frame)})
         (judged,) = outcome.run_results.values()
         self._broken[name] = sum(not result.success for result in judged.results)
         by_path = frame.set_index("path")
@@ -95,13 +97,24 @@ class Judge:
             if trouble and trouble.get("raised_exception", True):
                 raise RuntimeError(f"rule {rule.name}: {trouble}")
             for entry in result.result.get("unexpected_index_list") or []:
-                path = str(entry["path"])
+                path = unescape(str(entry["path"]))
                 reason = rule.reason.format(value=by_path.loc[path, rule.column])
                 breaches.append(Breach(path, rule.name, rule.severity, reason))
         order = {rule.name: index for index, rule in enumerate(rules)}
-        return sorted(breaches, key=lambda breach: (order[breach.rule], breach.path))
+        breaches.sort(key=lambda breach: (order[breach.rule], breach.path))
+        self._breaches += breaches
+        return breaches
 
     def write_docs(self) -> None:
         """Render the Data Docs of everything judged so far, readable without a network."""
         self._context.build_data_docs()
-        make_offline(self._docs_dir, self._broken)
+        found = [(b.severity, b.rule, b.path, b.reason) for b in self._breaches]
+        make_offline(self._docs_dir, self._broken, found)
+
+
+def _escape(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its text as HTML, because Great Expectations does not escape names of files."""
+    shown = frame.copy()
+    for column in shown.columns[shown.dtypes.eq(object)]:
+        shown[column] = [escape(v) if isinstance(v, str) else v for v in shown[column]]
+    return shown
