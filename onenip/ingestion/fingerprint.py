@@ -22,6 +22,9 @@ _MAX_BITS = 4  # of 64 in which the hashes of near-duplicates may differ
 _BLOCK_PX = 16  # near-duplicates are compared at their own size, by the means of such blocks
 _MAX_COMPARED = 4  # images of the data that one arrival is compared with at full size
 _CHUNK = 256
+_MIN_TO_COMPARE = 5  # images of a category from which on its spread is known
+_MAX_SPREAD = 64  # images of a category that its spread is measured on
+_FOREIGN_LEVELS = 16.0  # mean grey difference of thumbnails that light alone may make
 
 Row = tuple[str, str, str, int, bytes]  # stamp, sha256, hash of pixels, perceptual hash, thumbnail
 
@@ -119,6 +122,15 @@ class KnownImages:
                 return name
         return None
 
+    def looks_foreign(self, category: str, fingerprint: Fingerprint) -> bool:
+        """Whether an image is farther from all images of a category than any two of these from one another.
+
+        Needs no model, and sees only another product: thumbnails are compared. False where the category has
+        too few images to say how much they vary.
+        """
+        gallery = self._by_category.get(category)
+        return gallery is not None and gallery.is_foreign(fingerprint.thumbnail)
+
     def _insert(self, name: str, row: Row) -> None:
         _, sha256, pixels, phash, thumbnail = row
         self._by_bytes.setdefault(sha256, name)
@@ -156,6 +168,23 @@ class _Gallery:
             if difference <= levels:
                 found.append((difference, self._names[index]))
         return [name for _, name in sorted(found)[:_MAX_COMPARED]]
+
+    def is_foreign(self, thumbnail: NDArray[np.uint8]) -> bool:
+        """Whether the picture, or its grey values wherever they lie, are unlike all others."""
+        if len(self._thumbnails) < _MIN_TO_COMPARE:
+            return False
+        known = np.frombuffer(b"".join(self._thumbnails), dtype=np.uint8).astype(np.int16)
+        known, one = known.reshape(len(self._thumbnails), -1), thumbnail.astype(np.int16)
+        return _is_outlier(one, known) or _is_outlier(np.sort(one), np.sort(known, axis=1))
+
+
+def _is_outlier(one: NDArray[np.int16], known: NDArray[np.int16]) -> bool:
+    """Whether a row is farther from the nearest of all rows than any two of them are from one another."""
+    nearest = np.abs(known - one).mean(axis=1).min()
+    if nearest <= _FOREIGN_LEVELS:
+        return False
+    some = known[np.linspace(0, len(known) - 1, min(len(known), _MAX_SPREAD), dtype=int)]
+    return bool(nearest > np.abs(some[:, None] - some[None]).mean(axis=2).max())
 
 
 def _measure_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

@@ -34,6 +34,7 @@ from onenip.errors import (
     SourceUnreachableError,
     VersioningError,
 )
+from onenip.ingestion.fingerprint import KnownImages, take_fingerprint
 from onenip.ingestion.ingest import ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
@@ -372,6 +373,21 @@ def test_whatever_an_image_does_to_a_model_others_are_taken(checkout, tmp_path, 
         "it cannot be judged (RuntimeError: sizes do not match)",
     )
     assert sum(result.counts["disc"].values()) == 3
+
+
+def test_a_foreign_product_is_held_where_no_champion_could_say_so(tmp_path):
+    """Images of a category like the others are taken, those of another product are not."""
+    rng = np.random.default_rng(4)
+    draw_tiny_data(tmp_path / "data", train=8, test_good=2, defective=2)
+    with open_journal(tmp_path) as journal:
+        known = KnownImages(tmp_path / "data", journal)
+
+    for own, other in (("disc", "stripes"), ("stripes", "disc")):
+        for _ in range(8):
+            image = take_fingerprint(draw_normal(own, rng), "0" * 64)
+            assert not known.looks_foreign(own, image)
+            assert known.looks_foreign(other, image)
+        assert not known.looks_foreign("unknown", image)
 
 
 def test_a_new_category_starts_with_its_first_images(checkout, tmp_path, tiny_detector):
