@@ -115,6 +115,6 @@ class Judge:
 def _escape(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its text as HTML, because Great Expectations does not escape names of files."""
     shown = frame.copy()
-    for column in shown.columns[shown.dtypes.eq(object)]:
+    for column in shown.select_dtypes(object):
         shown[column] = [escape(v) if isinstance(v, str) else v for v in shown[column]]
     return shown
