@@ -173,8 +173,9 @@ class _Gallery:
         """Whether the picture, or its grey values wherever they lie, are unlike all others."""
         if len(self._thumbnails) < _MIN_TO_COMPARE:
             return False
-        known = np.frombuffer(b"".join(self._thumbnails), dtype=np.uint8).astype(np.int16)
-        known, one = known.reshape(len(self._thumbnails), -1), thumbnail.astype(np.int16)
+        stored = np.frombuffer(b"".join(self._thumbnails), dtype=np.uint8)
+        known = stored.reshape(len(self._thumbnails), -1).astype(np.int16)
+        one = thumbnail.astype(np.int16)
         return _is_outlier(one, known) or _is_outlier(np.sort(one), np.sort(known, axis=1))
 
 
