@@ -60,7 +60,7 @@ def count_waiting(inbox: Inbox | None, journal: Journal) -> list[Waiting]:
 def choose_due(waiting: Sequence[Waiting], params: RetrainParams, *, now: datetime) -> list[str]:
     """Categories with enough new images, or with one that waited too long.
 
-    A time that lies far in the future tells nothing, because some clock is or was wrong: such images
+    A time that lies far in the future is of no use, because some clock is or was wrong: such images
     count as having waited, for they might otherwise wait for ever.
     """
     longest = timedelta(hours=params.max_wait_hours)

@@ -59,7 +59,7 @@ def extract(archive: Path, folder: Path, *, limits: Limits, name: str = "") -> P
     """Unpack an archive; the folder appears when all of it was unpacked, or not at all.
 
     Args:
-        archive: zip or tar, told by its content.
+        archive: zip or tar, recognised by its content.
         folder: to be made; if it exists, it is taken as unpacked before.
         limits: on what it may hold.
         name: what to call the archive in errors; by default its path.

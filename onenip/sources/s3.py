@@ -1,7 +1,8 @@
 """Objects from S3, AWS or any server that speaks it: in parallel, in parts, resumed, checked.
 
 Every part is asked for with the ETag of the listing, so an object that changes meanwhile is noticed and
-never mixed. Credentials, region and endpoint come from the environment as for every AWS tool.
+never mixed; and it is resumed where a kill or a cut stopped it, which boto3's own transfers do not do.
+Credentials, region and endpoint come from the environment as for every AWS tool.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ NUMBER_COLUMNS = (
     "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",
     "mask_coverage", "area_deviation", "aspect_deviation", "brightness_deviation", "sharpness_deviation",
 )  # fmt: skip
-MIN_USUAL = 5  # images of a category that a usual range is told from
+MIN_USUAL = 5  # images of a category that a usual range needs
 NEAR_LEVEL = 0.003  # brightness and contrast of near-duplicates differ by less
 _BLOCK = 1024
 

@@ -38,7 +38,7 @@ class FolderInbox(Inbox):
     def list_arrivals(self, *, shelf: Shelf | None = None) -> Iterator[Arrival]:
         """See `Inbox`; links are followed; files of operating systems and those that may grow are left out.
 
-        The age of a file that is dated in the future tells nothing: it is looked at twice instead.
+        A file that is dated in the future has no usable age: it is looked at twice instead.
         """
         root = self._shelf(shelf) if shelf else self._folder
         if not root.is_dir():
