@@ -214,7 +214,10 @@ def resize_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np
     rows, below, down = _weigh(values.shape[0], size[0])
     columns, right, across = _weigh(values.shape[1], size[1])
     wide = values[:, columns] * (1 - across) + values[:, right] * across  # [h, W]
-    tall = wide[rows] * (1 - down[:, None]) + wide[below] * down[:, None]  # [H, W]
+    upper, tall = wide[rows], wide[below]  # [H, W]
+    tall -= upper  # in place: these are the large arrays
+    tall *= down[:, None]
+    tall += upper
     return tall.astype(np.float32, copy=False)
 
 
