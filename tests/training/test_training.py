@@ -232,13 +232,13 @@ def test_warm_start_begins_with_the_other_models_weights(tiny_data, tiny_model, 
 
 def test_warm_start_takes_all_or_nothing(tiny_data, tiny_model, tmp_path):
     """A model that lacks a tensor of the network is refused, rather than leave that one random."""
-    paper = make_tiny_params(
-        model={**make_tiny_params().dump()["model"], "refiner": "paper", "memory_tokens": 0},
+    deeper = make_tiny_params(
+        model={**make_tiny_params().dump()["model"], "decoder_layers": 2},
         train={"warm_start": str(tiny_model), "max_steps": 1, "batch_size": 4},
     )
 
-    with pytest.raises(CheckpointError, match=r"train\.warm_start: .*refiner\..* is missing"):
-        fit_tiny(tiny_data, paper, tmp_path)
+    with pytest.raises(CheckpointError, match=r"train\.warm_start: .*decoder\.1\..* is missing"):
+        fit_tiny(tiny_data, deeper, tmp_path)
 
 
 def test_schedules():
