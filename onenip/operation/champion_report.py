@@ -25,6 +25,7 @@ from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.registry import store
 from onenip.registry.champions import Champions
+from onenip.registry.publishing import check_evaluation
 from onenip.registry.versions import Version, champion, list_standings
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,9 @@ def write_champion_report(
         DataError: if the evaluation, the manifest or an image is not as promised.
     """
     new = hash_model(model_dir)
-    images = load_metrics(evaluation_dir)["images"]
+    metrics = load_metrics(evaluation_dir)
+    check_evaluation(metrics, new, folder=evaluation_dir)
+    images = metrics["images"]
     tested = [name for name, counts in images.items() if counts["good"] + counts["defective"]]
     found = {name: champion(name) for name in tested}
     serving = {name: v for name, v in found.items() if v is not None and v.digest != new}

@@ -83,6 +83,17 @@ def test_first_images_make_the_serving_model_usable_and_marked(plant, tiny_detec
     assert "from 2 normal images" in entry.reason
 
 
+def test_one_corrupt_image_stops_nobody(plant):
+    """It is left out; the other images of its category, and other categories, count."""
+    paths = put_bolts(plant, 2)
+    paths[0].write_bytes(b"no image")
+
+    (version,) = provisional.provide(make_tiny_params(), root=plant)
+
+    assert version.category == "bolt"
+    assert "from 1 normal images" in audit.read_trail("bolt")[-1].reason
+
+
 def test_more_images_make_a_better_stand_in(plant):
     """Each further delivery gives a new provisional version; nobody is asked to approve it."""
     put_bolts(plant, 1)

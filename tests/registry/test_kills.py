@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import threading
 
 import pytest
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from onenip import Detector
-from onenip.errors import RegistryError
-from onenip.registry import approval, audit, decisions, versions
+from onenip.cli import app
+from onenip.errors import DataError, RegistryError
+from onenip.registry import approval, audit, decisions, lock, versions
+from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
+from onenip.serving.champions import Follower
 from tests.tiny import write_figures
 
 WRITES = (
@@ -195,6 +201,108 @@ def test_a_registration_killed_anywhere_ends_as_without_a_kill(models, tmp_path,
         register(models, 1)
 
         assert describe() == wanted, f"killed before write {at} of {writes}"
+
+
+def begin(started, folder, patch):
+    """A copy of the store, to be written to."""
+    shutil.copytree(started, folder, ignore=shutil.ignore_patterns("mlartifacts"))
+    use(folder, patch)
+    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def test_a_trail_that_lost_its_end_or_forked_is_noticed(started, tmp_path, monkeypatch):
+    """A last entry that was removed or sealed anew, and two entries after the same one."""
+    client = begin(started, tmp_path / "a", monkeypatch)
+    heads = audit.read_heads("disc")
+    trail = audit.read_trail("disc")
+    assert audit.find_breaks(trail, heads) == []
+
+    changed = trail[-1].model_copy(update={"by": "Mallory"})
+    sealed = changed.model_copy(update={"seal": changed.hash})
+    forked = sealed.model_copy(update={"before": trail[-2].before})
+    forked = forked.model_copy(update={"seal": forked.hash})
+
+    for bad in (trail[:-1], [*trail[:-1], sealed], []):
+        assert audit.find_breaks(bad, heads) == ["disc: the last entry is missing or was altered"]
+    assert any("not the only one" in said for said in audit.find_breaks([*trail, forked], heads))
+    experiment = client.get_experiment_by_name(audit.EXPERIMENT)
+    last = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    client.delete_run(last.info.run_id)
+    said = CliRunner().invoke(app, ["audit", "disc"])
+    assert "the last entry is missing" in str(said.exception)
+
+
+def test_a_holder_elsewhere_keeps_the_lock_while_it_renews_it(started, tmp_path, monkeypatch):
+    """Whoever waits robs nobody who is at work, and needs no clock to find out who is not."""
+    client = begin(started, tmp_path / "a", monkeypatch)
+    name = versions.registered_name("disc")
+    stopped = threading.Event()
+
+    def renew():
+        beat = 0
+        while not stopped.wait(0.2):
+            beat += 1
+            client.set_registered_model_tag(name, "onenip.turn.other", f"{beat} 1 0 elsewhere")
+
+    holder = threading.Thread(target=renew)
+    holder.start()
+    while not locks():
+        stopped.wait(0.05)
+    with (
+        pytest.raises(RegistryError, match="somebody else"),
+        lock.hold_lock("disc", timeout_seconds=2),
+    ):
+        pass
+    stopped.set()
+    holder.join()
+    monkeypatch.setattr(lock, "_STALE_SECONDS", 0.5)
+
+    with lock.hold_lock("disc", timeout_seconds=60) as held:
+        held.check()
+        assert len(locks()) == 1
+        client.delete_registered_model_tag(name, locks()[0])
+        with pytest.raises(RegistryError, match="another took over"):
+            held.check()
+
+
+def test_a_threshold_is_followed_and_rolled_back(started, tmp_path, monkeypatch):
+    """It has one home, counts wherever the version is loaded, and is undone before the champion is."""
+    shutil.copytree(started, tmp_path / "a")
+    use(tmp_path / "a", monkeypatch)
+    own = load_champion("disc")[0].spec.categories["disc"].image_threshold
+    follower = Follower()
+    follower.refresh()
+
+    def served():
+        follower.refresh()
+        return follower.roster.serving["disc"].detector.spec.categories["disc"].image_threshold
+
+    assert served() == own
+    approval.set_threshold("disc", value=own + 1, by="Ada", reason="fewer false alarms")
+    assert served() == own + 1
+    assert load_champion("disc")[0].digest == versions.champion("disc").digest
+    assert approval.rollback("disc", by="Ada", reason="missed one").number == 2
+    assert served() == own
+    assert approval.rollback("disc", by="Ada", reason="worse").number == 1
+    entry = audit.read_trail("disc")[-3]
+    assert (entry.action, entry.version) == ("threshold", 2)
+    assert entry.reason == f"threshold {own + 1!r}, before its own: fewer false alarms"
+    for bad in (float("nan"), 0.0, -1.0):
+        with pytest.raises(RegistryError, match="positive number"):
+            approval.set_threshold("disc", value=bad, by="Ada", reason="x")
+
+
+def test_an_evaluation_of_another_model_is_refused(models, tmp_path, monkeypatch):
+    """The digest stands in metrics.json, and is compared before anything is stored."""
+    use(tmp_path, monkeypatch)
+    folder = write_figures(tmp_path / "scored")
+    content = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**content, "model_digest": "f" * 64}))
+
+    with pytest.raises(DataError, match="evaluated was model ffffffffffff, not "):
+        publish(models / "model1", evaluation_dir=folder, params={}, facts={})
+
+    assert not (tmp_path / "mlflow.db").exists()
 
 
 def locks():

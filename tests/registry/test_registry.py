@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from onenip import Detector
 from onenip.cli import app
 from onenip.errors import RegistryError
-from onenip.registry import approval, audit, versions
+from onenip.registry import approval, audit, runs, versions
 from onenip.registry.champions import load_champion, read_serving
 from onenip.registry.publishing import fetched_weights, publish
 from onenip.registry.store import connect
@@ -257,6 +257,31 @@ def test_a_killed_training_goes_on_in_its_run(store):
     history = connect().get_metric_history(again.run_id, "loss")
     assert again.run_id == run.run_id
     assert [point.step for point in history] == [1, 2]
+
+
+def test_no_fault_of_mlflow_or_the_disk_ends_a_training(store, monkeypatch):
+    """Whatever is raised while values are sent: they wait, and the training that finished is finished."""
+
+    def fail(*_arguments, **_named):
+        raise ZeroDivisionError("a fault that nobody thought of")
+
+    for module, name in ((runs, "create_run"), (runs, "write_record")):
+        with monkeypatch.context() as patch:
+            error = fail if name == "create_run" else _refuse
+            patch.setattr(module, name, error)
+            with training_run({"seed": name}, manifest=store / "none.csv") as run:
+                run.log(1, {"loss": 1.0})
+                run.name_model("a" * 64)
+
+    unsent = store / "artifacts/tracking/unsent.jsonl"
+    unsent.write_text("{damaged\n")
+    with training_run({"seed": 3}, manifest=store / "none.csv") as run:
+        run.log(1, {"loss": 1.0})
+    assert connect().get_run(run.run_id).info.status == "FINISHED"
+
+
+def _refuse(*_arguments, **_named):
+    raise OSError(28, "No space left on device")
 
 
 def test_reading_makes_no_database(store):
