@@ -32,7 +32,7 @@ from onenip.detector.category import (
 )
 from onenip.detector.devices import choose_device
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.operating_points import decide
+from onenip.detector.operating_points import decide, move
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
@@ -291,7 +291,7 @@ class Detector:
         self.state(category)
         if not math.isfinite(value):
             raise DataError(f"{category}: a threshold is a finite number, not {value}")
-        known = self.spec.categories[category].model_copy(update={"image_threshold": value})
+        known = move(self.spec.categories, category, value)
         changed = copy.copy(self)
         changed.spec = self.spec.model_copy(
             update={"categories": {**self.spec.categories, category: known}}

@@ -16,9 +16,9 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.detector.thresholds import binomial_interval
 from onenip.errors import DataError
 from onenip.evaluation.comparison import difference_of, paired_difference
-from onenip.evaluation.counts import binomial_interval
 from onenip.evaluation.metrics import (
     IMAGE_NAMES,
     PIXEL_NAMES,
