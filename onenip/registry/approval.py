@@ -171,7 +171,9 @@ def set_threshold(
     with deciding(category) as held:
         repeated = held.find_repeated("threshold", by=by, reason=reason)
         if repeated is not None:
-            return find_version(category, repeated.version)
+            done = find_version(category, repeated.version)
+            if done.threshold == value:
+                return done
         number = read_aliases(category).get(alias)
         if number is None:
             raise RegistryError(f"{category} has no {alias}; see `onenip status`")
