@@ -208,7 +208,12 @@ def test_added_normals_are_calibrated_without_their_own_prompt(tiny_detector, ti
 
 @pytest.mark.parametrize(
     ("name", "count", "words"),
-    [("disc", 1, "there already"), ("new", 0, "at least one"), ("", 1, "name"), ("a/b", 1, "name")],
+    [
+        ("disc", 1, "there already"),
+        ("new", 0, "at least one"),
+        ("", 1, "empty"),
+        ("a/b", 1, "separator"),
+    ],
 )
 def test_add_category_refuses(tiny_detector, image_path, name, count, words):
     """A taken or unusable name and no image at all are DataErrors."""
