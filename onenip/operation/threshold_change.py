@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onenip.detector.operating_points import find_threshold, move
 from onenip.errors import DataError, RegistryError
-from onenip.evaluation.counts import VerdictCounts
+from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.results import ImageResult, load_scores
 from onenip.model.file import CategorySpec, DetectorSpec, OperatingPoint
 from onenip.registry.evaluations import fetch_evaluation
@@ -44,11 +44,10 @@ class Preview:
         if self.tested_before is None or self.tested_after is None:
             lines.append("test images: the version has no evaluation to count on")
         else:
-            lines += [
-                f"test images {when}: defects missed {counts.describe_missed()}, false alarms "
-                f"{counts.describe_false_alarms()}"
-                for when, counts in (("now", self.tested_before), ("then", self.tested_after))
-            ]
+            for when, counts in (("now", self.tested_before), ("then", self.tested_after)):
+                wrong = describe_wrong(counts.to_dict())
+                texts = ", ".join(f"{title} {text}" for title, text in wrong.items())
+                lines.append(f"test images {when}: {texts}")
             lines.append(f"test images whose verdict changes: {', '.join(self.changed) or 'none'}")
         count, changed = self.recent
         if count:
