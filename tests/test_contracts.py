@@ -128,7 +128,7 @@ def test_the_example_of_a_command_is_one(title, example):
 def test_what_a_page_names_exists(page):
     """Modules, files and commands that the documentation names are there."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    paths = re.findall(r"(?<![\w.])((?:onenip|flows|tests|docs|benchmarks)/[\w/.]*\w)", text)
+    paths = re.findall(r"(?<![\w.])((?:onenip|flows|tests|docs|benchmarks)/[\w/.-]*\w)", text)
     modules = re.findall(r"`((?:onenip|flows|benchmarks)(?:\.[a-z_0-9]+)+)`", text)
     runs = re.findall(r"python -m ((?:flows|benchmarks)(?:\.\w+)*)", text)
     words = re.findall(r"`onenip ([a-z-]+)", text) + re.findall(r"bin/onenip ([a-z-]+)", text)
@@ -170,6 +170,7 @@ def moves_a_file(node):
 def test_files_are_written_whole_in_one_place():
     """Who else renames moves a file that is complete already: a download, an arrival, a kept answer."""
     movers = {
+        "onenip/inference/export.py",
         "onenip/ingestion/ingest.py",
         "onenip/registry/store.py",
         "onenip/registry/tracking.py",
