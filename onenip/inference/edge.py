@@ -54,8 +54,11 @@ class ExportedCategory:
     normals_needed: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.image_threshold) and math.isfinite(self.pixel_threshold)):
-            raise ValueError(f"thresholds {self.image_threshold}, {self.pixel_threshold}")
+        thresholds = [self.image_threshold, self.pixel_threshold]
+        if self.review_threshold is not None:
+            thresholds.append(self.review_threshold)
+        if not all(map(math.isfinite, thresholds)):
+            raise ValueError(f"thresholds {thresholds}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import Image
 from onenip.cli import app
 from onenip.errors import CheckpointError, DataError
 from onenip.images import load_image
-from onenip.inference.edge import EdgeDetector, compute_seal, list_parts
+from onenip.inference.edge import EdgeDetector, ExportedCategory, compute_seal, list_parts
 from onenip.inference.export import draft_export, export_detector
 from tests.paths import ROOT
 from tests.tiny import CATEGORIES
@@ -200,6 +200,16 @@ def test_a_threshold_that_is_no_finite_number_is_refused(onnx_file, tmp_path, va
 
     with pytest.raises(CheckpointError, match="not a description of an export"):
         EdgeDetector.load(file)
+
+
+@pytest.mark.parametrize("key", ["image_threshold", "pixel_threshold", "review_threshold"])
+def test_no_threshold_of_an_exported_category_is_infinite_or_none(key):
+    """Not even the threshold of reviews, which may be left out."""
+    values = {"number": 0, "image_threshold": 2.0, "pixel_threshold": 2.0, "is_provisional": False}
+
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="thresholds"):
+            ExportedCategory(**{**values, key: value})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10_000, "\xff"])
