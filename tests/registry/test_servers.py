@@ -101,7 +101,10 @@ def test_a_server_that_dies_loses_nothing_and_promotes_nothing(
         return approval.approve("disc", by="Ada", reason="good")
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    for work, moment in ((register, "create_model_version"), (approve, "set_alias")):
+    for work, moment in (
+        (register, "create_model_version"),
+        (approve, "set_registered_model_alias"),
+    ):
         _kill_before(registry, moment, monkeypatch)
         with pytest.raises(RegistryError, match=r"127\.0\.0\.1|disc"):
             work()
@@ -172,17 +175,14 @@ def test_a_notice_is_signed_and_tried_again(monkeypatch):
 
 
 def _kill_before(server, moment, monkeypatch):
-    """Let the server die right before the first call of a client's or the registry's function."""
+    """Let the server die right before the first call of a client's method."""
     from mlflow import MlflowClient
 
-    from onenip.registry import approval as decisions
-
-    place = MlflowClient if hasattr(MlflowClient, moment) else decisions
-    call = getattr(place, moment)
+    call = getattr(MlflowClient, moment)
 
     def die_first(*arguments, **named):
-        monkeypatch.setattr(place, moment, call)
+        monkeypatch.setattr(MlflowClient, moment, call)
         server.kill()
         return call(*arguments, **named)
 
-    monkeypatch.setattr(place, moment, die_first)
+    monkeypatch.setattr(MlflowClient, moment, die_first)
