@@ -86,6 +86,10 @@ COMMANDS = {
             "registry.rollback",
             'onenip rollback bottle --by "A. Person" --reason "false alarms on shift 2"',
         ),
+        "threshold": (
+            "registry.threshold",
+            'onenip threshold bottle --false-alarms 5% --by "A. Person" --reason "too many rejects"',
+        ),
         "audit": ("registry.audit", "onenip audit bottle"),
     },
     "Arrivals": {

@@ -1,7 +1,8 @@
-"""Commands about the registry: register, status, approve, reject, rollback, audit, webhooks."""
+"""Commands about the registry: register, status, approve, reject, rollback, threshold, audit, webhooks."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -121,11 +122,78 @@ def reject(
 
 
 def rollback(category: CategoryArgument, *, by: ByOption, reason: ReasonOption) -> None:
-    """Bring back the champion before this one; the one that is taken down counts as rejected."""
+    """Undo the last decision about what serves: a changed threshold, else the champion.
+
+    A champion that is taken down counts as rejected.
+    """
     from onenip.registry import approval
 
     now = approval.rollback(category, by=by, reason=reason)
-    typer.echo(f"{category}: version {now.number} is champion again")
+    typer.echo(f"{category}: version {now.number} serves as it did before")
+
+
+def threshold(
+    category: CategoryArgument,
+    *,
+    by: ByOption,
+    reason: ReasonOption,
+    false_alarms: Annotated[
+        str | None,
+        typer.Option(
+            "--false-alarms", metavar="SHARE", help="Wanted share of false alarms: 5% or 0.05."
+        ),
+    ] = None,
+    recall: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE", help="Wanted share of synthetic anomalies found: 90% or 0.9."
+        ),
+    ] = None,
+    value: Annotated[
+        float | None, typer.Option(metavar="SCORE", help="The image score itself.")
+    ] = None,
+    challenger: Annotated[
+        bool, typer.Option("--challenger", help="Of the challenger instead of the champion.")
+    ] = False,
+    recent: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Recent predictions, kept by `serve --recent`.")
+    ] = OUTPUTS.recent,
+    yes: Annotated[bool, typer.Option("--yes", help="Apply without asking.")] = False,
+) -> None:
+    """Change from which score on a category's images are anomalous; `onenip rollback` undoes it.
+
+    Shows first what would change on the version's test images and on recent predictions. Nothing is
+    trained; a running server follows.
+    """
+    import tempfile
+
+    from onenip.operation.threshold_change import choose_value, load_tested, preview
+    from onenip.registry import approval
+    from onenip.registry.champions import load_candidate
+    from onenip.registry.versions import CHALLENGER, CHAMPION, PREFIX, find_addressed
+    from onenip.serving.recent import list_recent
+
+    alias = CHALLENGER if challenger else CHAMPION
+    version = find_addressed(f"models:/{PREFIX}{category}@{alias}")
+    spec = load_candidate(version).spec
+    chosen = choose_value(
+        spec,
+        category,
+        value=value,
+        false_alarm_rate=_to_share(false_alarms, "--false-alarms"),
+        recall=_to_share(recall, "--recall"),
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        tested = load_tested(version, Path(temporary))
+    scores = [one.answer["score"] for one in list_recent(recent, category)]
+    found = preview(spec, category, chosen, tested=tested, recent_scores=scores)
+    typer.echo(f"{category} version {version.number} ({alias})")
+    for line in found.describe():
+        typer.echo(line)
+    if not yes:
+        typer.confirm("Apply?", abort=True)
+    approval.set_threshold(category, value=chosen, by=by, reason=reason, alias=alias)
+    typer.echo(f"{category}: threshold of version {version.number} is {chosen:.4g}, set by {by}")
 
 
 def audit(
@@ -227,3 +295,15 @@ def _print_recorded(console: Console, entry: Entry) -> None:
     console.print(
         f"Recorded: {entry.category} version {entry.version}: {entry.reason}", style="bold"
     )
+
+
+def _to_share(text: str | None, option: str) -> float | None:
+    """A share, written as 0.05 or as 5%."""
+    from onenip.errors import DataError
+
+    if text is None:
+        return None
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError as error:
+        raise DataError(f"{option} {text}: not a share such as 5% or 0.05") from error

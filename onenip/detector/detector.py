@@ -279,7 +279,9 @@ class Detector:
         )
 
     def with_threshold(self, category: str, value: float) -> Self:
-        """The same model with another image threshold for a category; network and tensors are shared.
+        """The same model with another image threshold for a category, and what that promises.
+
+        Network and tensors are shared.
 
         Args:
             category: known to the detector.

@@ -113,20 +113,17 @@ def _count(results: Sequence[ImageResult], threshold: float) -> VerdictCounts:
 
 
 def load_tested(version: Version, folder: Path) -> list[ImageResult]:
-    """Results of a version's own test images; none where no evaluation is kept with it.
+    """Results of a version's own test images; none, and a warning, where no evaluation is kept with it.
 
     Args:
         version: registered.
         folder: where its evaluation is fetched to.
-
-    Raises:
-        RegistryError: if the registry cannot be reached.
     """
     address = f"models:/{PREFIX}{version.category}/{version.number}"
     try:
         return load_scores(fetch_evaluation(address, folder) / "scores.csv")
-    except RegistryError as error:
-        log.warning("%s", error)
+    except (RegistryError, DataError) as error:
+        log.warning("no test images to count on: %s", error)
         return []
 
 
