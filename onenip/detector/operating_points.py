@@ -211,3 +211,16 @@ def describe_doubts(known: CategorySpec) -> list[str]:
         [f"score far above the other normal images, to be reviewed: {named}"] if named else []
     )
     return [*known.warnings, *outliers]
+
+
+def describe_point(point: OperatingPoint) -> str:
+    """A threshold and its promises, in one line."""
+    found = (
+        ""
+        if point.synthetic_recall is None
+        else (f", finds {point.synthetic_recall:.0%} of synthetic anomalies")
+    )
+    return (
+        f"threshold {point.threshold:.4g}, false alarms {point.false_alarm_rate:.1%} expected "
+        f"({point.false_alarm_rate_low:.1%} to {point.false_alarm_rate_high:.1%}){found}"
+    )

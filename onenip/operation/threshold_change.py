@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from onenip.detector.operating_points import find_threshold, move
+from onenip.detector.operating_points import describe_point, find_threshold, move
 from onenip.errors import DataError, RegistryError
 from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.results import ImageResult, load_scores
@@ -40,7 +40,7 @@ class Preview:
 
     def describe(self) -> list[str]:
         """What changes, in lines for a person to read."""
-        lines = [f"now: {_describe(self.before)}", f"then: {_describe(self.after)}"]
+        lines = [f"now: {describe_point(self.before)}", f"then: {describe_point(self.after)}"]
         if self.tested_before is None or self.tested_after is None:
             lines.append("test images: the version has no evaluation to count on")
         else:
@@ -125,15 +125,3 @@ def load_tested(version: Version, folder: Path) -> list[ImageResult]:
     except (RegistryError, DataError) as error:
         log.warning("no test images to count on: %s", error)
         return []
-
-
-def _describe(point: OperatingPoint) -> str:
-    found = (
-        ""
-        if point.synthetic_recall is None
-        else (f", finds {point.synthetic_recall:.0%} of synthetic anomalies")
-    )
-    return (
-        f"threshold {point.threshold:.4g}, false alarms {point.false_alarm_rate:.1%} expected "
-        f"({point.false_alarm_rate_low:.1%} to {point.false_alarm_rate_high:.1%}){found}"
-    )

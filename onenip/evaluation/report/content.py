@@ -17,6 +17,7 @@ import jinja2
 from PIL import Image
 
 from onenip.detector.detector import Detector
+from onenip.detector.operating_points import describe_doubts, describe_point
 from onenip.evaluation import curves
 from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.gallery import Picture, load_index
@@ -149,7 +150,9 @@ def write_report(
         roc=_draw_trade_off(of),
         pr=_draw_precision(of),
         sections=[
-            _section(name, of[name], metrics, folder, pictures, beside) for name in categories
+            _section(name, of[name], metrics, folder, pictures, beside)
+            | {"promises": _describe_promises(name, detector)}
+            for name in categories
         ],
         prompts=_prompts(detector),
         sheet=_embed(_sheet_path(synthesis_dir), side=_SHEET_SIDE_PX),
@@ -267,6 +270,15 @@ def _section(
         "changes": beside.find_verdict_changes(name) if beside else None,
         "pictures": {title: items for title, items in shown.items() if items},
     }
+
+
+def _describe_promises(name: str, detector: Detector | None) -> list[str]:
+    """What the model's threshold promises of a category, and what to know before relying on it."""
+    if detector is None or name not in detector.spec.categories:
+        return []
+    known = detector.spec.categories[name]
+    basis = f"Rests on {len(known.normal_names)} normal images"
+    return [f"{basis}: {describe_point(known.operating_point)}", *describe_doubts(known)]
 
 
 def _show(picture: Picture, folder: Path) -> Shown:
