@@ -138,11 +138,11 @@ def configure(
         level=logging.DEBUG if verbose else logging.INFO,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold passwords of addresses
     if not verbose:
         for name in (
             "alembic",
             "great_expectations",
-            "httpx",
             "mlflow",
             "botocore",
             "matplotlib",

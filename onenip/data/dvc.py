@@ -6,6 +6,7 @@ wherever that is enough.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -171,8 +172,10 @@ def list_revisions(root: Path = HERE) -> list[DataRevision]:
         root,
     )
     revisions = []
-    for line in (log or "").splitlines():
-        commit_, date, author, subject = line.split("\0")
+    for line in (log or "").split("\n"):  # a subject may hold other ends of lines
+        if not line:
+            continue
+        commit_, date, author, subject = line.split("\0", 3)
         text = git.run(["show", f"{commit_}:./{DATA_POINTER}"], root)
         version = _parse_pointer(text, f"{commit_[:9]}:{DATA_POINTER}")
         revisions.append(
@@ -209,6 +212,37 @@ def list_files(version: str, *, root: Path = HERE) -> dict[str, str]:
         )
     entries = json.loads(listing.read_text(encoding="utf-8"))
     return {entry["relpath"]: entry["md5"] for entry in entries}
+
+
+def find_damaged(root: Path = HERE) -> dict[str, Path]:
+    """Files of the data that DVC laid out from damaged files of its cache: path below `data/` to that file.
+
+    DVC trusts its cache: it compares no content when it lays files out. What somebody changed in `data/`
+    since is not meant, nor what no list in the cache names.
+
+    Raises:
+        DataError: if `data.dvc` is no pointer of DVC.
+    """
+    version = read_data_version(root)
+    if version is None or not is_checkout(root):
+        return {}
+    try:
+        listed = list_files(version, root=root)
+    except (VersioningError, ValueError):  # not pulled, or a single file
+        return {}
+    cache = _cache_dir(root.resolve()) / "files" / "md5"
+    found = {}
+    for name, md5 in sorted(listed.items()):
+        path, kept = root / DATA_POINTER.stem / name, cache / md5[:2] / md5[2:]
+        if path.is_file() and _hash(path) != md5 and kept.is_file() and _hash(kept) != md5:
+            found[name] = kept
+    return found
+
+
+def _hash(path: Path) -> str:
+    """md5 of a file's bytes, as DVC names them: 32 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _parse_pointer(text: str, name: str) -> str:

@@ -18,9 +18,16 @@ from typing import Any, cast
 import numpy as np
 
 from onenip.data.dvc import read_data_version
-from onenip.data.manifest import DATA_DIR, load_manifest, select
+from onenip.data.manifest import DATA_DIR, Sample, load_manifest, select
 from onenip.data.outputs import OUTPUTS, Outputs
 from onenip.detector.detector import Detector
+from onenip.errors import (
+    CheckpointError,
+    DataError,
+    ImageError,
+    RegistryError,
+    UnreachableError,
+)
 from onenip.folders import replace_folder, write_whole
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
@@ -108,6 +115,21 @@ def judge_categories(
         serving = champions.version(category)
         if serving is not None and serving.digest == challenger.digest:
             continue
+        results[category] = _judge(category, challenger, champions, samples, params)
+        log.info("%s: %s: %s", category, results[category].verdict, results[category].reasons[0])
+    return results
+
+
+def _judge(
+    category: str,
+    challenger: Detector,
+    champions: Champions,
+    samples: Sequence[Sample],
+    params: Params,
+) -> GateResult:
+    """What the gate says of one category; one that cannot be judged is left to a person."""
+    now = datetime.now(tz=UTC)
+    try:
         evidence = collect_evidence(
             category,
             challenger=challenger,
@@ -115,14 +137,13 @@ def judge_categories(
             samples=samples,
             params=params,
         )
-        now = datetime.now(tz=UTC)
-        results[category] = (
-            undecidable("there are no normal images to judge by", judged_at=now)
-            if evidence is None
-            else judge(evidence, params.gate, seed=params.seed, judged_at=now)
-        )
-        log.info("%s: %s: %s", category, results[category].verdict, results[category].reasons[0])
-    return results
+    except (DataError, RegistryError, CheckpointError) as error:
+        if isinstance(error, UnreachableError):
+            raise
+        return undecidable(f"it cannot be judged: {error}", judged_at=now)
+    if evidence is None:
+        return undecidable("there are no normal images to judge by", judged_at=now)
+    return judge(evidence, params.gate, seed=params.seed, judged_at=now)
 
 
 def store_gate(version: Version, result: GateResult) -> bool:
@@ -206,7 +227,13 @@ def look_for_drift(
     """
     found = []
     for category in versions.list_categories():
-        detector = champions.find(category)
+        try:
+            detector = champions.find(category)
+        except (RegistryError, CheckpointError) as error:
+            if isinstance(error, UnreachableError):
+                raise
+            log.warning("%s: drift is not measured: %s", category, error)
+            continue
         if detector is None:
             continue
         arrived = _list_arrived(params, journal, detector, category, inbox)
@@ -282,7 +309,10 @@ def _list_arrived(
         for item in earlier:
             path = paths.get(item.name, DATA_DIR / item.name)
             if path.is_file():
-                rows.append(_ask(detector, path, category))
+                try:
+                    rows.append(_ask(detector, path, category))
+                except ImageError as error:
+                    log.warning("left out of the drift of %s: %s", category, error)
     return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
 
 
@@ -305,10 +335,12 @@ def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightin
     if manifest.is_file():
         known = load_manifest(manifest, DATA_DIR)
         samples = [s for s in select(known, category=category) if s.name in used]
-    distances = [
-        detector.measure_distances(load_image(sample.path))[category]
-        for sample in samples[:_BASELINE_IMAGES]
-    ]
+    distances = []
+    for sample in samples[:_BASELINE_IMAGES]:
+        try:
+            distances.append(detector.measure_distances(load_image(sample.path))[category])
+        except ImageError as error:
+            log.warning("left out of the drift of %s: %s", category, error)
     scores = np.asarray(spec.normal_scores)
     return Sightings.of(scores, scores > spec.image_threshold, distances)
 

@@ -93,6 +93,8 @@ class Params(Section):
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
             raise to_params_error(error, origin=origin) from error
+        except (ValueError, TypeError, RecursionError) as error:  # an anchor that holds itself
+            raise ParamsError(f"{origin}: not plain values: {error}") from error
 
     def dump(self) -> dict[str, Any]:
         """Plain values with the file's own keys; `Params.parse` of them gives equal params."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from onenip.errors import ParamsError
+
+_MAX_DEPTH = 64  # of brackets in brackets: the time to read deeper ones grows with its square
 
 
 class Section(BaseModel):
@@ -28,11 +31,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ParamsError: if the file is missing or holds no mapping.
     """
     try:
-        values = YAML(typ="safe", pure=True).load(io.StringIO(path.read_text(encoding="utf-8")))
+        text = path.read_text(encoding="utf-8")
+        if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > _MAX_DEPTH:
+            raise ParamsError(f"{path}: nested too deeply")
+        values = YAML(typ="safe", pure=True).load(io.StringIO(text))
     except FileNotFoundError as error:
         raise ParamsError(f"{path}: no such params file") from error
     except (YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ParamsError(f"{path}: nested too deeply") from error
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: expected keys and values")
     return values

@@ -7,6 +7,7 @@ testing. Tables from Excel are read as it writes them, and the list of VisA with
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -90,10 +91,10 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         if path.suffix.lower() == ".csv":
             head = text.partition("\n")[0]
             delimiter = max(_DELIMITERS, key=head.count)
-            reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
+            reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
             raw: list[tuple[int, object]] = [(reader.line_num, dict(row)) for row in reader]
         else:
-            lines = enumerate(text.splitlines(), 1)
+            lines = enumerate(text.split("\n"), 1)
             raw = [(number, json.loads(line)) for number, line in lines if line.strip()]
     except (ValueError, RecursionError, csv.Error) as error:
         raise SourceError(f"{path}: not a table of images: {error}") from error

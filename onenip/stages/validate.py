@@ -6,7 +6,10 @@ import logging
 import sys
 from pathlib import Path
 
+from onenip.data import dvc
+from onenip.data.manifest import DATA_DIR
 from onenip.data.validation import ValidationResult, validate
+from onenip.errors import DataError
 from onenip.params import Params
 
 log = logging.getLogger(__name__)
@@ -21,8 +24,16 @@ def run(params: Params, *, data_dir: Path, out_dir: Path) -> ValidationResult:
         out_dir: replaced as a whole; untouched on an error.
 
     Raises:
-        DataError: if nothing usable is left, or a rule of severity `error` is broken.
+        DataError: if DVC laid out damaged files, no image is usable, or a rule of severity `error` broke.
     """
+    damaged = dvc.find_damaged() if data_dir == DATA_DIR else {}
+    if damaged:
+        name, kept = next(iter(damaged.items()))
+        raise DataError(
+            f"{data_dir / name}: it came from a damaged file of DVC's cache, as {len(damaged)} in all; "
+            f"delete both it and {kept}, then run `dvc pull`",
+            path=data_dir / name,
+        )
     result = validate(
         data_dir,
         out_dir,

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.data import dvc
+from onenip.data.manifest import DATA_DIR
 from onenip.errors import DataError, VersioningError
 from onenip.images import hash_file
 from onenip.registry.data_history import compare_files, compare_versions, list_history
-from onenip.stages import download
+from onenip.stages import download, validate
 from tests.paths import ROOT
 from tests.sources.originals import pack_zip, picture
 from tests.sources.web import Web, running_web
@@ -252,12 +253,31 @@ def test_the_circle_through_s3_ends_without_work(checkout, s3_server, tmp_path, 
     assert dvc.read_data_version(clone) == dvc.read_data_version(checkout)
 
 
+def test_a_damaged_file_of_the_cache_is_noticed_before_training(checkout, tmp_path):
+    """DVC lays out whatever its cache holds; what a person changed by hand is no damage."""
+    bring(make_source(tmp_path / "in", range(4)))
+    image = checkout / "data/a/train/good/0.png"
+    image.write_bytes(picture(77))
+    assert dvc.find_damaged() == {}
+    image.write_bytes(picture(0))
+    md5 = dvc.list_files(dvc.read_data_version())["a/train/good/0.png"]
+    kept = checkout / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    kept.chmod(0o644)
+    kept.write_bytes(picture(0)[:-1] + b"x")
+    kept.chmod(0o444)
+    shutil.rmtree(checkout / "data")
+    run_dvc(checkout, "checkout", "-q")
+
+    with pytest.raises(DataError, match=r"0\.png: it came from a damaged file of DVC's cache"):
+        validate.run(make_tiny_params(), data_dir=DATA_DIR, out_dir=tmp_path / "out")
+
+
 def test_the_history_names_every_version_and_what_changed(checkout, tmp_path, monkeypatch):
     """Each committed version has its date and counts; two versions differ by what came, went and moved."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     first = bring(make_source(tmp_path / "one", range(4)))
     git(checkout, "add", "data.dvc")
-    git(checkout, "commit", "-q", "-m", "First images")
+    git(checkout, "commit", "-q", "-m", "First\u2028images")
     two = make_source(tmp_path / "two", range(1, 6))
     (two / "a/3.png").rename(two / "a/moved.png")
     (two / "a/2.png").write_bytes(picture(77))
@@ -267,7 +287,7 @@ def test_the_history_names_every_version_and_what_changed(checkout, tmp_path, mo
 
     assert [entry.version for entry in entries] == [second.version, first.version]
     assert [entry.images for entry in entries] == [{"a": 5, "b": 2}, {"a": 4}]
-    assert [entry.subject for entry in entries] == ["uncommitted", "First images"]
+    assert [entry.subject for entry in entries] == ["uncommitted", "First\u2028images"]
     for old in ("HEAD", "main", first.version, first.version[:8]):
         change = compare_versions(old, None, root=checkout)
         good = "a/train/good"
@@ -283,7 +303,7 @@ def test_the_history_names_every_version_and_what_changed(checkout, tmp_path, mo
     with pytest.raises(DataError, match="nothing: is no version"):
         compare_versions("nothing", None, root=checkout)
     shown = CliRunner().invoke(app, ["data", "log"])
-    assert "First images" in shown.output
+    assert "First" in shown.output
     assert "a 5, b 2" in shown.output
     shown = CliRunner().invoke(app, ["data", "diff", "HEAD"])
     assert "  + b/train/good/90.png" in shown.output

@@ -77,6 +77,9 @@ def test_rendered_params_read_back_equal(tmp_path):
         ("model: [1, 2\n", "YAML"),
         ("just text\n", "keys and values"),
         ("model:\n  input_size: [224]\n", "model.input_size"),
+        ("train: &again\n  epochs: *again\n", "plain values"),
+        (f"train: {'[' * 5000}{']' * 5000}\n", "params.yaml"),
+        ("seed: 2026-11-26\n", "params.yaml"),
     ],
 )
 def test_wrong_params_name_the_key(tmp_path, text, key):
