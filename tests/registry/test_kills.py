@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 
@@ -14,7 +13,7 @@ from typer.testing import CliRunner
 from onenip import Detector
 from onenip.cli import app
 from onenip.errors import DataError, RegistryError
-from onenip.registry import approval, audit, decisions, lock, versions
+from onenip.registry import approval, audit, decisions, lock, store, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
 from onenip.serving.champions import Follower
@@ -178,8 +177,6 @@ def test_a_registration_killed_anywhere_ends_as_without_a_kill(models, tmp_path,
         use(folder, monkeypatch)
         killer.left, killer.count = None, 0
         if at is None:
-            from onenip.registry import store
-
             store.connect(create=True)
             shutil.copy(folder / "mlflow.db", tmp_path / "empty.db")
             register(models, 1)
@@ -200,7 +197,7 @@ def begin(started, folder, patch):
     """A copy of the store, to be written to."""
     shutil.copytree(started, folder, ignore=shutil.ignore_patterns("mlartifacts"))
     use(folder, patch)
-    return MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    return store.connect()
 
 
 def test_a_trail_that_lost_its_end_or_forked_is_noticed(started, tmp_path, monkeypatch):
@@ -300,7 +297,7 @@ def test_an_evaluation_of_another_model_is_refused(models, tmp_path, monkeypatch
 
 def locks():
     name = versions.registered_name("disc")
-    tags = MlflowClient(os.environ["MLFLOW_TRACKING_URI"]).get_registered_model(name).tags
+    tags = store.connect().get_registered_model(name).tags
     return [key for key in tags if key.startswith("onenip.turn")]
 
 
