@@ -120,7 +120,7 @@ def test_a_refused_first_download_leaves_nothing(checkout, tmp_path):
     assert not Path("data.dvc").exists()
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, kills):
     """SIGKILL again and again; in between the data is the old or the new, in the end the same bytes."""
     old = make_source(tmp_path / "old", range(5))
@@ -152,7 +152,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, k
     assert len(tree(Path("data"))) == 300
     assert result.version == dvc.read_data_version()
     folder = checkout / ".onenip/download/data"
-    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert not list(folder.iterdir())
     shutil.rmtree("data")
     run_dvc(checkout, "checkout", "data.dvc")
     assert len(tree(Path("data"))) == 300
@@ -181,7 +181,7 @@ def remote(request, tmp_path, monkeypatch):
         yield "s3://images/kills"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(15, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
 def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, kills):
     """SIGKILL again and again, wherever it goes on: the old data, then exactly the new."""
     bring(make_source(tmp_path / "old", range(5)))
@@ -207,7 +207,7 @@ def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, 
     assert killed
     found = {p.relative_to("data").as_posix(): p for p in Path("data").rglob("*.png")}
     assert {name: path.read_bytes() for name, path in found.items()} == expected
-    assert [path.name for path in Path(".onenip/download/data").iterdir()] == ["lock"]
+    assert not list(Path(".onenip/download/data").iterdir())
     assert is_up_to_date(checkout)
 
 

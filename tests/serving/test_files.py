@@ -176,8 +176,8 @@ def test_images_of_s3_are_answered_by_their_address(
 @pytest.mark.parametrize(
     ("model", "category", "error", "words"),
     [
-        ("", None, RegistryError, "no champion of any category"),
-        ("models:/other@champion", None, DataError, "not a model of onenip"),
+        ("", None, RegistryError, "there is no registry"),
+        ("models:/other@champion", None, DataError, "neither models:/onenip-CATEGORY@champion"),
         ("nowhere", None, CheckpointError, "no model here"),
         ("nowhere.onnx", None, CheckpointError, "no such file"),
     ],

@@ -394,7 +394,7 @@ def test_a_file_that_changes_during_a_download_is_not_mixed(web, tmp_path):
         ("x.txt", "not a folder, an archive"),
         ("empty", "no images found"),
         ("mixed", "images both beside and inside of folders"),
-        ("deep", "cannot tell its split and label"),
+        ("deep", "its split and label are unknown"),
     ],
 )
 def test_a_source_that_is_none_says_what_is_expected(fetch, tmp_path, monkeypatch, name, message):

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.data.manifest import select
-from onenip.errors import CheckpointError, DataError
+from onenip.errors import CheckpointError, RegistryError
 from onenip.registry import approval
 from onenip.registry.publishing import publish
 from onenip.training.verification import verify_model
@@ -162,4 +162,4 @@ def test_a_registered_version_names_its_approver(tiny_model, tmp_path, monkeypat
 
     assert shown.exit_code == 0
     assert "Ada (from the registry)" in shown.output
-    assert isinstance(missing.exception, DataError)
+    assert isinstance(missing.exception, RegistryError)
