@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import os
 import shutil
 import subprocess
@@ -41,7 +40,6 @@ def test_a_missing_source_is_one_line_at_once(tmp_path: Path) -> None:
     assert "Retry" not in result.stderr
 
 
-@pytest.mark.slow
 def test_a_retraining_waits_for_a_pipeline(tmp_path: Path) -> None:
     """It says whom it waits for, begins when that has ended, and fails for nobody."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
