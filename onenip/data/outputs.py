@@ -41,6 +41,7 @@ class Outputs:
         self.retraining = root / "retrain.yaml"  # tracked by Git, and a param of the stage `train`
         self.provisional = folder / "provisional"
         self.ingestion = folder / "ingestion"
+        self.review = root / ".onenip" / "review"  # what people said: outlives artifacts/
 
 
 OUTPUTS = Outputs()  # of the workspace that is the current folder
