@@ -168,13 +168,12 @@ def moves_a_file(node):
 
 
 def test_files_are_written_whole_in_one_place():
-    """Who else renames moves a file that is complete already: a download, an arrival, a kept answer."""
+    """Who else renames moves a file that is complete already: a download, an arrival."""
     movers = {
         "onenip/inference/export.py",
         "onenip/ingestion/ingest.py",
         "onenip/registry/store.py",
         "onenip/registry/tracking.py",
-        "onenip/serving/recent.py",
     }
     found = {name for name in find_modules(moves_a_file) if not name.startswith("onenip/sources/")}
 

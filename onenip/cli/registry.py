@@ -156,8 +156,8 @@ def threshold(
         bool, typer.Option("--challenger", help="Of the challenger instead of the champion.")
     ] = False,
     recent: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Recent predictions, kept by `serve --recent`.")
-    ] = OUTPUTS.recent,
+        str, typer.Option(metavar="ADDRESS", help="Answers that `serve --recent` keeps.")
+    ] = str(OUTPUTS.recent),
     yes: Annotated[bool, typer.Option("--yes", help="Apply without asking.")] = False,
 ) -> None:
     """Change from which score on a category's images are anomalous; `onenip rollback` undoes it.
@@ -171,7 +171,7 @@ def threshold(
     from onenip.registry import approval
     from onenip.registry.champions import load_candidate
     from onenip.registry.versions import CHALLENGER, CHAMPION, PREFIX, find_addressed
-    from onenip.serving.recent import list_recent
+    from onenip.review.answers import Answers
 
     alias = CHALLENGER if challenger else CHAMPION
     version = find_addressed(f"models:/{PREFIX}{category}@{alias}")
@@ -185,7 +185,7 @@ def threshold(
     )
     with tempfile.TemporaryDirectory() as temporary:
         tested = load_tested(version, Path(temporary))
-    scores = [one.answer["score"] for one in list_recent(recent, category)]
+    scores = [a.facts["score"] for a in Answers(recent).list_latest(category=category)]
     found = preview(spec, category, chosen, tested=tested, recent_scores=scores)
     typer.echo(f"{category} version {version.number} ({alias})")
     for line in found.describe():

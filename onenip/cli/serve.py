@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from onenip.cli.options import HostOption, PortOption
 from onenip.data.outputs import OUTPUTS
+
+KeepChoice = Literal["all", "doubts"]
 
 
 def serve(
@@ -42,12 +44,30 @@ def serve(
         ),
     ] = 1,
     recent: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FOLDER",
-            help="Keep the latest 200 images and answers there, for `onenip inspect`. [default: none]",
+            metavar="ADDRESS",
+            help="Keep images, maps and answers in this folder or s3://bucket/prefix, for "
+            "`onenip inspect`, feedback and review. [default: none]",
         ),
     ] = None,
+    keep: Annotated[
+        KeepChoice,
+        typer.Option(
+            metavar="all|doubts",
+            help="Images to keep: all, or alarms, near misses and a sample of the others.",
+        ),
+    ] = "all",
+    keep_sample: Annotated[
+        float,
+        typer.Option(metavar="SHARE", min=0, max=1, help="Of the others, with --keep doubts."),
+    ] = 0.05,
+    keep_days: Annotated[
+        float, typer.Option(metavar="DAYS", min=0.1, max=92, help="That answers are kept at most.")
+    ] = 30.0,
+    keep_gb: Annotated[
+        float, typer.Option(metavar="GB", min=0.01, help="Room for them; the oldest go first.")
+    ] = 5.0,
 ) -> None:
     """Serve predictions over HTTP, for all categories in one process.
 
@@ -57,6 +77,7 @@ def serve(
 
     A client asks: `curl -F file=@part.png -F category=bottle localhost:8000/predict/file`
     """
+    from onenip.review.answers import Keeping
     from onenip.serving.champions import Follower
     from onenip.serving.connections import run_server
     from onenip.serving.web import ServeSettings, build_app
@@ -68,7 +89,9 @@ def serve(
         max_waiting=max_waiting,
         batch_size=batch_size,
         refresh_seconds=refresh_seconds if model is None else 0.0,
-        recent=recent,
+        keeping=None
+        if recent is None
+        else Keeping(recent, keep, sample=keep_sample, days=keep_days, gigabytes=keep_gb),
     )
     run_server(build_app(champions, settings), host=host, port=port)
 
@@ -88,8 +111,8 @@ def inspect(
         typer.Option("--folder", metavar="FOLDER", help="Images to browse. [default: data/]"),
     ] = None,
     recent: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="Recent predictions, kept by `serve --recent`.")
-    ] = OUTPUTS.recent,
+        str, typer.Option(metavar="ADDRESS", help="Answers that `serve --recent` keeps.")
+    ] = str(OUTPUTS.recent),
     port: PortOption = 8501,
     host: HostOption = "127.0.0.1",
     allowed_host: Annotated[
@@ -110,7 +133,7 @@ def inspect(
     os.environ.update(
         ONENIP_INSPECT_MODEL=str(model or ""),
         ONENIP_INSPECT_FOLDER=str(folder or "data"),
-        ONENIP_INSPECT_RECENT=str(recent),
+        ONENIP_INSPECT_RECENT=recent,
     )
     names = {"127.0.0.1", "localhost", host, *(allowed_host or ())}
     if host not in ("127.0.0.1", "localhost"):

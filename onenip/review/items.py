@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.data.labels import GOOD, clean_label
 from onenip.errors import DataError
 
 Reason = Literal["feedback", "disagreement", "near", "held", "outlier", "alarm", "drift"]
@@ -23,7 +24,8 @@ DEFECT = "defect"  # kind of a defect that nobody named
 LINE = "line"  # role of an opinion from the line, which waits for a reviewer
 REVIEWER = "reviewer"
 
-_MAX_NAME = 100
+_MAX_NAME = 100  # characters
+_MAX_NOTE = 2000
 
 
 @dataclass(frozen=True)
@@ -166,3 +168,28 @@ def check_person(name: str) -> str:
     if not name or name == "unknown" or len(name) > _MAX_NAME or not name.isprintable():
         raise DataError(f"say who: a name of {_MAX_NAME} characters at most")
     return name
+
+
+def check_opinion(label: str, *, by: str, kind: str, note: str, is_marked: bool) -> tuple[str, str]:
+    """Who says so and the kind of defect, as they are kept; empty for a part that has none.
+
+    Args:
+        label: good, defect or unsure.
+        by: who says so.
+        kind: of the defect; empty: not named.
+        note: further words.
+        is_marked: whether a mask or boxes say where it is.
+
+    Raises:
+        DataError: if they do not go together.
+    """
+    if label not in get_args(Label):
+        raise DataError(f"label {label!r}: good, defect or unsure")
+    if label != DEFECT and (kind or is_marked):
+        raise DataError(f"a part that is {label} has neither kind nor mask")
+    if len(note) > _MAX_NOTE:
+        raise DataError(f"note: at most {_MAX_NOTE} characters, not {len(note)}")
+    named = clean_label(kind.strip() or DEFECT) if label == DEFECT else ""
+    if named == GOOD:
+        raise DataError(f"kind {kind!r}: it means normal; name the defect")
+    return check_person(by), named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from onenip.errors import DataError
 from onenip.images import load_mask
 
 
-def save_map(path: Path, score_map: NDArray[np.float32], pixel_threshold: float) -> None:
+def save_map(path: Path | BytesIO, score_map: NDArray[np.float32], pixel_threshold: float) -> None:
     """Write a map with its pixel threshold; half precision, which no picture shows."""
     np.savez_compressed(
         path, map=score_map.astype(np.float16), pixel_threshold=np.float32(pixel_threshold)
     )
 
 
-def load_map(path: Path) -> tuple[NDArray[np.float32], float]:
+def load_map(path: Path | BytesIO) -> tuple[NDArray[np.float32], float]:
     """The map [h, w] float32 of a file, and its pixel threshold; `resize_map` brings it to the image's size.
 
     Raises:
@@ -30,7 +31,7 @@ def load_map(path: Path) -> tuple[NDArray[np.float32], float]:
         with np.load(path) as found:
             return found["map"].astype(np.float32), float(found["pixel_threshold"])
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: no map can be read: {error}", path=path) from error
+        raise DataError(f"{path}: no map can be read: {error}") from error
 
 
 def read_mask(mask: NDArray[np.bool_] | bytes) -> NDArray[np.bool_]:

@@ -16,13 +16,11 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onenip.data.labels import GOOD, clean_label
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import DataError
 from onenip.folders import write_whole
@@ -37,12 +35,12 @@ from onenip.review.items import (
     Opinion,
     Reason,
     State,
+    check_opinion,
     check_person,
     item_id,
 )
 from onenip.review.marks import draw_boxes, read_mask, save_map
 
-_MAX_NOTE = 2000  # characters
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS item (
     id TEXT PRIMARY KEY,
@@ -81,6 +79,7 @@ CREATE TABLE IF NOT EXISTS opinion (
     undone_by TEXT NOT NULL DEFAULT '',
     undone_at TEXT NOT NULL DEFAULT ''
 );
+CREATE TABLE IF NOT EXISTS mark (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS opinion_item ON opinion (item);
 """
 
@@ -165,6 +164,7 @@ class ReviewQueue:
         boxes: Sequence[Sequence[int]] = (),
         note: str = "",
         role: str = REVIEWER,
+        at: str = "",
     ) -> list[Item]:
         """Record what a person says about items, all of them or none; gives them as they are now.
 
@@ -180,20 +180,15 @@ class ReviewQueue:
             boxes: (x, y, width, height) in px around the defect, instead of a mask; for one item.
             note: further words.
             role: `reviewer`, or `line`.
+            at: when it was said, ISO 8601; empty: now.
 
         Raises:
             DataError: if an id is unknown, the name is missing, or mask or boxes do not fit.
         """
-        by = check_person(by)
-        if label not in get_args(Label):
-            raise DataError(f"label {label!r}: good, defect or unsure")
-        if label != DEFECT and (kind or mask is not None or boxes):
-            raise DataError(f"a part that is {label} has neither kind nor mask")
-        if len(items) > 1 and (mask is not None or boxes):
+        is_marked = mask is not None or bool(boxes)
+        by, kind = check_opinion(label, by=by, kind=kind, note=note, is_marked=is_marked)
+        if len(items) > 1 and is_marked:
             raise DataError("a mask or a box is of one image")
-        if len(note) > _MAX_NOTE:
-            raise DataError(f"note: at most {_MAX_NOTE} characters, not {len(note)}")
-        kind = _clean_kind(kind) if label == DEFECT else ""
         with self._open() as db:
             rows = [_find(db, one) for one in items]
             for row in rows:
@@ -208,7 +203,7 @@ class ReviewQueue:
                     (
                         *(row["id"], role, label, kind, drawn),
                         json.dumps([[int(value) for value in box] for box in boxes]),
-                        *(by, _now(), note),
+                        *(by, at or _now(), note),
                     ),
                 )
                 _settle(db, row["id"])
@@ -266,6 +261,17 @@ class ReviewQueue:
                 "UPDATE item SET place = ?, placed = ?, problem = ? WHERE id = ?",
                 (place, placed, problem, item),
             )
+
+    def read_mark(self, name: str) -> str:
+        """How far a source was read, as `write_mark` noted it; empty at first."""
+        with self._open() as db:
+            row = db.execute("SELECT value FROM mark WHERE name = ?", (name,)).fetchone()
+            return str(row["value"]) if row else ""
+
+    def write_mark(self, name: str, value: str) -> None:
+        """Note how far a source was read."""
+        with self._open() as db:
+            db.execute("INSERT OR REPLACE INTO mark VALUES (?, ?)", (name, value))
 
     def trim(self, *, days: float, gigabytes: float) -> int:
         """Delete the images of items that nobody looked at in time, or for which there is no room.
@@ -404,13 +410,6 @@ class ReviewQueue:
         for name in ("at", "undone_at"):
             values[name] = datetime.fromisoformat(row[name]) if row[name] else None
         return Opinion(**values)
-
-
-def _clean_kind(kind: str) -> str:
-    name = clean_label(kind.strip() or DEFECT)
-    if name == GOOD:
-        raise DataError(f"kind {kind!r}: it means normal; name the defect")
-    return name
 
 
 def _find(db: sqlite3.Connection, item: str) -> sqlite3.Row:

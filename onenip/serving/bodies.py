@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+from typing import TypeVar
 
 from fastapi import HTTPException, Request
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -22,6 +23,8 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _MAX_SHOWN = 60  # characters of a name that a client sent
 _UNUSABLE = 422
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 async def read_json(request: Request) -> tuple[bytes, str | None]:
     """Image and category of a JSON body.
@@ -29,16 +32,31 @@ async def read_json(request: Request) -> tuple[bytes, str | None]:
     Raises:
         HTTPException: 415 or 422.
     """
-    _check_address(request, "application/json", f"{_USE_JSON}; or {_USE_FORM}")
+    asked = await read_model(request, ImageRequest, f"{_USE_JSON}; or {_USE_FORM}")
+    return decode_base64(asked.image), asked.category
+
+
+async def read_model(request: Request, model: type[Model], advice: str = "") -> Model:
+    """A JSON body, checked.
+
+    Args:
+        request: the request.
+        model: what the body must be.
+        advice: what to send instead, for refusals.
+
+    Raises:
+        HTTPException: 415 or 422.
+    """
+    advice = advice or f"send {', '.join(model.model_fields)} as application/json"
+    _check_address(request, "application/json", advice)
     body = b"".join([part async for part in request.stream()])
     try:
-        asked = ImageRequest.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         where = _shorten(".".join(str(part) for part in first["loc"]) or "body")
         problem = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise HTTPException(_UNUSABLE, f"{where}: {problem}; {_USE_JSON}") from None
-    return decode_base64(asked.image), asked.category
+        raise HTTPException(_UNUSABLE, f"{where}: {problem}; {advice}") from None
 
 
 async def read_form(request: Request) -> tuple[bytes, str | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from onenip.detector.prediction import Verdict
+from onenip.review.items import Label
+
+Box = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=4, max_length=4)]
 
 MAX_NAME = 255  # characters of a category
 
@@ -42,6 +45,7 @@ class RegionAnswer(BaseModel):
 class ImageAnswer(BaseModel):
     """The answer to an image."""
 
+    id: str = Field(description="of this answer, for `POST /feedback`")
     category: str = Field(description="category that the image was judged as")
     category_inferred: bool = Field(description="whether it was inferred, because none was given")
     score: float = Field(description="image score; higher is more anomalous")
@@ -58,6 +62,29 @@ class ImageAnswer(BaseModel):
     version: int = Field(description="version of the category's model; 0 for a folder")
     digest: str = Field(description="sha256 of the model")
     warning: str = Field(description="why a newer champion may not have answered; else empty")
+
+
+class FeedbackRequest(BaseModel):
+    """What a part that was judged really is."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(max_length=MAX_NAME, description="of the answer")
+    label: Label = Field(description="good, defect or unsure")
+    by: str = Field(description="who says so", max_length=MAX_NAME)
+    kind: str = Field("", max_length=MAX_NAME, description="of the defect, such as scratch")
+    boxes: list[Box] = Field([], max_length=100, description="x, y, width, height in px, each")
+    mask: str = Field("", description="base64 of a PNG at the image's size, instead of boxes")
+    note: str = Field("", description="further words")
+
+
+class FeedbackAnswer(BaseModel):
+    """Feedback that was taken."""
+
+    id: str = Field(description="of the answer")
+    label: Label = Field(description="as it was taken")
+    by: str = Field(description="who said so")
+    at: str = Field(description="when, UTC")
 
 
 class CategoryAnswer(BaseModel):
@@ -101,12 +128,14 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         503: "There is no champion yet, or too many requests wait",
     }.items()
 }
-JSON_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": ImageRequest.model_json_schema()}},
-    }
-}
+
+
+def describe_json(model: type[BaseModel]) -> dict[str, Any]:
+    """A JSON body for the page at `/docs`."""
+    schema = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": schema}}
+
+
 FORM_BODY = {
     "requestBody": {
         "required": True,

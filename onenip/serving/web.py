@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -16,24 +16,35 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from onenip.errors import ForeignImageError, ImageError, UnknownCategoryError
-from onenip.serving.bodies import read_form, read_json
+from onenip.detector.prediction import Prediction
+from onenip.errors import (
+    DataError,
+    ForeignImageError,
+    ImageError,
+    OneNIPError,
+    UnknownCategoryError,
+)
+from onenip.review.answers import Answers, Feedback, Keeping, new_id
+from onenip.serving.bodies import read_form, read_json, read_model
 from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.guard import Guard, Limits
 from onenip.serving.queue import BusyQueueError, JudgingQueue
-from onenip.serving.recent import remember
 from onenip.serving.schema import (
     FORM_BODY,
-    JSON_BODY,
     REFUSALS,
     CategoryAnswer,
+    FeedbackAnswer,
+    FeedbackRequest,
     ImageAnswer,
+    ImageRequest,
     Readiness,
+    describe_json,
 )
 from onenip.version import __version__
 
 # the guard asks for the key before a body is read; this one describes it at /docs
 _DESCRIBED_KEY = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
+_TRIM_SECONDS = 300.0
 _TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
 
 log = logging.getLogger(__name__)
@@ -48,14 +59,14 @@ class ServeSettings(Limits):
         max_waiting: requests that may wait; more get 503.
         batch_size: images that go through the network together.
         refresh_seconds: time between two looks into the registry; 0 never looks.
-        recent: folder that the latest images and answers are kept in; None keeps none.
+        keeping: which answers are kept, and where; None keeps none.
     """
 
     max_pixels: int = 50_000_000
     max_waiting: int = 64
     batch_size: int = 1
     refresh_seconds: float = 20.0
-    recent: Path | None = None
+    keeping: Keeping | None = None
 
 
 class _Metrics:
@@ -107,7 +118,7 @@ class _Judge:
     champions: Follower
     queue: JudgingQueue
     metrics: _Metrics
-    recent: _Recent
+    kept: _Kept
 
     async def __call__(self, content: bytes, category: str | None) -> dict[str, Any]:
         roster = self.champions.roster  # a change meanwhile is for the next request
@@ -123,34 +134,62 @@ class _Judge:
             code = _TOO_LARGE if "pixels" in error.reason else _UNPROCESSABLE
             raise HTTPException(code, f"image: {error.reason}") from error
         answering = roster.serving[found.category]
-        answer = found.to_dict() | {
+        answer = {"id": new_id()} | found.to_dict()
+        answer |= {
             "version": answering.version,
             "digest": answering.detector.digest,
             "warning": answering.problem or self.champions.problem,
         }
         self.metrics.verdicts.labels(found.category, answer["verdict"]).inc()
-        await self.recent.keep(content, answer)
+        await self.kept.keep(content, answer, found)
         return answer
 
 
-class _Recent:
-    """Keeps the latest answers, where a folder was given; a full disk stops no answer."""
+class _Kept:
+    """Keeps answers and feedback, where an address was given; a full disk stops no answer."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+    def __init__(self, keeping: Keeping | None) -> None:
+        self._keeping = keeping
+        self.answers = None if keeping is None else Answers(keeping.address)
         self._works = True
+        self._trimmed_at = 0.0
 
-    async def keep(self, content: bytes, answer: dict[str, Any]) -> None:
-        if self._folder is None:
-            return
+    async def keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
         try:
-            await asyncio.to_thread(remember, self._folder, content, answer)
-        except OSError as error:
+            await asyncio.to_thread(self._keep, content, answer, found)
+        except (OSError, OneNIPError) as error:
             if self._works:
-                log.warning("%s: recent answers are not kept: %s", self._folder, error)
+                log.warning("answers are not kept: %s", error)
             self._works = False
         else:
             self._works = True
+
+    async def take(self, feedback: Feedback) -> None:
+        """Note feedback.
+
+        Raises:
+            HTTPException: 404 if the answer is not kept, 503 if nothing can be written.
+        """
+        if self.answers is None:
+            raise HTTPException(_NOT_FOUND, "this server keeps no answers: start it with --recent")
+        try:
+            await asyncio.to_thread(self.answers.give_feedback, feedback)
+        except DataError as error:
+            raise HTTPException(_NOT_FOUND, str(error)) from error
+        except (OSError, OneNIPError) as error:
+            log.error("feedback cannot be kept: %s", error)
+            raise HTTPException(
+                _BUSY, "the feedback cannot be kept", {"Retry-After": "20"}
+            ) from error
+
+    def _keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
+        if self.answers is None or self._keeping is None:
+            return
+        now = time.monotonic()
+        if not self._trimmed_at or now - self._trimmed_at > _TRIM_SECONDS:
+            self._trimmed_at = now
+            self.answers.trim(self._keeping)  # before, so that a full disk can become free
+        self.answers.keep(answer, content, found, self._keeping)
 
 
 def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
@@ -166,7 +205,8 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
         batch_size=settings.batch_size,
         max_pixels=settings.max_pixels,
     )
-    judge = _Judge(champions, queue, metrics, _Recent(settings.recent))
+    kept = _Kept(settings.keeping)
+    judge = _Judge(champions, queue, metrics, kept)
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -191,7 +231,7 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
         dependencies=[_DESCRIBED_KEY],
         response_model=ImageAnswer,
         responses=REFUSALS,
-        openapi_extra=JSON_BODY,
+        openapi_extra=describe_json(ImageRequest),
     )
     async def predict(request: Request) -> dict[str, Any]:
         """Judge an image that is sent as base64."""
@@ -207,6 +247,24 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     async def predict_file(request: Request) -> dict[str, Any]:
         """Judge an image that is uploaded as a file."""
         return await judge(*await read_form(request))
+
+    @app.post(
+        "/feedback",
+        dependencies=[_DESCRIBED_KEY],
+        response_model=FeedbackAnswer,
+        responses=REFUSALS,
+        openapi_extra=describe_json(FeedbackRequest),
+        status_code=201,
+    )
+    async def feedback(request: Request) -> dict[str, Any]:
+        """Say what a part that was judged really is; a reviewer sees it next."""
+        asked = await read_model(request, FeedbackRequest)
+        try:
+            said = Feedback(answer=asked.id, **asked.model_dump(exclude={"id"}))
+        except OneNIPError as error:
+            raise HTTPException(_UNPROCESSABLE, str(error)) from error
+        await kept.take(said)
+        return {"id": said.answer, "label": said.label, "by": said.by, "at": said.at}
 
     @app.get("/categories", dependencies=[_DESCRIBED_KEY], response_model=list[CategoryAnswer])
     async def categories() -> list[dict[str, Any]]:

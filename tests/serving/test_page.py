@@ -16,7 +16,7 @@ import pytest
 from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
-from onenip.serving.recent import remember
+from onenip.review.answers import Answers, Keeping, new_id
 from tests.tiny import change_spec
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -100,11 +100,11 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     versions.set_gate_result("disc", 2, REFUSED)
     image = sorted((tiny_data / "disc/test/spot").iterdir())[0]
     found = tiny_detector.predict([image], category="disc")[0]
-    remember(registry / "recent", image.read_bytes(), found.to_dict())
+    recent = str(registry / "recent")
+    answer = {"id": new_id(), **found.to_dict()}
+    Answers(recent).keep(answer, image.read_bytes(), found, Keeping(recent))
     (registry / "text.png").write_text("hello")
-    process, address = start_page(
-        registry, "--folder", str(tiny_data), "--recent", str(registry / "recent")
-    )
+    process, address = start_page(registry, "--folder", str(tiny_data), "--recent", recent)
     try:
         page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
         page.on("console", lambda m: errors.append(m) if m.type == "error" else None)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from onenip import Detector
 from onenip.registry import approval, store
+from onenip.review.answers import Answers, Keeping
 from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.web import ServeSettings, build_app
 
@@ -199,29 +200,55 @@ def test_the_description_needs_no_network(client):
     assert client.get(script).status_code == 200
 
 
-def test_recent_answers_are_kept_and_the_oldest_forgotten(tiny_model, image_file, tmp_path):
-    """With a folder set, the latest images and answers lie there, and never more than so many."""
-    from onenip.serving.recent import list_recent, remember
-
-    settings = ServeSettings(recent=tmp_path)
+def test_answers_are_kept_and_take_feedback(tiny_model, tiny_detector, image_file, tmp_path):
+    """An answer has an id; under it lie image and map, and what people say about the part."""
+    settings = ServeSettings(keeping=Keeping(str(tmp_path)))
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}
     with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
         answer = client.post("/predict", json=body).json()
+        said = {"id": answer["id"], "label": "defect", "kind": "spot", "by": "Line 3"}
+        taken = client.post("/feedback", json={**said, "boxes": [[1, 2, 3, 4]], "note": "small"})
+        unknown = client.post("/feedback", json={**said, "id": "0" * 20 + "-00000000"})
+        foreign = client.post("/feedback", json={**said, "id": "../../etc/passwd"})
+        wrong = [
+            client.post("/feedback", json={**said, **change}).status_code
+            for change in (
+                {"label": "great"},
+                {"by": ""},
+                {"mask": "x"},
+                {"boxes": [[1]]},
+                {"x": 1},
+            )
+        ]
 
-    kept = list_recent(tmp_path, "disc")
-    assert [one.answer for one in kept] == [answer]
-    assert kept[0].image.read_bytes() == image_file.read_bytes()
-    assert list_recent(tmp_path, "stripes") == []
-    for number in range(5):
-        remember(tmp_path, b"x", answer | {"score": number}, max_kept=3)
-    assert [one.answer["score"] for one in list_recent(tmp_path)] == [4, 3, 2]
-    assert len(list(tmp_path.iterdir())) == 6
+    answers = Answers(tmp_path)
+    (kept,) = answers.list_latest(category="disc")
+    assert kept.facts == answer
+    assert answers.list_latest(category="stripes") == []
+    assert answers.read_image(kept.id) == image_file.read_bytes()
+    score_map, _ = answers.read_map(kept.id)
+    expected = tiny_detector.predict([image_file], category="disc")[0].input_map
+    assert np.allclose(score_map, expected, rtol=1e-2, atol=1e-2)
+    assert (taken.status_code, taken.json()["by"]) == (201, "Line 3")
+    assert [(f.answer, f.label, f.note) for f in answers.take_feedback()] == [
+        (kept.id, "defect", "small")
+    ]
+    assert list(answers.take_feedback()) == []
+    assert (unknown.status_code, foreign.status_code) == (404, 404)
+    assert wrong == [422] * 5
+
+
+def test_a_server_that_keeps_nothing_takes_no_feedback(client):
+    """It says how to start it so that it does."""
+    said = client.post("/feedback", json={"id": "1", "label": "good", "by": "Ada"})
+
+    assert (said.status_code, "--recent" in said.json()["detail"]) == (404, True)
 
 
 def test_a_disk_that_refuses_stops_no_answer(tiny_model, image_file, tmp_path):
-    """Where recent answers cannot be kept, images are judged all the same."""
+    """Where answers cannot be kept, images are judged all the same."""
     (tmp_path / "file").touch()
-    settings = ServeSettings(recent=tmp_path / "file" / "recent")
+    settings = ServeSettings(keeping=Keeping(str(tmp_path / "file" / "recent")))
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}
     with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
         codes = [client.post("/predict", json=body).status_code for _ in range(2)]

@@ -15,6 +15,7 @@ from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction, Region, find_regions
 from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES, find_images
+from onenip.review.answers import Answers
 from onenip.serving.page.decision import draw_decision
 from onenip.serving.page.drawing import (
     VERDICT_COLOURS,
@@ -27,7 +28,6 @@ from onenip.serving.page.models import (
     judge_upload,
     list_known_categories,
 )
-from onenip.serving.recent import list_recent
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MAX_LISTED = 500
@@ -132,8 +132,9 @@ def _choose_images(category: str) -> list[tuple[str, bytes]]:
         f"{root}"
         + (f": the first {_MAX_LISTED} of {len(files)}" if len(files) > len(names) else "")
     )
-    recent = list_recent(Path(os.environ.get("ONENIP_INSPECT_RECENT", "")), category)
-    titles = {one.title: one.image for one in recent}
+    answers = Answers(os.environ.get("ONENIP_INSPECT_RECENT", ""))
+    recent = answers.list_latest(category=category)
+    titles = {one.title: one.id for one in recent}
     asked = side.multiselect(
         "Or recent predictions", list(titles), placeholder="latest first", key=f"recent/{category}"
     )
@@ -142,7 +143,7 @@ def _choose_images(category: str) -> list[tuple[str, bytes]]:
     return (
         [(upload.name, upload.getvalue()) for upload in uploads]
         + [(name, names[name].read_bytes()) for name in picked]
-        + [(title, titles[title].read_bytes()) for title in asked if titles[title].exists()]
+        + [(t, content) for t in asked if (content := answers.read_image(titles[t])) is not None]
     )
 
 
