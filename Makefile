@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test check fix up down bench acceptance
+.PHONY: help install demo test check fix docs up down bench acceptance
 
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ check: install ## format, lint, types, architecture
 fix: install ## repair formatting and what lint can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install ## build the documentation into site/; a broken link fails
+	$(BIN)/python -m mkdocs build --quiet
 
 up: install ## start Prefect, MLflow, a worker and S3 on this machine, print their addresses
 	$(BIN)/python -m flows.stack up

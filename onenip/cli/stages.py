@@ -84,7 +84,7 @@ def download(
     category, label, mask), s3://bucket/prefix, *demo*, or the name of a public data set: *mvtec*, *visa*,
     *btad*, *dtd* (textures), *magnetic-tile*. Folders may be in MVTec layout, one such category,
     `CATEGORY/OK/IMAGE` and `CATEGORY/NG/IMAGE`, `CATEGORY/IMAGE`, or images alone; images in no folder of a
-    split or label become `train/good`. docs/images.md says what is read.
+    split or label become `train/good`. docs/reference/images.md says what is read.
 
     All of it is fetched and checked first, then moved in at once: after an error or a kill the old
     data is still there, and the same command resumes.
