@@ -21,7 +21,7 @@ install: .venv/.installed ## create .venv and install everything, locked
 	touch $@
 
 demo: install ## run the whole pipeline on the embedded demo set and print where to look
-	$(BIN)/python -m flows.pipeline --source demo
+	$(BIN)/onenip run --source demo
 
 test: install ## run the tests, in JOBS processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not acceptance'
@@ -40,10 +40,10 @@ docs: install ## build the documentation into site/; a broken link fails
 	$(BIN)/python -m mkdocs build --quiet
 
 up: install ## start Prefect, MLflow, a worker and S3 on this machine, print their addresses
-	$(BIN)/python -m flows.stack up
+	$(BIN)/onenip up
 
 down: ## stop what `make up` started
-	$(BIN)/python -m flows.stack down
+	$(BIN)/onenip down
 
 bench: install ## run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import typer
-from prefect import Flow, deploy, get_client
+from prefect import deploy, get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.types.entrypoint import EntrypointType
+from prefect.runner.storage import LocalStorage
 from prefect.workers.process import ProcessWorker
 
 from flows.automations import declare_automations
@@ -34,7 +34,7 @@ def list_deployments(params: Params, *, root: Path) -> dict[str, list[RunnerDepl
 
     Args:
         params: schedules, in UTC.
-        root: the checkout that the workers work in.
+        root: the workspace that the workers work in.
     """
     announced = DeploymentEventTrigger(
         name="images were announced", expect={ARRIVED_EVENT}, match={}, parameters={}
@@ -102,16 +102,16 @@ def _declare(
     cron: str | None = None,
     triggers: list[DeploymentEventTrigger] | None = None,
 ) -> RunnerDeployment:
-    entrypoint = f"flows/{module or name}.py:{name}"
-    found: Any = Flow.from_source(source=str(root), entrypoint=entrypoint)
-    deployment: RunnerDeployment = found.to_deployment(
+    started_by: list[Any] = list(triggers or [])
+    found: Any = RunnerDeployment.from_storage(
+        storage=LocalStorage(str(root)),
+        entrypoint=f"flows.{module or name}.{name}",  # wherever it is installed
         name=name,
         cron=cron,
-        triggers=triggers or [],
+        triggers=started_by,
         concurrency_limit=None if name == "approve" else 1,
-        entrypoint_type=EntrypointType.FILE_PATH,
     )
-    return deployment
+    return cast("RunnerDeployment", found)
 
 
 def main() -> None:

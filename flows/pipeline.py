@@ -1,11 +1,7 @@
 """The whole chain as one flow: download, the DVC stages, registration.
 
-    python -m flows.pipeline --source demo
-    python -m flows.pipeline --source ../images --preset cpu
-    python -m flows.pipeline --source s3://bucket/prefix --endpoint-url http://127.0.0.1:8333
-
-Needs no server; with PREFECT_API_URL and MLFLOW_TRACKING_URI it works with those. A stage that DVC
-finds up to date is skipped, and a killed run goes on where it was when it is started again.
+`onenip run` is this flow. A stage that DVC finds up to date is skipped, and a killed run goes on where it was
+when it is started again.
 """
 
 from __future__ import annotations
@@ -17,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import (
     create_link_artifact,
@@ -30,7 +25,6 @@ from prefect.client.schemas import State
 from prefect.states import Completed, Failed
 
 from flows.approval import ask_people, list_waiting, notify_waiting
-from flows.command import require_server, run_command
 from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.judging import judge_and_show
 from flows.pictures import to_data_uri
@@ -41,12 +35,11 @@ from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
-from onenip.model.network import check_architecture
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
-from onenip.params import DEFAULT_PATH, Params
+from onenip.params import Params
 from onenip.registry.evaluations import publish_report
-from onenip.stages.process import lower_priority
+from onenip.workspace.files import require_current
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
 
@@ -87,7 +80,12 @@ def download(request: dict[str, Any]) -> State[Any]:
 def reproduce(stage: str) -> State[Any]:
     """Ask DVC to bring one stage up to date; its lines join the run's log."""
     logger = get_run_logger()
-    return _settle(stage, lambda: dvc.repro(stage, on_line=logger.info))
+
+    def work() -> None:
+        require_current()
+        dvc.repro(stage, on_line=logger.info)
+
+    return _settle(stage, work)
 
 
 @network_task("register")
@@ -203,42 +201,6 @@ def run_pipeline(request: Download) -> None:
         raise OneNIPError(state.message or "the pipeline failed")
 
 
-def main(
-    source: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What to download: demo, a folder, an archive, s3://bucket/prefix, or a data set's "
-            "name (see `onenip download --help`); repeatable. Without it, data/ is used as it is."
-        ),
-    ] = None,
-    *,
-    preset: Annotated[
-        str | None, typer.Option(help="Write params.yaml from this preset first.")
-    ] = None,
-    accept_license: Annotated[
-        bool, typer.Option("--accept-license", help="You accept the data set's licence.")
-    ] = False,
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if it is not AWS.")] = None,
-    no_sign_request: Annotated[
-        bool, typer.Option("--no-sign-request", help="Read a public bucket without credentials.")
-    ] = False,
-) -> None:
-    """Run everything: download, validate, synthesize, train, evaluate, register.
-
-    Stages that are up to date are skipped. Ends with the metrics per category and where to look.
-    """
-    if preset is not None:
-        from onenip.params.presets import apply_preset
-
-        apply_preset(preset, DEFAULT_PATH)
-    lower_priority()
-    check_architecture(Params.load().model)
-    require_server()
-    request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
-    run_pipeline(request)
-    _print_summary()
-
-
 def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
     """State of a step: an error that a user can act on is one line, not a traceback."""
     try:
@@ -259,7 +221,8 @@ def _pick_pictures() -> list[Path]:
     return turns[:_PICTURES]
 
 
-def _print_summary() -> None:
+def print_summary() -> None:
+    """Print the figures of each category, and where to look next."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -276,11 +239,11 @@ def _print_summary() -> None:
     console.print(f"data docs   {OUTPUTS.data_docs}", highlight=False)
     console.print(f"synthetic   {OUTPUTS.contact_sheet}", highlight=False)
     tracker = os.environ.get("MLFLOW_TRACKING_URI", "")
-    local = ".venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db"
+    local = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
     is_server = tracker.startswith(("http://", "https://"))
     console.print(f"mlflow      {tracker if is_server else local}", highlight=False)
     console.print("next        onenip status; onenip approve CATEGORY --by NAME --reason TEXT")
 
 
 if __name__ == "__main__":
-    run_command(main)
+    os.execv(sys.executable, [sys.executable, "-m", "onenip", "run", *sys.argv[1:]])

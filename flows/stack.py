@@ -1,8 +1,6 @@
-"""Everything that runs by itself, on this machine: `make up` and `make down`.
+"""Everything that runs by itself, on this machine: `onenip up` and `onenip down`.
 
-    python -m flows.stack up        # start, wait until all answer, declare the deployments, print addresses
-    python -m flows.stack status    # what runs
-    python -m flows.stack down      # stop all, and wait until they are gone
+    python -m flows.stack status    # what runs; `up` and `down` are there, too
 
 Starts Prefect's server, MLflow's server, a worker for each work pool, and an S3 server unless
 AWS_ENDPOINT_URL or AWS credentials name one. SQLite by default; PREFECT_API_DATABASE_CONNECTION_URL

@@ -16,28 +16,18 @@ from onenip.errors import ParamsError
 from onenip.params import Params
 from onenip.params.presets import list_presets, load_preset, render
 from onenip.version import __version__
+from onenip.workspace.code import STAGES, list_modules
 from tests.paths import ROOT
 
-DVC_STAGES = ("validate", "synthesize", "train", "evaluate")
-STAGES = ("download", *DVC_STAGES, "register")
+DVC_STAGES = STAGES
+ALL_STAGES = ("download", *DVC_STAGES, "register")
 COMMAND_LINE = get_command(app)
-# what these say about a run changes nothing in what the stage writes
-ASIDE = ("onenip.registry", "onenip.data.dvc", "onenip.data.git", "onenip.cli", "onenip.stages")
 
 
-def read_graph():
+def read_graph(path=ROOT / "dvc.yaml"):
     from ruamel.yaml import YAML
 
-    return YAML(typ="safe", pure=True).load((ROOT / "dvc.yaml").read_text())
-
-
-def imported_names(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("onenip"):
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name.startswith("onenip"))
+    return YAML(typ="safe", pure=True).load(path.read_text())
 
 
 def file_of(name):
@@ -50,19 +40,7 @@ def file_of(name):
 
 def import_closure(stage):
     """Packages, and modules that lie in none, that a stage's code consists of, relative to the root."""
-    waiting, seen = [ROOT / f"onenip/stages/{stage}.py"], set()
-    while waiting:
-        path = waiting.pop()
-        if path in seen or path == ROOT / "onenip/__init__.py":
-            continue
-        seen.add(path)
-        names = [
-            n
-            for n in imported_names(path)
-            if not any(n == a or n.startswith(a + ".") for a in ASIDE)
-        ]
-        waiting += [found for found in map(file_of, names) if found is not None]
-    relative = (path.relative_to(ROOT) for path in seen)
+    relative = (path.relative_to(ROOT) for path in list_modules(stage))
     return {
         (
             path if len(path.parts) == 2 or path.parts[1] == "stages" else Path(*path.parts[:2])
@@ -77,6 +55,17 @@ def test_a_stage_reruns_for_every_module_that_it_imports(stage):
     listed = {d for d in read_graph()["stages"][stage]["deps"] if d.startswith("onenip/")}
 
     assert listed == import_closure(stage)
+
+
+def test_a_workspace_has_the_graph_of_this_checkout():
+    """Its stages call the installed command, and depend on `onenip.yaml` where these depend on their code."""
+    ours = read_graph()
+    for name, stage in ours["stages"].items():
+        stage["cmd"] = f"onenip {name}"
+        stage["deps"] = [d for d in stage["deps"] if not d.startswith(("onenip/", "constraints"))]
+        stage["params"].append({"onenip.yaml": [name]})
+
+    assert read_graph(ROOT / "onenip/workspace/template/dvc.yaml") == ours
 
 
 def test_stages_that_draw_anomalies_depend_on_textures():
@@ -98,8 +87,8 @@ def test_a_stage_has_one_name_everywhere():
     modules = {path.stem for path in (ROOT / "onenip/stages").glob("[a-z]*.py")}
 
     assert tuple(read_graph()["stages"]) == DVC_STAGES
-    assert set(STAGES) <= commands
-    assert set(STAGES) <= modules
+    assert set(ALL_STAGES) <= commands
+    assert set(ALL_STAGES) <= modules
 
 
 @pytest.mark.parametrize(
@@ -140,12 +129,13 @@ def moves_a_file(node):
 
 
 def test_files_are_written_whole_in_one_place():
-    """Who else renames moves a file that is complete already: a download, an arrival."""
+    """Who else renames moves what is complete already: a download, an arrival, a workspace."""
     movers = {
         "onenip/inference/export.py",
         "onenip/ingestion/ingest.py",
         "onenip/registry/store.py",
         "onenip/registry/tracking.py",
+        "onenip/workspace/files.py",
     }
     found = {name for name in find_modules(moves_a_file) if not name.startswith("onenip/sources/")}
 

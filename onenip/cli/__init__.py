@@ -22,19 +22,26 @@ _HELP = """Find defects on all product categories with one model, trained on nor
 
 A normal day, from images to the line:
 
-1. `onenip download --source ../images`: bring the images into `data/`
-2. `dvc repro`: validate, synthesize, train and evaluate, as far as they are not up to date
-3. `onenip register`: make the model the challenger of its categories
-4. `onenip status`: see what waits for approval
-5. `onenip inspect`: look at heat maps of champion and challenger
-6. `onenip approve bottle --by NAME --reason TEXT`: let it onto the line
-7. `onenip serve`: answer over HTTP, or `onenip predict part.png` in the terminal
+1. `onenip init plant`: make a workspace, once; all else is called in it
+2. `onenip run --source ../images`: download, validate, synthesize, train, evaluate, register
+3. `onenip status`: see what waits for approval
+4. `onenip inspect`: look at heat maps of champion and challenger
+5. `onenip approve bottle --by NAME --reason TEXT`: let it onto the line
+6. `onenip serve`: answer over HTTP, or `onenip predict part.png` in the terminal
 
-`python -m flows.pipeline --source ../images` runs 1 to 3 at once.
+`onenip up` starts the servers for what runs by itself; `onenip doctor` says what is missing.
 """
 
 # panel -> command -> (function in this package, an example)
 COMMANDS = {
+    "Workspace": {
+        "init": ("workspace.init", "onenip init plant --preset cpu --inbox ../camera"),
+        "doctor": ("workspace.doctor", "onenip doctor"),
+        "run": ("workspace.run", "onenip run --source ../images"),
+        "up": ("workspace.up", "onenip up"),
+        "down": ("workspace.down", "onenip down"),
+        "upgrade": ("workspace.upgrade", "onenip upgrade --dry-run"),
+    },
     "Params and data": {
         "preset": ("stages.preset", "onenip preset cpu"),
         "download": ("stages.download", "onenip download --source ../images"),

@@ -243,7 +243,9 @@ def evaluate(
     from onenip.evaluation.counts import describe_wrong
     from onenip.evaluation.results import group_figures
     from onenip.stages import evaluate as stage
+    from onenip.workspace.files import require_current
 
+    require_current()
     loaded = Params.load(params)
     result = stage.run(
         loaded,
@@ -265,7 +267,9 @@ def _read_params(path: Path) -> Params:
     """Params whose architecture can be built: a mistake there is an error before hours of work."""
     from onenip.model.network import check_architecture
     from onenip.params import Params
+    from onenip.workspace.files import require_current
 
+    require_current()
     params = Params.load(path)
     check_architecture(params.model)
     return params

@@ -54,6 +54,15 @@ class DataRevision:
     version: str
 
 
+def init(root: Path) -> None:
+    """Set DVC up at the top of a Git repository.
+
+    Raises:
+        VersioningError: if DVC refuses.
+    """
+    _dvc(["init", "-q"], root)
+
+
 def is_checkout(root: Path = HERE) -> bool:
     """Whether `root` is the top of a project that DVC versions."""
     return (root / ".dvc").is_dir()
@@ -120,6 +129,15 @@ def push(targets: Sequence[str] = (), *, remote: str | None = None, root: Path =
         RemoteError: if there is no remote, or it refuses.
     """
     _ask_remote(["push", *_remote_option(remote), *targets], root)
+
+
+def count_unpushed(root: Path = HERE) -> int:
+    """How many files of the data the team's remote does not have.
+
+    Raises:
+        RemoteError: if the remote does not answer, or refuses.
+    """
+    return len(json.loads(_ask_remote(["status", "--cloud", "--json", str(DATA_POINTER)], root)))
 
 
 def find_user(root: Path = HERE) -> str:
@@ -276,9 +294,9 @@ def _settings(root: Path) -> dict[str, str]:
     return {"DVC_SITE_CACHE_DIR": folder}
 
 
-def _ask_remote(arguments: Sequence[str], root: Path) -> None:
+def _ask_remote(arguments: Sequence[str], root: Path) -> str:
     try:
-        _dvc(arguments, root)
+        return _dvc(arguments, root)
     except VersioningError as error:
         raise RemoteError(str(error)) from error
 
@@ -288,6 +306,8 @@ def _stream(
 ) -> tuple[int, str]:
     """Exit status and last lines of a command whose lines are handed on as they come, if anybody listens."""
     env = os.environ | QUIET | _settings(root)
+    # stages call `onenip`, which lies beside this interpreter
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     env[FLOW_PROCESS] = f"{os.getpid()} {psutil.Process().create_time()}"
     if on_line is None:
         return subprocess.run(command, cwd=root, env=env, check=False).returncode, ""

@@ -82,6 +82,9 @@ class Params(Section):
             ParamsError: if the file is missing, is no YAML, or has an unknown, missing or wrongly typed key;
                 the message names the key.
         """
+        if path == DEFAULT_PATH and not DEFAULT_PATH.exists():
+            message = f"{path}: no such params file; `onenip init DIR` makes a workspace with one"
+            raise ParamsError(message)
         return cls.parse(read_yaml(Path(path)), origin=str(path))
 
     @classmethod

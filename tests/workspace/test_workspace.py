@@ -1,0 +1,131 @@
+"""Workspaces as a user makes them, and as an update of the product finds them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+from onenip.cli import app
+from onenip.data import git
+from onenip.params import Params
+from onenip.workspace.code import STAGES, describe_code
+from onenip.workspace.files import WorkspaceError, init, plan_upgrade, require_current
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workspace as `init` leaves it: only its files may be changed, and must be put back."""
+    folder = tmp_path_factory.mktemp("plants") / "plant"
+    init(folder, preset="demo", inbox="s3://images/inbox", remote="s3://images/dvc")
+    return folder
+
+
+@pytest.fixture
+def plant(made, monkeypatch):
+    """The workspace as the current folder, put back as it was in the end."""
+    monkeypatch.chdir(made)
+    yield made
+    git.run(["reset", "-q", "--hard", git.run(["rev-list", "--max-parents=0", "HEAD"], made)], made)
+
+
+def replace_code(folder, stage, **values):
+    """Write what another version or library would have noted for a stage."""
+    path = folder / "onenip.yaml"
+    content = YAML(typ="safe", pure=True).load(path.read_text())
+    content[stage] |= values
+    with path.open("w") as file:
+        YAML().dump(content, file)
+    git.commit(["onenip.yaml"], message="Another version", root=folder)
+
+
+def test_a_new_workspace_is_complete(plant):
+    """Params as chosen, everything in one commit, no code, and DVC reads its graph and remote."""
+    dvc = [sys.executable, "-m", "dvc"]
+    graph = subprocess.run(
+        [*dvc, "dag", "--dot"], capture_output=True, text=True, check=True
+    ).stdout
+    remotes = subprocess.run([*dvc, "remote", "list"], capture_output=True, text=True, check=True)
+
+    assert all(stage in graph for stage in STAGES)
+    assert remotes.stdout.split()[:2] == ["plant", "s3://images/dvc"]
+    assert Params.load("params.yaml").retrain.inbox == "s3://images/inbox"
+    assert git.run(["status", "--porcelain"], plant) == ""
+    assert git.run(["rev-list", "--count", "HEAD"], plant) == "1"
+    assert not list(plant.glob("**/*.py"))
+    assert "preset demo" in (plant / "README.md").read_text()
+
+
+def test_a_folder_with_content_is_left_alone(tmp_path):
+    """`init` refuses, and says so in a line; a kill's leftover is no content."""
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(WorkspaceError, match="not empty"):
+        init(tmp_path)
+
+    assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.usefixtures("plant")
+def test_a_workspace_of_the_installed_version_has_nothing_to_upgrade():
+    """Freshly made, it follows what is installed."""
+    require_current()
+
+    assert plan_upgrade().texts == {}
+
+
+def test_an_update_reruns_the_stages_that_it_changes(plant):
+    """Stages wait until `upgrade` was called; it shows why they run anew, and touches no other."""
+    replace_code(plant, "train", code="0" * 16, libraries={"torch": "2.0.0"})
+    with pytest.raises(
+        WorkspaceError, match=r"train: its code changed.*torch 2\.0\.0 -> .*upgrade"
+    ):
+        require_current()
+    shown = CliRunner().invoke(app, ["upgrade", "--dry-run"])
+    assert "train runs anew" in shown.stdout
+    assert "validate runs anew" not in shown.stdout
+    assert plan_upgrade().texts
+
+    done = CliRunner().invoke(app, ["upgrade", "--yes"])
+
+    assert done.exit_code == 0, done.output
+    assert YAML(typ="safe", pure=True).load((plant / "onenip.yaml").read_text()) == describe_code()
+    assert git.run(["log", "-1", "--format=%s"], plant).startswith("Upgrade to onenip")
+    require_current()
+
+
+def test_an_upgrade_keeps_the_values_of_params(plant):
+    """A key that this version added gets its default; what the plant set stays."""
+    text = (plant / "params.yaml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("  min_new_images:")]
+    (plant / "params.yaml").write_text("\n".join(lines).replace("seed: 0", "seed: 7") + "\n")
+    git.commit(["params.yaml"], message="An older version", root=plant)
+
+    assert CliRunner().invoke(app, ["upgrade", "--yes"]).exit_code == 0
+
+    params = Params.load("params.yaml")
+    assert params.seed == 7
+    assert "min_new_images" in (plant / "params.yaml").read_text()
+    assert params.retrain.inbox == "s3://images/inbox"
+
+
+def test_an_upgrade_loses_no_change(plant):
+    """What is in no commit yet is not replaced."""
+    replace_code(plant, "train", code="0" * 16)
+    (plant / "onenip.yaml").write_text((plant / "onenip.yaml").read_text() + "# mine\n")
+
+    assert "commit it first" in str(CliRunner().invoke(app, ["upgrade", "--yes"]).exception)
+
+
+def test_the_doctor_names_a_remedy_for_what_is_missing(tmp_path, monkeypatch):
+    """Outside of a workspace, with a server that is down, each has its line; nothing is made."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    result = CliRunner().invoke(app, ["doctor"])
+
+    assert result.exit_code == 1
+    for words in ("onenip init DIR", "does not answer", "GiB free", "clock"):
+        assert words in result.stdout
+    assert not list(tmp_path.iterdir())
