@@ -20,7 +20,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from onenip.errors import OneNIPError
 from onenip.folders import write_whole
 
-_START_SECONDS = 180.0
+_START_SECONDS = 600.0
 _STOP_SECONDS = 50.0
 
 
@@ -166,7 +166,7 @@ class Services:
         """Wait until a server answers.
 
         Raises:
-            ServiceError: if it ended, or does not answer within three minutes.
+            ServiceError: if it ended, or does not answer within ten minutes.
         """
         attempts = Retrying(
             retry=retry_if_result(lambda is_done: not is_done),

@@ -27,6 +27,7 @@ from onenip import Detector
 from onenip.cli import app
 from onenip.images import load_image
 from onenip.inference.export import SUFFIXES, export_detector
+from tests.tiny import write_figures
 
 EXPORT_TOLERANCE = 1e-3  # absolute, of scores and maps in fp32
 
@@ -52,16 +53,12 @@ def registry(tiny_model, tmp_path_factory):
     from onenip.registry.publishing import publish
 
     folder = tmp_path_factory.mktemp("registry")
-    row = {"image_auroc": 0.9}
-    (folder / "evaluation").mkdir()
-    (folder / "evaluation/metrics.json").write_text(
-        json.dumps({"mean": row, "categories": {"disc": row, "stripes": row}})
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("MLFLOW_REGISTRY_URI", raising=False)
         patch.chdir(folder)
-        publish(tiny_model, evaluation_dir=folder / "evaluation", params={}, facts={})
+        evaluation = write_figures(folder / "evaluation", tiny_model)
+        publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
         approval.approve("disc", by="Ada", reason="good")
         yield folder
 

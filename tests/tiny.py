@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from onenip.data.labels import GOOD
 from onenip.data.manifest import Sample, scan_layout
 from onenip.images import hash_file, load_image, resize_image
-from onenip.model.file import SPEC_FILE, TENSORS_FILE, seal_spec
+from onenip.model.file import SPEC_FILE, TENSORS_FILE, hash_model, seal_spec
 from onenip.params import Params
 from onenip.synthesis import bank as synthetic_bank
 from onenip.training.fit import FitResult, fit_detector
@@ -70,11 +70,12 @@ def paint_spot(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray,
     return painted, mask
 
 
-def write_figures(folder: Path) -> Path:
-    """An evaluation's folder, made if need be, with one figure per category."""
+def write_figures(folder: Path, model_dir: Path, *, categories: Iterable[str] = CATEGORIES) -> Path:
+    """An evaluation of a model, with one figure per category; its folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
-    row = {"image_auroc": 0.9}
-    content = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
+    row = {"image_auroc": 0.9, "pixel_ap": None}
+    figures = {"mean": row, "categories": dict.fromkeys(categories, row)}
+    content = {"model_digest": hash_model(model_dir), **figures}
     (folder / "metrics.json").write_text(json.dumps(content))
     return folder
 

@@ -78,8 +78,8 @@ def verify(
     registered = {}
     with ExitStack() as stack:
         if model.startswith("models:/"):
-            from onenip.registry.publishing import fetched_weights
             from onenip.registry.versions import find_addressed
+            from onenip.registry.weights import fetched_weights
 
             version = find_addressed(model)
             folder = stack.enter_context(fetched_weights(version.weights_uri))

@@ -40,8 +40,8 @@ from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.decisions import deciding
-from onenip.registry.publishing import fetched_weights
 from onenip.registry.versions import GateResult, Version
+from onenip.registry.weights import fetched_weights
 from onenip.sources.inbox import Inbox
 
 GATE = "gate"  # who decides where the policy is `auto`

@@ -14,7 +14,6 @@ from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
 from onenip.registry.decisions import Deciding, Intent, Step, deciding, find_intents
-from onenip.registry.publishing import hash_stored
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
@@ -31,6 +30,7 @@ from onenip.registry.versions import (
     read_aliases,
     require_category,
 )
+from onenip.registry.weights import hash_stored
 
 UNKNOWN = "unknown"
 

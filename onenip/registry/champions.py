@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
 from onenip.registry import store, versions
-from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import Version, approval_command, list_categories, require_category
+from onenip.registry.weights import load_pinned
 
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector

@@ -19,8 +19,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext  # MLflow reads 
 from onenip.errors import ImageError
 from onenip.images import load_image
 from onenip.registry.champions import apply_threshold
-from onenip.registry.publishing import load_pinned
 from onenip.registry.versions import list_versions
+from onenip.registry.weights import load_pinned
 
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector

@@ -7,21 +7,22 @@ unified model. Publishing the same model again changes nothing.
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from onenip.errors import DataError, RegistryError
+from onenip.errors import DataError
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import runs, store, tracking
+from onenip.registry.audit import Action
 from onenip.registry.decisions import ITSELF, Intent, Step, deciding
 from onenip.registry.environment import flatten
+from onenip.registry.lock import hold_lock
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
 from onenip.registry.versions import (
@@ -38,6 +39,7 @@ from onenip.registry.versions import (
     registered_name,
     to_tags,
 )
+from onenip.registry.weights import store_folder, store_weights
 from onenip.version import __version__
 
 if TYPE_CHECKING:
@@ -48,10 +50,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS_NAME = "onenip"
 POINTER_CODE = Path(__file__).with_name("pointer_code.py")
-
-_DIGEST = "onenip.digest"
 
 
 def publish(
@@ -89,21 +88,10 @@ def publish(
     content = load_metrics(evaluation_dir)
     check_evaluation(content, detector.digest, folder=evaluation_dir)
     metrics = group_figures(content)
-    client = store.connect(create=True)
-    run_id = _ensure_run(client, detector.digest, params=params, facts=facts, experiment=experiment)
-    runs.log_evaluation(client, run_id, evaluation_dir)
-    weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
+    publication = _store(model_dir, detector, params=params, facts=facts, experiment=experiment)
+    runs.log_evaluation(publication.client, publication.run_id, evaluation_dir)
     return [
-        _ensure_version(
-            client,
-            detector,
-            category,
-            weights_uri=weights_uri,
-            run_id=run_id,
-            metrics=metrics.get(category, {}),
-            facts=dict(facts),
-            by=by,
-        )
+        publication.ensure_challenger(category, metrics=metrics.get(category, {}), by=by)
         for category in sorted(detector.categories)
     ]
 
@@ -137,53 +125,31 @@ def publish_provisional(
     from onenip.detector.detector import Detector
 
     detector = Detector.load(model_dir)
-    client = store.connect(create=True)
-    run_id = _ensure_run(client, detector.digest, params={}, facts=facts, experiment=experiment)
-    weights_uri = _ensure_weights(client, model_dir, detector, run_id=run_id, experiment=experiment)
-    found = []
-    for category, count in sorted(images.items()):
-        _ensure_registered(client, registered_name(category), category)
-        with deciding(category) as held:
-            aliases = read_aliases(category)
-            if CHAMPION in aliases:
-                continue
-            intent = Intent(
-                action="provisional",
-                version=ITSELF,
-                by="pipeline",
-                reason=f"from {count} normal images, without training, on the model of "
-                f"{built_on.category} version {built_on.number}",
-                digest=detector.digest,
-                steps=(Step(alias=PROVISIONAL, version=ITSELF),),
-            )
-            version, is_new = _find_or_create(
-                client,
-                detector,
-                category,
-                weights_uri=weights_uri,
-                run_id=run_id,
-                metrics={},
-                tags={**facts, intent.tag: intent.model_dump_json()},
-                approval="provisional",
-            )
-            if aliases.get(PROVISIONAL) != version.number:
-                held.carry_out(intent.about(version.number), is_written=is_new)
-        found.append(find_version(category, version.number))
-    return found
+    publication = _store(model_dir, detector, params={}, facts=facts, experiment=experiment)
+    found = [
+        publication.ensure_stand_in(
+            category,
+            reason=f"from {count} normal images, without training, on the model of "
+            f"{built_on.category} version {built_on.number}",
+        )
+        for category, count in sorted(images.items())
+    ]
+    return [version for version in found if version is not None]
 
 
 def check_evaluation(metrics: Mapping[str, Any], digest: str, *, folder: Path) -> None:
     """Make sure that an evaluation is about a model.
 
     Raises:
-        DataError: if it is about another one.
+        DataError: if it is about another one, or does not say about which.
     """
     evaluated = metrics.get("model_digest")
-    if evaluated is None:
-        logger.warning("%s: metrics.json does not name the model that was evaluated", folder)
-    elif evaluated != digest:
+    if evaluated != digest:
+        about = (
+            f"about model {str(evaluated)[:12]}" if evaluated else "about no model that it names"
+        )
         raise DataError(
-            f"{folder}: evaluated was model {str(evaluated)[:12]}, not {digest[:12]}; run `onenip "
+            f"{folder}: the evaluation is not that of model {digest[:12]}, but {about}; run `onenip "
             "evaluate` with this model",
             path=folder,
         )
@@ -211,60 +177,141 @@ def describe_origin(detector: Detector, *, experiment: str) -> dict[str, str]:
     return {"data_version": data or "unknown", **facts}
 
 
-@contextmanager
-def fetched_weights(weights_uri: str) -> Iterator[Path]:
-    """Folder with a copy of the unified model that a version points at, for the length of a block.
+@dataclass(frozen=True)
+class _Publication:
+    """A model that is stored, and what all versions that point at it have in common.
 
-    Raises:
-        RegistryError: if it is gone, or MLflow cannot be reached.
+    Attributes:
+        client: of the store.
+        detector: the model.
+        run_id: the run that made it.
+        weights_uri: where it is stored.
+        facts: tags for every version.
     """
-    store.connect()
-    import mlflow
 
-    with tempfile.TemporaryDirectory(prefix="onenip-model-") as scratch:
-        with store.refusals(f"model {weights_uri}"):
-            try:
-                folder = mlflow.artifacts.download_artifacts(weights_uri, dst_path=scratch)
-            except OSError as error:
-                raise RegistryError(f"model {weights_uri}: {error}") from error
-        yield Path(folder)
+    client: MlflowClient
+    detector: Detector
+    run_id: str
+    weights_uri: str
+    facts: Mapping[str, str]
 
+    def ensure_challenger(self, category: str, *, metrics: Metrics, by: str) -> Version:
+        """The version of a category, waiting for a decision if nobody decided about this model yet."""
+        _ensure_registered(self.client, category)
+        data = self.facts.get("data_version", "unknown")
+        reason = f"data {data}, commit {self.facts.get('git_commit', '')[:12]}"
+        intent = self._intend("register", CHALLENGER, by=by, reason=reason)
+        with deciding(category) as held:
+            version, is_new = self._find_or_create(category, intent, metrics, "pending")
+            waits = version.approval == "pending" and not version.aliases
+            if is_new or (waits and _is_newest(version)):
+                held.carry_out(intent.about(version.number), is_written=is_new)
+        return find_version(category, version.number)
 
-def hash_stored(weights_uri: str) -> str:
-    """Digest of the model behind an address as it is stored now, equal to `Detector.digest` of it.
+    def ensure_stand_in(self, category: str, *, reason: str) -> Version | None:
+        """The provisional version of a category; None if it has a champion."""
+        _ensure_registered(self.client, category)
+        intent = self._intend("provisional", PROVISIONAL, by="pipeline", reason=reason)
+        with deciding(category) as held:
+            aliases = read_aliases(category)
+            if CHAMPION in aliases:
+                return None
+            version, is_new = self._find_or_create(category, intent, {}, "provisional")
+            if aliases.get(PROVISIONAL) != version.number:
+                held.carry_out(intent.about(version.number), is_written=is_new)
+        return find_version(category, version.number)
 
-    Raises:
-        RegistryError: if it holds no model, or as for `fetched_weights`.
-    """
-    from onenip.model.file import hash_model
-
-    with fetched_weights(weights_uri) as folder:
-        try:
-            return hash_model(folder)
-        except OSError as error:
-            raise RegistryError(f"model {weights_uri}: no model: {error.strerror}") from error
-
-
-def load_pinned(weights_uri: str, digest: str) -> Detector:
-    """The unified model behind an address, if it is still the one with this digest.
-
-    Raises:
-        RegistryError: if it is another, is damaged or gone, or MLflow cannot be reached.
-    """
-    from onenip.detector.detector import Detector
-    from onenip.errors import CheckpointError
-
-    try:
-        with fetched_weights(weights_uri) as folder:
-            detector = Detector.load(folder)
-    except CheckpointError as error:
-        raise RegistryError(f"model {weights_uri} was changed or damaged: {error}") from error
-    if detector.digest != digest:
-        raise RegistryError(
-            f"model {weights_uri}: its digest is {detector.digest[:12]}, pinned is {digest[:12]}; "
-            "it was changed and is not used"
+    def _intend(self, action: Action, alias: str, *, by: str, reason: str) -> Intent:
+        """To give the version that will be made or found an alias."""
+        return Intent(
+            action=action,
+            version=ITSELF,
+            by=by,
+            reason=reason,
+            digest=self.detector.digest,
+            steps=(Step(alias=alias, version=ITSELF),),
         )
-    return detector
+
+    def _find_or_create(
+        self, category: str, intent: Intent, metrics: Metrics, approval: Approval
+    ) -> tuple[Version, bool]:
+        """A category's version of this model, and whether it is new. The caller holds the lock."""
+        digest = self.detector.digest
+        known = [version for version in list_versions(category) if version.digest == digest]
+        if known:
+            return known[-1], False
+        name = registered_name(category)
+        tags = to_tags(
+            digest=digest,
+            weights_uri=self.weights_uri,
+            metrics=metrics,
+            facts={**self.facts, intent.tag: intent.model_dump_json()},
+            approval=approval,
+        )
+        model = self._store_pointer(category)
+        with store.refusals(name):
+            created = self.client.create_model_version(
+                name,
+                source=model.model_uri,
+                run_id=self.run_id,
+                tags=tags,
+                model_id=model.model_id,
+            )
+        logger.info("%s: version %s", name, created.version)
+        return find_version(category, int(created.version)), True
+
+    def _store_pointer(self, category: str) -> LoggedModel:
+        """Store what MLflow serves for a category: code, settings and prompt picture; no weights."""
+        import mlflow
+
+        with tempfile.TemporaryDirectory() as scratch:
+            prompt = Path(scratch) / "prompt.png"
+            Image.fromarray(self.detector.prompt_images(category)[0]).save(prompt)
+            folder = Path(scratch) / "pointer"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # advice about input examples
+                mlflow.pyfunc.save_model(
+                    str(folder),
+                    python_model=str(POINTER_CODE),
+                    model_config={
+                        "category": category,
+                        "weights_uri": self.weights_uri,
+                        "digest": self.detector.digest,
+                        "prompts": list(self.detector.spec.categories[category].prompt_names),
+                    },
+                    artifacts={"prompt": str(prompt)},
+                    signature=pointer_signature(),
+                    pip_requirements=[f"onenip[full]=={__version__}"],
+                )
+            return store_folder(
+                self.client,
+                folder,
+                name=registered_name(category),
+                run_id=self.run_id,
+                tags={"onenip.points_at": self.weights_uri},
+            )
+
+
+def _store(
+    model_dir: Path,
+    detector: Detector,
+    *,
+    params: Mapping[str, Any],
+    facts: Mapping[str, str],
+    experiment: str,
+) -> _Publication:
+    """Store a model and its run, once, however many publish it at the same time."""
+    client = store.connect(create=True)
+    first = min(detector.categories)  # whoever publishes this model meets at this lock
+    _ensure_registered(client, first)
+    with hold_lock(first):
+        run_id = _ensure_run(
+            client, detector.digest, params=params, facts=facts, experiment=experiment
+        )
+        weights_uri = store_weights(
+            client, model_dir, detector, run_id=run_id, experiment=experiment
+        )
+    return _Publication(client, detector, run_id, weights_uri, facts)
 
 
 def _ensure_run(
@@ -294,101 +341,15 @@ def _ensure_run(
     return run_id
 
 
-def _ensure_weights(
-    client: MlflowClient, model_dir: Path, detector: Detector, *, run_id: str, experiment: str
-) -> str:
-    """Address of the stored model with this digest, stored now if it is not there yet."""
-    experiment_id = store.ensure_experiment(client, experiment)
-    with store.refusals("model"):
-        found = client.search_logged_models(
-            [experiment_id], filter_string=f"tags.`{_DIGEST}` = '{detector.digest}'"
-        )
-        ready = [model for model in found if str(model.status) == "READY"]
-    if ready:
-        return str(ready[0].model_uri)
-    tags = {_DIGEST: detector.digest, "onenip.categories": ", ".join(detector.categories)}
-    model = _store_folder(client, model_dir, name=WEIGHTS_NAME, run_id=run_id, tags=tags)
-    return str(model.model_uri)
-
-
-def _ensure_version(
-    client: MlflowClient,
-    detector: Detector,
-    category: str,
-    *,
-    weights_uri: str,
-    run_id: str,
-    metrics: Metrics,
-    facts: dict[str, str],
-    by: str,
-) -> Version:
-    _ensure_registered(client, registered_name(category), category)
-    intent = Intent(
-        action="register",
-        version=ITSELF,
-        by=by,
-        reason=f"data {facts.get('data_version', 'unknown')}, commit {facts.get('git_commit', '')[:12]}",
-        digest=detector.digest,
-        steps=(Step(alias=CHALLENGER, version=ITSELF),),
-    )
-    with deciding(category) as held:
-        version, is_new = _find_or_create(
-            client,
-            detector,
-            category,
-            weights_uri=weights_uri,
-            run_id=run_id,
-            metrics=metrics,
-            tags={**facts, intent.tag: intent.model_dump_json()},
-            approval="pending",
-        )
-        waits = version.approval == "pending" and not version.aliases
-        if is_new or (waits and _is_newest(version)):
-            held.carry_out(intent.about(version.number), is_written=is_new)
-    return find_version(category, version.number)
-
-
 def _is_newest(version: Version) -> bool:
     known = [v for v in list_versions(version.category) if v.approval != "provisional"]
     return all(other.number <= version.number for other in known)
 
 
-def _find_or_create(
-    client: MlflowClient,
-    detector: Detector,
-    category: str,
-    *,
-    weights_uri: str,
-    run_id: str,
-    metrics: Metrics,
-    tags: dict[str, str],
-    approval: Approval,
-) -> tuple[Version, bool]:
-    """The version of a category with this model, and whether it is new. The caller holds the lock."""
-    name = registered_name(category)
-    known = list_versions(category)
-    version = next((v for v in reversed(known) if v.digest == detector.digest), None)
-    if version is not None:
-        return version, False
-    all_tags = to_tags(
-        digest=detector.digest,
-        weights_uri=weights_uri,
-        metrics=metrics,
-        facts=tags,
-        approval=approval,
-    )
-    model = _store_pointer(client, detector, category, weights_uri=weights_uri, run_id=run_id)
-    with store.refusals(name):
-        created = client.create_model_version(
-            name, source=model.model_uri, run_id=run_id, tags=all_tags, model_id=model.model_id
-        )
-    logger.info("%s: version %s", name, created.version)
-    return find_version(category, int(created.version)), True
-
-
-def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
+def _ensure_registered(client: MlflowClient, category: str) -> None:
     from mlflow.exceptions import MlflowException
 
+    name = registered_name(category)
     with store.refusals(name):
         try:
             client.create_registered_model(
@@ -400,51 +361,3 @@ def _ensure_registered(client: MlflowClient, name: str, category: str) -> None:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-
-def _store_pointer(
-    client: MlflowClient, detector: Detector, category: str, *, weights_uri: str, run_id: str
-) -> LoggedModel:
-    """Store what MLflow serves for a category: code, settings and prompt picture; no weights."""
-    import mlflow
-
-    spec = detector.spec.categories[category]
-    with tempfile.TemporaryDirectory() as scratch:
-        prompt = Path(scratch) / "prompt.png"
-        Image.fromarray(detector.prompt_images(category)[0]).save(prompt)
-        folder = Path(scratch) / "pointer"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # advice about input examples
-            mlflow.pyfunc.save_model(
-                str(folder),
-                python_model=str(POINTER_CODE),
-                model_config={
-                    "category": category,
-                    "weights_uri": weights_uri,
-                    "digest": detector.digest,
-                    "prompts": list(spec.prompt_names),
-                },
-                artifacts={"prompt": str(prompt)},
-                signature=pointer_signature(),
-                pip_requirements=[f"onenip[full]=={__version__}"],
-            )
-        name = registered_name(category)
-        tags = {"onenip.points_at": weights_uri}
-        return _store_folder(client, folder, name=name, run_id=run_id, tags=tags)
-
-
-def _store_folder(
-    client: MlflowClient, folder: Path, *, name: str, run_id: str, tags: dict[str, str]
-) -> LoggedModel:
-    """Upload a folder as a model of a run; it counts as ready only when it is whole."""
-    with store.refusals(f"model {name}"):
-        experiment_id = client.get_run(run_id).info.experiment_id
-        model = client.create_logged_model(
-            experiment_id,
-            name=re.sub(r"""[/:.%"']""", "_", name),  # a label; MLflow refuses these
-            source_run_id=run_id,
-            tags=tags,
-            model_type="onenip",
-        )
-        client.log_model_artifacts(model.model_id, str(folder))
-        return client.finalize_logged_model(model.model_id, "READY")

@@ -115,7 +115,12 @@ def test_forms_of_decided_versions_are_closed(server, plant, tmp_path, tiny_mode
     store = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    publish(tiny_model, evaluation_dir=write_figures(tmp_path / "evaluation"), params={}, facts={})
+    publish(
+        tiny_model,
+        evaluation_dir=write_figures(tmp_path / "evaluation", tiny_model),
+        params={},
+        facts={},
+    )
     forms = {name: suspend_form(server, name) for name in CATEGORIES}
     approval.approve("disc", by="Ada", reason="good")
 

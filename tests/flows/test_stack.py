@@ -14,9 +14,9 @@ import pytest
 from tests.paths import ROOT
 from tests.postgres import running_postgres
 from tests.receiver import receiving
-from tests.tiny import CATEGORIES
+from tests.tiny import write_figures
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 WAITING_STAGE = """
 import os, pathlib, time
@@ -59,7 +59,7 @@ def call(checkout, *arguments, module="flows.stack", env=None):
     kept |= {"PYTHONPATH": str(checkout), "DO_NOT_TRACK": "true", **(env or {})}
     return subprocess.run(
         [sys.executable, *(["-m", module] if module else []), *arguments],
-        cwd=checkout, env=kept, capture_output=True, text=True, timeout=500, check=False,
+        cwd=checkout, env=kept, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
 
 
@@ -262,10 +262,7 @@ def test_postgresql_keeps_runs_and_champions_over_a_restart(tmp_path, tiny_model
     """One URL for each server; after `down` and `up` the flow run and the approved model are there."""
     checkout = tmp_path / "checkout"
     make_checkout(checkout, {})
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    rows = {name: {"image_auroc": 0.9} for name in CATEGORIES}
-    (evaluation / "metrics.json").write_text(json.dumps({"mean": {}, "categories": rows}))
+    evaluation = write_figures(tmp_path / "evaluation", tiny_model)
     script = REGISTER.format(model=str(tiny_model), evaluation=str(evaluation))
     with running_postgres("prefect", "mlflow") as urls:
         env = {

@@ -20,7 +20,7 @@ from onenip.registry.champions import Champions, load_serving
 from onenip.registry.publishing import publish
 from onenip.serving.champions import Follower
 from onenip.serving.web import ServeSettings, build_app
-from tests.tiny import CATEGORIES, draw_normal, fit_tiny, make_tiny_params
+from tests.tiny import CATEGORIES, draw_normal, fit_tiny, make_tiny_params, write_figures
 
 
 def draw_bolt(seed: int) -> np.ndarray:
@@ -51,11 +51,7 @@ def plant(tmp_path, tiny_data, tiny_model, monkeypatch):
 
 def publish_model(folder, root):
     """Register a model that was trained, with figures."""
-    evaluation = root / "evaluation"
-    evaluation.mkdir(exist_ok=True)
-    figures = {"image_auroc": 0.9}
-    content = {"mean": figures, "categories": dict.fromkeys((*CATEGORIES, "bolt"), figures)}
-    (evaluation / "metrics.json").write_text(json.dumps(content))
+    evaluation = write_figures(root / "evaluation", folder, categories=(*CATEGORIES, "bolt"))
     return publish(folder, evaluation_dir=evaluation, params={}, facts={})
 
 

@@ -21,7 +21,7 @@ from onenip.registry import approval, audit, publishing, versions
 from onenip.registry.champions import Champions
 from onenip.registry.versions import GateResult
 from onenip.stages import evaluate
-from tests.tiny import list_samples, make_tiny_params
+from tests.tiny import list_samples, make_tiny_params, write_figures
 
 PROMOTE = GateResult(verdict="promote", reasons=("better",), judged_at=datetime.now(tz=UTC))
 
@@ -32,11 +32,7 @@ def registry(tmp_path, tiny_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow itself sets them
         monkeypatch.delenv(name, raising=False)
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    figures = {"image_auroc": 0.9}
-    metrics = {"mean": figures, "categories": {"disc": figures, "stripes": figures}}
-    (evaluation / "metrics.json").write_text(json.dumps(metrics))
+    evaluation = write_figures(tmp_path / "evaluation", tiny_model)
     return publishing.publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from onenip.registry.publishing import publish
 from tests.acceptance.plant import mlflow_server
 from tests.holding import held_elsewhere
 from tests.paths import ROOT
-from tests.tiny import CATEGORIES
+from tests.tiny import write_figures
 
 QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
 
@@ -35,16 +34,12 @@ def registry(server, tmp_path, tiny_detector, tiny_data, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    figures = {"image_auroc": 0.9}
-    content = {"mean": figures, "categories": dict.fromkeys(CATEGORIES, figures)}
-    (evaluation / "metrics.json").write_text(json.dumps(content))
 
     def register():
         image = next((tiny_data / "disc/train/good").iterdir())
         unique = f"c{os.urandom(3).hex()}"  # a category of this test's own, on the shared server
         tiny_detector.add_category(unique, [image]).save(tmp_path / unique)
+        evaluation = write_figures(tmp_path / "evaluation", tmp_path / unique)
         publish(tmp_path / unique, evaluation_dir=evaluation, params={}, facts={})
         return versions.challenger("disc").number
 

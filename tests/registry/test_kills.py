@@ -76,7 +76,7 @@ def models(tiny_detector, tmp_path_factory):
             statistics={"disc": state.statistics},
         )
         detector.save(folder / f"model{number}")
-        write_figures(folder / f"scored{number}")
+        write_figures(folder / f"scored{number}", folder / f"model{number}")
     return folder
 
 
@@ -285,12 +285,13 @@ def test_a_threshold_is_followed_and_rolled_back(started, tmp_path, monkeypatch)
 def test_an_evaluation_of_another_model_is_refused(models, tmp_path, monkeypatch):
     """The digest stands in metrics.json, and is compared before anything is stored."""
     use(tmp_path, monkeypatch)
-    folder = write_figures(tmp_path / "scored")
+    folder = write_figures(tmp_path / "scored", models / "model1")
     content = json.loads((folder / "metrics.json").read_text())
-    (folder / "metrics.json").write_text(json.dumps({**content, "model_digest": "f" * 64}))
+    for digest in ("f" * 64, None, 7):
+        (folder / "metrics.json").write_text(json.dumps({**content, "model_digest": digest}))
 
-    with pytest.raises(DataError, match="evaluated was model ffffffffffff, not "):
-        publish(models / "model1", evaluation_dir=folder, params={}, facts={})
+        with pytest.raises(DataError, match=r"is not that of model [0-9a-f]{12}"):
+            publish(models / "model1", evaluation_dir=folder, params={}, facts={})
 
     assert not (tmp_path / "mlflow.db").exists()
 

@@ -1,6 +1,5 @@
 """Registration and approval on a real MLflow store: who decides, what serves, what is remembered."""
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,24 +15,15 @@ from onenip.cli import app
 from onenip.errors import RegistryError
 from onenip.registry import approval, audit, runs, versions
 from onenip.registry.champions import load_champion, read_serving
-from onenip.registry.publishing import fetched_weights, publish
+from onenip.registry.publishing import publish
 from onenip.registry.store import connect
 from onenip.registry.tracking import training_run
 from onenip.registry.versions import GateResult, find_addressed, registered_name
+from onenip.registry.weights import NAME, fetched_weights
 from onenip.serving.files import load_model
-from tests.tiny import CATEGORIES
+from tests.tiny import CATEGORIES, write_figures
 
 FACTS = {"data_version": "abc.dir", "git_commit": "0" * 40}
-
-
-@pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
-    """An evaluation's folder with a metric per category."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    row = {"image_auroc": 0.9, "pixel_ap": None}
-    content = {"mean": row, "categories": dict.fromkeys(CATEGORIES, row)}
-    (folder / "metrics.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture
@@ -46,7 +36,7 @@ def store(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def publish_model(store, tiny_detector, evaluation):
+def publish_model(store, tiny_detector):
     """Publish the tiny model, each time with another provenance and so another digest."""
 
     def run(number=1):
@@ -61,6 +51,7 @@ def publish_model(store, tiny_detector, evaluation):
             prompts={c: s.prompts for c, s in states.items()},
             statistics={c: s.statistics for c, s in states.items()},
         ).save(folder)
+        evaluation = write_figures(store / f"evaluation{number}", folder)
         return publish(folder, evaluation_dir=evaluation, params={"seed": number}, facts=FACTS)
 
     return run
@@ -75,6 +66,25 @@ def test_registration_makes_one_challenger_per_category_and_stores_weights_once(
     assert len({v.weights_uri for v in first}) == 1
     assert [(v.number, v.aliases) for v in again] == [(1, ("challenger",))] * 2
     assert first[0].data_version == "abc.dir"
+
+
+def test_equal_registrations_at_once_store_the_weights_once(store, tiny_model):
+    """One run, one stored model, one version of each category, whoever comes first."""
+    evaluation = write_figures(store / "evaluation", tiny_model)
+    connect(create=True)
+
+    with ThreadPoolExecutor(2) as pool:
+        begun = [
+            pool.submit(publish, tiny_model, evaluation_dir=evaluation, params={}, facts=FACTS)
+            for _ in range(2)
+        ]
+        found = [one.result() for one in begun]
+
+    assert {(v.category, v.number) for one in found for v in one} == {(c, 1) for c in CATEGORIES}
+    assert len({v.weights_uri for one in found for v in one}) == 1
+    assert len({v.run_id for one in found for v in one}) == 1
+    experiment = connect().get_experiment_by_name(runs.EXPERIMENT).experiment_id
+    assert [m.name for m in connect().search_logged_models([experiment])].count(NAME) == 1
 
 
 def find_stored(weights_uri):
@@ -134,10 +144,7 @@ def test_a_category_may_have_any_name_that_a_folder_may(store, tiny_detector):
         prompts={name: state.prompts for name, state in zip(names, kept, strict=True)},
         statistics={name: state.statistics for name, state in zip(names, kept, strict=True)},
     ).save(store / "model")
-    row = {"image_auroc": 0.9}
-    content = {"mean": row, "categories": dict.fromkeys(names, row)}
-    (store / "figures").mkdir()
-    (store / "figures/metrics.json").write_text(json.dumps(content))
+    write_figures(store / "figures", store / "model", categories=names)
 
     published = publish(store / "model", evaluation_dir=store / "figures", params={}, facts=FACTS)
     run = connect().get_run(published[0].run_id)

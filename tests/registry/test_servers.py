@@ -74,9 +74,9 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def evaluation(tmp_path_factory):
+def evaluation(tmp_path_factory, tiny_model):
     """An evaluation's folder with a metric per category."""
-    return write_figures(tmp_path_factory.mktemp("evaluation"))
+    return write_figures(tmp_path_factory.mktemp("evaluation"), tiny_model)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`onenip inspect`, driven in a real browser: pictures are shown, and a decision is taken."""
 
-import json
 import os
 import shutil
 import socket
@@ -17,7 +16,7 @@ from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
 from onenip.review.answers import Answers, Keeping, new_id
-from tests.tiny import change_spec
+from tests.tiny import change_spec, write_figures
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -78,11 +77,7 @@ def registry(tmp_path, monkeypatch, tiny_model):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    row = {"image_auroc": 0.9}
-    content = {"mean": row, "categories": {"disc": row, "stripes": row}}
-    (evaluation / "metrics.json").write_text(json.dumps(content))
+    evaluation = write_figures(tmp_path / "evaluation", tiny_model)
     publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
     return tmp_path
 
@@ -96,7 +91,8 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     stricter = Path(shutil.copytree(tiny_model, registry / "stricter"))
     threshold = tiny_detector.spec.categories["disc"].image_threshold - 0.5
     change_spec(stricter, lambda s: s["categories"]["disc"].update(image_threshold=threshold))
-    publish(stricter, evaluation_dir=registry / "evaluation", params={}, facts={})
+    evaluation = write_figures(registry / "evaluation", stricter)
+    publish(stricter, evaluation_dir=evaluation, params={}, facts={})
     versions.set_gate_result("disc", 2, REFUSED)
     image = sorted((tiny_data / "disc/test/spot").iterdir())[0]
     found = tiny_detector.predict([image], category="disc")[0]

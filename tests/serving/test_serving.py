@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import socket
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from onenip.registry import approval, store
 from onenip.review.answers import Answers, Keeping
 from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.web import ServeSettings, build_app
+from tests.tiny import write_figures
 
 
 @contextmanager
@@ -280,11 +280,7 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    row = {"image_auroc": 0.9}
-    content = {"mean": row, "categories": {"disc": row, "stripes": row}}
-    evaluation = tmp_path / "evaluation"
-    evaluation.mkdir()
-    (evaluation / "metrics.json").write_text(json.dumps(content))
+    evaluation = write_figures(tmp_path / "evaluation", tiny_model)
     publish(tiny_model, evaluation_dir=evaluation, params={}, facts={})
     champions = Follower()
     champions.refresh()

@@ -154,7 +154,12 @@ def test_a_registered_version_names_its_approver(tiny_model, tmp_path, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    publish(tiny_model, evaluation_dir=write_figures(tmp_path / "evaluation"), params={}, facts={})
+    publish(
+        tiny_model,
+        evaluation_dir=write_figures(tmp_path / "evaluation", tiny_model),
+        params={},
+        facts={},
+    )
     approval.approve("disc", by="Ada", reason="good")
 
     shown = CliRunner().invoke(app, ["verify", "models:/onenip-disc@champion"])
