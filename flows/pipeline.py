@@ -28,11 +28,12 @@ from flows.approval import ask_people, list_waiting, notify_waiting
 from flows.failures import UNREACHABLE, network_task, notify_failure
 from flows.judging import judge_and_show
 from flows.pictures import to_data_uri
+from onenip.addresses import hide_secrets, holds_secret
 from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
-from onenip.errors import OneNIPError, UnreachableError
+from onenip.errors import OneNIPError, SourceError, UnreachableError
 from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.operation import retraining
@@ -192,9 +193,16 @@ def run_pipeline(request: Download) -> None:
     """Run the flow in this process.
 
     Raises:
+        SourceError: if an address holds a password, which Prefect would keep and show.
         BusyError: if another command is at work in this checkout.
         OneNIPError: if a step failed; the message says which and why.
     """
+    for address in (*request.sources, request.endpoint_url or ""):
+        if holds_secret(address):
+            raise SourceError(
+                f"{hide_secrets(address)}: it holds a password or signature, which Prefect would keep; "
+                "write ${NAME} in its place and set NAME in the environment"
+            )
     with hold_checkout("pipeline"):
         state = pipeline(asdict(request), return_state=True)
     if not state.is_completed():

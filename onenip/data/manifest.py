@@ -7,7 +7,7 @@ images are judged.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -80,13 +80,16 @@ def load_manifest(path: Path, data_dir: Path) -> list[Sample]:
     Raises:
         DataError: if the manifest is missing or has other columns.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no manifest; run `onenip validate` first", path=path)
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
-            raise DataError(f"{path}: not a manifest of this version of onenip", path=path)
-        return [_to_sample(row, data_dir) for row in reader if row["status"] == "ok"]
+    return [_to_sample(row, data_dir) for row in _read_rows(path) if row["status"] == "ok"]
+
+
+def find_quarantined(path: Path) -> set[str]:
+    """sha256 of the files that a manifest leaves out, 64 hex digits each.
+
+    Raises:
+        DataError: as for `load_manifest`.
+    """
+    return {row["sha256"] for row in _read_rows(path) if row["status"] != "ok"}
 
 
 def assign_subset(sha256: str, *, calibration_fraction: float, holdout_fraction: float) -> Subset:
@@ -172,6 +175,16 @@ def select(
         for sample in samples
         if category in (None, sample.category) and subset in (None, sample.subset)
     ]
+
+
+def _read_rows(path: Path) -> Iterator[dict[str, str]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no manifest; run `onenip validate` first", path=path)
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != MANIFEST_COLUMNS:
+            raise DataError(f"{path}: not a manifest of this version of onenip", path=path)
+        yield from reader
 
 
 def _to_sample(row: dict[str, str], data_dir: Path) -> Sample:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +18,7 @@ from onenip.evaluation.metrics import PIXEL_NAMES, Figure, PixelScores, resampli
 from onenip.images import load_image, load_mask, resize_image
 from onenip.operation.gate import Answers, Evidence
 from onenip.params import GateParams, Params
-from onenip.synthesis.anomalies import Synthesizer
-from onenip.synthesis.textures import load_textures
+from onenip.synthesis.bank import build_synthesizer
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,7 @@ def _draw_anomalies(
     normals: Sequence[Sample], params: Params, *, size: tuple[int, int]
 ) -> list[_Case]:
     """Synthetic anomalies in the normal images, the same for the same images and seed."""
-    folder = Path(params.synthesize.textures) if params.synthesize.textures else None
-    textures = load_textures(folder, size=size, rng=np.random.default_rng([params.seed, 3]))
-    synthesizer = Synthesizer(params.synthesize, textures=textures)
+    synthesizer = build_synthesizer(params.synthesize, size=size, seed=params.seed)
     cases = []
     for sample in normals:
         image = resize_image(load_image(sample.path), size)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from onenip.data.labels import GOOD
-from onenip.data.manifest import DATA_DIR
+from onenip.data.manifest import DATA_DIR, find_quarantined
 from onenip.data.outputs import Outputs
 from onenip.detector.detector import Detector
 from onenip.errors import ImageError
@@ -46,7 +46,12 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     base = choose_unified(serving)
     if base is None:
         return []
-    images = _list_first_images(root / DATA_DIR, known={v.category for v in serving})
+    manifest = Outputs(root).manifest
+    images = _list_first_images(
+        root / DATA_DIR,
+        known={v.category for v in serving},
+        left_out=find_quarantined(manifest) if manifest.is_file() else set(),
+    )
     if not images:
         return []
     detector = Champions().load(base)
@@ -85,15 +90,22 @@ def _add(detector: Detector, new: Mapping[str, Sequence[Path]]) -> Detector:
     return extended
 
 
-def _list_first_images(data_dir: Path, *, known: set[str]) -> dict[str, list[Path]]:
-    """Normal images by category, sorted, of categories without a champion."""
+def _list_first_images(
+    data_dir: Path, *, known: set[str], left_out: set[str]
+) -> dict[str, list[Path]]:
+    """Normal images by category, sorted, of categories without a champion.
+
+    What arrived since the manifest was written was judged when it was taken in; what the manifest
+    leaves out, by its sha256, stays out.
+    """
     found: dict[str, list[Path]] = {}
     for folder in sorted(data_dir.glob(f"*/train/{GOOD}")):
         category = folder.relative_to(data_dir).parts[0]
         if category in known:
             continue
         paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        usable = list(islice(filter(_is_usable, paths), _MAX_IMAGES))
+        sound = (path for path in paths if hash_file(path) not in left_out and _is_usable(path))
+        usable = list(islice(sound, _MAX_IMAGES))
         if usable:
             found[category] = usable
     return found

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from onenip.addresses import hide_secrets
+from onenip.addresses import fill_in, hide_secrets
 from onenip.errors import SourceError
 from onenip.sources.archive import is_archive_name
 from onenip.sources.catalog import CATALOG, CatalogSource
@@ -30,7 +30,8 @@ def resolve_source(
 
     Args:
         name: `demo`, a name of the catalog, `s3://bucket/prefix`, an http(s) address of an archive, or a
-            folder, archive, CSV or JSON-lines file on this machine.
+            folder, archive, CSV or JSON-lines file on this machine. `${NAME}` in an address is what the
+            environment variable NAME holds.
         seed: of the demo.
         urls: other addresses of catalog entries.
         has_consent: the user accepts licences that need it.
@@ -45,10 +46,10 @@ def resolve_source(
     if name in CATALOG:
         variable = f"ONENIP_URL_{name.upper().replace('-', '_')}"
         own = os.environ.get(variable) or (urls or {}).get(name) or CATALOG[name].url
-        url, pin = _split_pin(own)
+        url, pin = _split_pin(fill_in(own))
         sha256 = CATALOG[name].sha256 if pin is None else pin
         return CatalogSource(CATALOG[name], url, sha256, has_consent, endpoint_url, sign)
-    url, pin = _split_pin(name)
+    url, pin = _split_pin(fill_in(name))
     name = hide_secrets(name)  # it is printed and kept
     if url.startswith("s3://"):
         if is_archive_name(url):

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from prefect.states import Failed
 
 from flows.failures import UNREACHABLE, may_pass
+from flows.pipeline import Download, run_pipeline
+from onenip.addresses import holds_secret
 from onenip.errors import RegistryUnreachableError, SourceError
 from tests.holding import held_elsewhere
 from tests.paths import ROOT
@@ -38,6 +41,22 @@ def test_a_missing_source_is_one_line_at_once(tmp_path: Path) -> None:
     assert any(line.startswith("onenip: download: no/such/folder: no such") for line in lines)
     assert "Traceback" not in result.stderr
     assert "Retry" not in result.stderr
+
+
+def test_prefect_gets_no_password_of_a_source() -> None:
+    """An address with one is refused before a flow run keeps it; names of variables may pass."""
+    for address in (
+        "https://ada:word@host/a.zip",
+        "https://host/a.zip?X-Amz-Signature=1",
+        "http://[x",
+    ):
+        with pytest.raises(SourceError, match="write \\$") as caught:
+            run_pipeline(Download((address,)))
+        assert "S3CRET" not in str(caught.value)
+    with pytest.raises(SourceError, match="which Prefect would keep"):
+        run_pipeline(Download(("demo",), endpoint_url="http://ada:word@host"))
+    named = ("https://${LOGIN}@host/a.zip?sig=${SIG}", "https://${A}:${B}@h/a.zip?${Q}", "../${A}")
+    assert not any(map(holds_secret, named))
 
 
 def test_a_retraining_waits_for_a_pipeline(tmp_path: Path) -> None:

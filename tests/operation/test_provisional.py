@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 
@@ -13,7 +14,10 @@ from typer.testing import CliRunner
 
 from onenip import Detector
 from onenip.cli import app
+from onenip.data.manifest import MANIFEST_COLUMNS
+from onenip.data.outputs import Outputs
 from onenip.errors import RegistryError
+from onenip.images import hash_file
 from onenip.operation import provisional
 from onenip.registry import approval, audit, versions
 from onenip.registry.champions import Champions, load_serving
@@ -88,6 +92,21 @@ def test_one_corrupt_image_stops_nobody(plant):
 
     assert version.category == "bolt"
     assert "from 1 normal images" in audit.read_trail("bolt")[-1].reason
+
+
+def test_what_the_manifest_leaves_out_stays_out(plant):
+    """An image that validation put aside, is none of a new category's first images."""
+    row = {"path": "bolt/old-name.png", "sha256": hash_file(put_bolts(plant, 3)[0])}
+    manifest = Outputs(plant).manifest
+    manifest.parent.mkdir(parents=True)
+    with manifest.open("w", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS)
+        writer.writeheader()
+        writer.writerow({**row, "status": "quarantined", "reason": "too dark"})
+
+    provisional.provide(make_tiny_params(), root=plant)
+
+    assert "from 2 normal images" in audit.read_trail("bolt")[-1].reason
 
 
 def test_more_images_make_a_better_stand_in(plant):

@@ -476,12 +476,19 @@ def test_a_full_or_read_only_disk_is_one_line(tmp_path, options, message):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_secrets_of_an_address_are_neither_kept_nor_printed(fetch, web, caplog):
-    """User, password and signature fetch the archive; record, log and errors show the bare address."""
+def test_secrets_of_an_address_are_neither_kept_nor_printed(fetch, web, caplog, monkeypatch):
+    """User, password and signature fetch the archive; record, log and errors show the bare address.
+
+    The environment may hold them.
+    """
     web.files["/set.zip?sign=SECRET"] = pack_zip({"a/0.png": picture(1)})
     host = web.address.removeprefix("http://")
 
     fetch(f"http://ada:SECRET@{host}/set.zip?sign=SECRET")
+    monkeypatch.setenv("PLANT", "SECRET")
+    fetch(f"http://ada:${{PLANT}}@{host}/set.zip?sign=${{PLANT}}")
+    with pytest.raises(SourceError, match="set.zip: PLANT_2 is not set"):
+        fetch(f"http://${{PLANT_2}}@{host}/set.zip")
     with pytest.raises(SourceError) as caught:
         fetch(f"http://ada:SECRET@{host}/absent.zip")
 
