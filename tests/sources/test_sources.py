@@ -487,7 +487,7 @@ def test_secrets_of_an_address_are_neither_kept_nor_printed(fetch, web, caplog, 
     fetch(f"http://ada:SECRET@{host}/set.zip?sign=SECRET")
     monkeypatch.setenv("PLANT", "SECRET")
     fetch(f"http://ada:${{PLANT}}@{host}/set.zip?sign=${{PLANT}}")
-    with pytest.raises(SourceError, match="set.zip: PLANT_2 is not set"):
+    with pytest.raises(SourceError, match="PLANT_2 is not set"):
         fetch(f"http://${{PLANT_2}}@{host}/set.zip")
     with pytest.raises(SourceError) as caught:
         fetch(f"http://ada:SECRET@{host}/absent.zip")
