@@ -1,11 +1,16 @@
 """The documentation: links resolve, what it names exists, commands are ones, and the site builds."""
 
+import contextlib
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.main import get_command
 
@@ -156,3 +161,41 @@ def test_the_site_builds_strictly_and_loads_nothing_from_outside(tmp_path):
 
     assert "onenip predict" in (tmp_path / "reference/commands.html").read_text(encoding="utf-8")
     assert not loaded
+
+
+def start_server(command, *, address, env, cwd):
+    """Start a command that runs until it is stopped, see it answer, and stop it."""
+    process = subprocess.Popen(command, env=env, cwd=cwd, start_new_session=True)
+    try:
+        wait_for_answer(address, process)
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+def wait_for_answer(address, process):
+    while process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.get(address, timeout=30).raise_for_status()
+            return
+        time.sleep(1)
+    pytest.fail(f"{process.args} ended with {process.returncode}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_tutorial_runs_as_it_stands(tmp_path):
+    """Its commands, in their order, lead from an empty folder to an approved model that answers."""
+    servers = {"inspect": "http://127.0.0.1:8501", "serve": "http://127.0.0.1:8000/ready"}
+    path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    folder = tmp_path
+    for words in find_commands("docs/tutorial.md"):
+        if words[0] == "cd":
+            folder /= words[1]
+        elif words[1] in servers:
+            start_server(words, address=servers[words[1]], env=env, cwd=folder)
+        else:
+            subprocess.run(words, env=env, cwd=folder, check=True, stdin=subprocess.DEVNULL)
+
+    assert list((folder / "out").rglob("*.png"))
