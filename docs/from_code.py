@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,13 @@ from onenip.serving.web import ServeSettings, build_app
 ROOT = Path(__file__).parent.parent
 _MARK = re.compile(r"<!-- from code: (\w+) -->")
 _METHODS = ("get", "put", "post", "patch", "delete")
+
+
+def on_config(config: Any) -> Any:
+    """The configuration with all decisions in its navigation: called by mkdocs once."""
+    decisions = sorted(path.name for path in (ROOT / "docs/adr").glob("*.md"))
+    config["nav"].append({"Decisions": [f"adr/{name}" for name in decisions[1:]]})  # 0 is the form
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -210,19 +218,17 @@ def list_errors() -> str:
 
 
 def list_packages() -> str:
-    """Packages and modules with the first line of their docstrings."""
+    """Packages by layer, from the top, with the first line of their docstrings."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
     rows = []
-    for folder in ("onenip", "flows", "benchmarks"):
-        for path in sorted((ROOT / folder).iterdir()):
-            if path.name.startswith(("__main__", "__pycache__", ".")):
-                continue
-            file = path / "__init__.py" if path.is_dir() else path
-            if file.suffix != ".py" or not file.is_file():
-                continue
-            name = folder if path.name == "__init__.py" else f"{folder}/{path.name}"
+    for number, layer in enumerate(layers, 1):
+        for name in layer.split(" | "):
+            path = ROOT.joinpath(*name.split("."))
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
             doc = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            rows.append((_code(name), doc.partition("\n\n")[0]))
-    return _table("where", "what", rows=rows)
+            rows.append((number, _code(name), doc.partition("\n\n")[0]))
+    return _table("layer", "package", "what", rows=rows)
 
 
 SECTIONS = {

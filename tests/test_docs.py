@@ -121,6 +121,14 @@ def test_what_a_page_names_exists(page):
     assert not missing
 
 
+def test_every_page_is_in_the_navigation():
+    """A page that no menu leads to is found by nobody; decisions are added by themselves."""
+    pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")]
+    menu = read("mkdocs.yml")
+
+    assert not [page for page in pages if not page.startswith("adr/") and page not in menu]
+
+
 def test_pages_that_code_names_exist():
     """Comments, help and messages name pages of the documentation that are there."""
     sources = [
