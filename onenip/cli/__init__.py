@@ -108,11 +108,29 @@ COMMANDS = {
             'onenip release bottle/0042.png --by "A. Person" --reason "a new supplier"',
         ),
     },
+    "Review": {
+        "feedback": (
+            "review.feedback",
+            'onenip feedback part.png -c bottle --label defect --kind scratch --by "A. Person"',
+        ),
+        "review collect": ("review.collect", "onenip review collect"),
+        "review list": ("review.show", "onenip review list --category bottle"),
+        "review decide": (
+            "review.decide",
+            'onenip review decide 0123456789abcdef01234567 --label good --by "A. Person"',
+        ),
+        "review undo": ("review.undo", 'onenip review undo 12 --by "A. Person"'),
+        "review history": ("review.history", "onenip review history"),
+        "review apply": ("review.apply", "onenip review apply"),
+    },
     "Operation": {
         "webhooks": ("registry.webhooks", "onenip webhooks --test"),
     },
 }
-_GROUPS = {"data": "Versions of the data, and what changed between two."}
+_GROUPS = {
+    "data": "Versions of the data, and what changed between two.",
+    "review": "Images that a person should look at, and what was decided about them.",
+}
 
 app = typer.Typer(
     name="onenip",

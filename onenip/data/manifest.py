@@ -7,8 +7,10 @@ images are judged.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +21,7 @@ from onenip.images import find_images, hash_file
 Subset = Literal["fit", "calibration", "holdout", "test"]
 DATA_DIR = Path("data")  # below the checkout, as in dvc.yaml; versioned by data.dvc
 _DEPTH = 4  # <category>/<split>/<label>/<file>
+_DATED = re.compile(r"(\d{4}-\d\d-\d\d)-[0-9a-f]{24}\.")  # name of a test image that people added
 MANIFEST_COLUMNS = (
     "path",  # relative to the data root, POSIX separators
     "category",
@@ -68,6 +71,17 @@ class Sample:
     def is_defective(self) -> bool:
         """Whether the image's label says that it shows a defect."""
         return self.label != GOOD
+
+
+def dated_name(day: date, sha256: str, suffix: str) -> str:
+    """File name of an image that people add to the test set on a day; see `read_added`."""
+    return f"{day.isoformat()}-{sha256[:24]}{suffix}"
+
+
+def read_added(name: str) -> str:
+    """Day on which people added an image to the test set, as `2026-11-26`; empty for one that was there."""
+    found = _DATED.match(PurePosixPath(name).name)
+    return found[1] if found else ""
 
 
 def load_manifest(path: Path, data_dir: Path) -> list[Sample]:

@@ -118,8 +118,12 @@ def inspect(
 
 def placed_name(item: Item, sha256: str) -> str:
     """Path below the data root of an accepted image: by its content, so twice is once."""
-    suffix = PurePosixPath(item.key).suffix.lower()
-    return f"{item.category}/train/good/{sha256[:_HEX_DIGITS]}{suffix}"
+    return name_by_content(item.category, sha256, PurePosixPath(item.key).suffix)
+
+
+def name_by_content(category: str, sha256: str, suffix: str) -> str:
+    """Path below the data root of a normal training image with this content."""
+    return f"{category}/train/good/{sha256[:_HEX_DIGITS]}{suffix.lower()}"
 
 
 def shelf_name(item: Item, sha256: str) -> str:

@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onenip.data import dvc, git
+from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
 from onenip.data.manifest import DATA_DIR
@@ -32,10 +32,10 @@ from onenip.errors import (
     OneNIPError,
     RegistryError,
     UnreachableError,
-    VersioningError,
 )
 from onenip.images import hash_file
 from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
+from onenip.ingestion.branch import DataBranch
 from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.journal import Item, Journal
 from onenip.params import Params
@@ -103,9 +103,7 @@ def ingest(
         _open_journal(work_dir) as journal,
     ):
         steps = _Steps(params, inbox, find_champion, cache(find_unified), root, journal)
-        steps.follow_branch()
-        steps.require_same_line()
-        steps.require_whole_data()
+        steps.branch.require_current(has_placed=bool(journal.list_items(state="placed", limit=1)))
         steps.note(inbox.list_arrivals())
         steps.place_judged()
         tally = _Tally()
@@ -145,38 +143,9 @@ class _Steps:
     def data_dir(self) -> Path:
         return self.root / DATA_DIR
 
-    def follow_branch(self) -> None:
-        """Learn of arrivals that another checkout pushed."""
-        if remote := self.params.retrain.remote:
-            git.follow(self.params.retrain.branch, remote=remote, root=self.root)
-
-    def require_same_line(self) -> None:
-        """Refuse to build on data that lack what the branch of arrivals has."""
-        name = self.params.retrain.branch
-        tip = git.find_commit(f"refs/heads/{name}", root=self.root)
-        if tip is None or git.is_ancestor(tip, root=self.root):
-            return
-        theirs = dvc.read_version_at(tip, root=self.root)
-        if theirs == dvc.read_data_version(self.root):
-            return
-        if self.journal.list_items(state="placed", limit=1) and self._has_all(theirs):
-            return  # killed between placing and committing
-        raise DataError(
-            f"{dvc.DATA_POINTER} is not that of the branch {name}, which has newer arrivals; "
-            f"merge it, or `git checkout {name} -- {dvc.DATA_POINTER} && dvc pull {dvc.DATA_POINTER}`",
-            path=dvc.DATA_POINTER,
-        )
-
-    def require_whole_data(self) -> None:
-        """Refuse to version data of which a part is not laid out here: it would count as deleted."""
-        named = dvc.count_files(self.root)
-        present = sum(path.is_file() for path in self.data_dir.rglob("*"))
-        if present < named:
-            raise DataError(
-                f"{self.data_dir}: {named - present} of {named} files that {dvc.DATA_POINTER} names are "
-                "missing here; run `dvc pull`",
-                path=self.data_dir,
-            )
+    @property
+    def branch(self) -> DataBranch:
+        return DataBranch(self.params.retrain, self.root)
 
     def note(self, arrivals: Iterator[Arrival]) -> None:
         """Write all arrivals into the journal, many at a time."""
@@ -224,24 +193,12 @@ class _Steps:
         items = self.journal.list_items(state="placed")
         if not items:
             return None
-        dvc.add([DATA_DIR], root=self.root)
-        if dvc.has_remote(root=self.root):
-            dvc.push([str(dvc.DATA_POINTER)], root=self.root)
         counts = Counter(item.category for item in items)
         summary = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        name = self.params.retrain.branch
-        commit = git.commit(
-            [dvc.DATA_POINTER],
-            message=f"Add arrived normal images: {summary}",
-            branch=name,
-            root=self.root,
-        )
-        if remote := self.params.retrain.remote:
-            git.push(name, remote=remote, root=self.root)
+        commit = self.branch.commit(f"Add arrived normal images: {summary}")
         with self.journal.transaction():
             for item in items:
                 self.journal.update(item, {"state": "committed"})
-        log.info("%s: %s", name, summary)
         return commit
 
     def clear_inbox(self, tally: _Tally) -> None:
@@ -261,14 +218,6 @@ class _Steps:
                 self._leave(item, str(error), tally)
             else:
                 tally.add(item, item.outcome)
-
-    def _has_all(self, version: str) -> bool:
-        """Whether all files of a version of the data lie here."""
-        try:
-            names = dvc.list_files(version, root=self.root)
-        except VersioningError:  # made elsewhere
-            return False
-        return all((self.data_dir / name).is_file() for name in names)
 
     def _judge(self, item: Item, known: KnownImages) -> bool:
         """Decide about one arrival; whether it was still there."""

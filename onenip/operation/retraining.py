@@ -322,7 +322,7 @@ def _fetch_held(inbox: Inbox, names: set[str], folder: Path) -> dict[str, Path]:
     for arrival in inbox.list_arrivals(shelf="held"):
         if arrival.key in names:
             path = folder / f"{len(found)}{Path(arrival.key).suffix}"
-            if inbox.fetch(arrival, path):
+            if inbox.fetch(arrival, path, shelf="held"):
                 found[arrival.key] = path
     return found
 

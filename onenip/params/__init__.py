@@ -22,6 +22,7 @@ from onenip.params.operation import (
     NotifyParams,
     RegisterParams,
     RetrainParams,
+    ReviewParams,
 )
 from onenip.params.reading import Section, read_yaml, to_params_error
 
@@ -39,6 +40,7 @@ __all__ = [
     "Params",
     "RegisterParams",
     "RetrainParams",
+    "ReviewParams",
     "Section",
     "SynthesizeParams",
     "TrainParams",
@@ -72,6 +74,7 @@ class Params(Section):
     gate: GateParams = GateParams()
     retrain: RetrainParams = RetrainParams()
     drift: DriftParams = DriftParams()
+    review: ReviewParams = ReviewParams()
     notify: NotifyParams = NotifyParams()
 
     @classmethod

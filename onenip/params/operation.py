@@ -244,6 +244,15 @@ class DriftParams(Section):
     retrain: bool = Field(False, description="start retraining on drift")
 
 
+class ReviewParams(Section):
+    """The review queue, which holds copies of images until they are decided on."""
+
+    days: float = Field(90.0, gt=0, description="maximum days that an image waits for a reviewer")
+    gigabytes: float = Field(
+        5.0, gt=0, description="room for its images; the least helpful go first"
+    )
+
+
 class NotifyParams(Section):
     """Notices to people."""
 

@@ -81,7 +81,7 @@ class Item:
         kind: of the defect.
         mask: file of the defect's mask, 0/255 PNG at the image's size; None if none was marked.
         place: path below the data root where it was placed, empty before.
-        placed: label under which it was placed.
+        placed: label, kind and mask under which it was placed, joined by `/`; empty before.
         problem: why it could not be placed; else empty.
     """
 

@@ -27,6 +27,7 @@ from onenip.folders import write_whole
 from onenip.images import load_image
 from onenip.review.items import (
     DEFECT,
+    LINE,
     REASONS,
     REVIEWER,
     Candidate,
@@ -82,6 +83,12 @@ CREATE TABLE IF NOT EXISTS opinion (
 CREATE TABLE IF NOT EXISTS mark (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS opinion_item ON opinion (item);
 """
+
+
+_DECIDED = "label || '/' || kind || '/' || mask"
+_UNPLACED = (
+    f"((state = 'decided' AND placed != {_DECIDED}) OR (state != 'decided' AND placed != ''))"
+)
 
 
 class ReviewQueue:
@@ -147,6 +154,12 @@ class ReviewQueue:
         with self._open() as db:
             return self._to_item(_find(db, item))
 
+    def has(self, item: str) -> bool:
+        """Whether an id is known, and its image was not deleted."""
+        with self._open() as db:
+            row = db.execute("SELECT image FROM item WHERE id = ?", (item,)).fetchone()
+            return row is not None and bool(row["image"])
+
     def count(self) -> dict[tuple[str, Reason, State], int]:
         """How many items there are, by category, reason and state."""
         with self._open() as db:
@@ -209,6 +222,32 @@ class ReviewQueue:
                 _settle(db, row["id"])
             return [self._to_item(_find(db, one)) for one in items]
 
+    def tell(
+        self,
+        one: Candidate,
+        label: Label,
+        *,
+        by: str,
+        kind: str = "",
+        mask: bytes | None = None,
+        boxes: Sequence[Sequence[int]] = (),
+        note: str = "",
+        at: str = "",
+    ) -> str:
+        """Queue an image with what somebody on the line says about it, once; gives the item's id.
+
+        Raises:
+            DataError: as for `decide`.
+        """
+        self.add([one])
+        item = item_id(one.category, hashlib.sha256(one.content).hexdigest())
+        said = self.history(item=item) if at else []
+        if not any((o.by, o.at.isoformat()) == (by.strip(), at) for o in said):
+            self.decide(
+                [item], label, by=by, kind=kind, mask=mask, boxes=boxes, note=note, role=LINE, at=at
+            )
+        return item
+
     def undo(self, opinion: int, *, by: str) -> Item:
         """Take an opinion back, whoever gave it; it stays on record. Gives the item as it is now.
 
@@ -246,20 +285,29 @@ class ReviewQueue:
         return [self._to_opinion(row) for row in rows]
 
     def list_unplaced(self) -> list[Item]:
-        """Items whose place in the data is not, or no longer, what was decided."""
+        """Items whose place in the data is not, or no longer, what was decided: label, kind and mask."""
         with self._open() as db:
-            rows = db.execute(
-                "SELECT * FROM item WHERE (state = 'decided' AND placed != label) "
-                "OR (placed != '' AND state != 'decided') ORDER BY at, id"
-            ).fetchall()
+            rows = db.execute(f"SELECT * FROM item WHERE {_UNPLACED} ORDER BY at, id").fetchall()
         return [self._to_item(row) for row in rows]
 
-    def mark_placed(self, item: str, *, place: str, placed: str, problem: str = "") -> None:
-        """Note where in the data an item lies now, or why it does not."""
+    def mark_placed(
+        self, item: Item, *, place: str, is_placed: bool = True, problem: str = ""
+    ) -> None:
+        """Note where in the data an item lies now, by the decision that it holds, or why it does not."""
+        mask = f"masks/{item.mask.name}" if item.mask else ""
+        placed = f"{item.label}/{item.kind}/{mask}" if is_placed else ""
         with self._open() as db:
             db.execute(
-                "UPDATE item SET place = ?, placed = ?, problem = ? WHERE id = ?",
-                (place, placed, problem, item),
+                "UPDATE item SET place = ?, problem = ?, placed = ? WHERE id = ?",
+                (place, problem, placed, item.id),
+            )
+
+    def retire(self, item: str, problem: str) -> None:
+        """Take an item off the queue without a decision, because it was dealt with in another way."""
+        with self._open() as db:
+            db.execute(
+                "UPDATE item SET state = 'expired', problem = ? WHERE id = ? AND state != 'decided'",
+                (problem, item),
             )
 
     def read_mark(self, name: str) -> str:
@@ -286,8 +334,7 @@ class ReviewQueue:
         gone = 0
         with self._open() as db:
             rows = db.execute(
-                "SELECT * FROM item WHERE image != '' AND NOT (state = 'decided' AND placed != label) "
-                "AND NOT (placed != '' AND state != 'decided') "
+                f"SELECT * FROM item WHERE image != '' AND NOT ({_UNPLACED}) "
                 "ORDER BY placed = '', rank DESC, doubt, at"
             ).fetchall()
             room = gigabytes * 1e9 - sum(

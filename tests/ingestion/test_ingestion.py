@@ -41,45 +41,13 @@ from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, open_inbox
 from onenip.sources.inbox.base import file_refusals
 from onenip.sources.inbox.s3 import S3Inbox
+from tests.checkouts import drop, make_checkout
 from tests.holding import held_elsewhere
 from tests.tiny import draw_normal, draw_tiny_data, make_tiny_params, paint_spot
 
 
 def nobody(_category: str) -> None:
     """No category has a champion."""
-
-
-def make_checkout(folder: Path, *, remote: bool = False) -> Path:
-    """A Git and DVC checkout with the tiny data in its first commit."""
-    folder.mkdir(parents=True)
-    draw_tiny_data(folder / "data", train=4, test_good=2, defective=2)
-    for command in (
-        ["git", "init", "-q", "-b", "main"],
-        ["git", "config", "user.email", "a@example.com"],
-        ["git", "config", "user.name", "A"],
-        [sys.executable, "-m", "dvc", "init", "-q"],
-        [sys.executable, "-m", "dvc", "add", "-q", "data"],
-        *(
-            [
-                [
-                    sys.executable,
-                    "-m",
-                    "dvc",
-                    "remote",
-                    "add",
-                    "-d",
-                    "-q",
-                    "r",
-                    str(folder) + "-remote",
-                ]
-            ]
-            * remote
-        ),
-        ["git", "add", ".gitignore", "data.dvc", ".dvc"],
-        ["git", "commit", "-q", "-m", "Start"],
-    ):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +60,6 @@ def template(tmp_path_factory):
 def checkout(template, tmp_path):
     """A checkout of this test's own."""
     return Path(shutil.copytree(template, tmp_path / "checkout", symlinks=True))
-
-
-def drop(inbox: Path, key: str, image: np.ndarray, **options) -> Path:
-    """Put an image into a folder that serves as inbox."""
-    path = inbox / key
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path, **options)
-    return path
 
 
 def fill(inbox: Path, data: Path) -> None:
@@ -327,11 +287,11 @@ def test_one_bad_arrival_never_stops_its_neighbours(checkout, tmp_path, caplog):
     class Unreadable(FolderInbox):
         """An inbox whose disk has a bad block below one image."""
 
-        def fetch(self, arrival, path):
+        def fetch(self, arrival, path, *, shelf=None):
             if arrival.key == "disc/1.png":
                 with file_refusals(inbox / arrival.key):
                     raise OSError(errno.EIO, "Input/output error")
-            return super().fetch(arrival, path)
+            return super().fetch(arrival, path, shelf=shelf)
 
     def find(category: str) -> None:
         if category == "stripes":

@@ -109,7 +109,7 @@ def test_many_are_decided_at_once_or_none(queue):
     assert {i.state for i in queue.decide(items, "good", by="Ada", note="dust")} == {"decided"}
     assert queue.list_items() == []
     assert {i.id for i in queue.list_unplaced()} == set(items)
-    queue.mark_placed(items[0], place="bottle/train/good/x.png", placed="good")
+    queue.mark_placed(queue.find(items[0]), place="bottle/train/good/x.png")
     assert {i.id for i in queue.list_unplaced()} == set(items[1:])
     queue.undo(queue.history(item=items[0])[0].id, by="Ada")
     assert len(queue.list_unplaced()) == 3

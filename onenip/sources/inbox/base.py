@@ -19,6 +19,7 @@ Shelf = Literal["quarantine", "held", "duplicates"]
 SHELVES: tuple[Shelf, ...] = ("quarantine", "held", "duplicates")
 NOTE_SUFFIX = ".json"
 RELEASED = "released"  # shelf of notes on what a person let pass
+DEFECTIVE = "defective"  # shelf of held images that people confirmed as defects
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -58,8 +59,8 @@ class Inbox(ABC):
         """
 
     @abstractmethod
-    def fetch(self, arrival: Arrival, path: Path) -> bool:
-        """Copy an object to a file; whether it is still there, in this version.
+    def fetch(self, arrival: Arrival, path: Path, *, shelf: Shelf | None = None) -> bool:
+        """Copy an object of the inbox, or of a shelf, to a file; whether it is still there, in this version.
 
         Raises:
             ArrivalError: if it cannot be read.
@@ -101,6 +102,31 @@ class Inbox(ABC):
         Args:
             name: path below the shelf `held`.
             note: who released it and why; its `sha256` is what is marked.
+
+        Raises:
+            SourceError: if no such image is held.
+        """
+
+    @abstractmethod
+    def deliver(self, path: Path, key: str, *, note: Mapping[str, Any]) -> None:
+        """Put a file into the inbox, marked as looked at; see `is_released`.
+
+        Args:
+            path: the file.
+            key: path below the inbox that it gets.
+            note: who looked and why; its `sha256` is what is marked.
+
+        Raises:
+            SourceError: if the inbox is missing or cannot be reached.
+        """
+
+    @abstractmethod
+    def confirm_defect(self, name: str, *, note: Mapping[str, Any]) -> None:
+        """Move a held image to the shelf `defective`, because people said that it shows a defect.
+
+        Args:
+            name: path below the shelf `held`.
+            note: who said so and when.
 
         Raises:
             SourceError: if no such image is held.

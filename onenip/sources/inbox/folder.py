@@ -14,6 +14,7 @@ from typing import Any
 from onenip.errors import SourceError
 from onenip.folders import walk_files, write_whole
 from onenip.sources.inbox.base import (
+    DEFECTIVE,
     NOTE_SUFFIX,
     RELEASED,
     Arrival,
@@ -64,15 +65,15 @@ class FolderInbox(Inbox):
             time.sleep(self._settle_seconds)
         yield from filter(self._is_same, undated)
 
-    def fetch(self, arrival: Arrival, path: Path) -> bool:
+    def fetch(self, arrival: Arrival, path: Path, *, shelf: Shelf | None = None) -> bool:
         """See `Inbox`."""
-        source = self._folder / arrival.key
+        source = (self._shelf(shelf) if shelf else self._folder) / arrival.key
         with file_refusals(source, target=path):
             try:
                 shutil.copyfile(source, path)
             except FileNotFoundError:
                 return False
-        return self._is_same(arrival)
+        return self._is_same(arrival, source)
 
     def remove(self, arrival: Arrival) -> None:
         """See `Inbox`."""
@@ -112,6 +113,23 @@ class FolderInbox(Inbox):
             shutil.move(source, target)
             (self._shelf("held") / f"{name}{NOTE_SUFFIX}").unlink(missing_ok=True)
 
+    def deliver(self, path: Path, key: str, *, note: Mapping[str, Any]) -> None:
+        """See `Inbox`."""
+        with file_refusals(path, target=self._folder):
+            self._write_note(RELEASED, str(note["sha256"]), note)
+            with write_whole(self._folder / key) as draft:
+                shutil.copyfile(path, draft)
+
+    def confirm_defect(self, name: str, *, note: Mapping[str, Any]) -> None:
+        """See `Inbox`."""
+        source, target = self._shelf("held") / name, self._shelf(DEFECTIVE) / name
+        if not source.is_file():
+            raise SourceError(f"no held image {name}")
+        with file_refusals(source):
+            self._write_note(DEFECTIVE, name, note)
+            shutil.move(source, target)
+            (self._shelf("held") / f"{name}{NOTE_SUFFIX}").unlink(missing_ok=True)
+
     def _shelf(self, shelf: str) -> Path:
         return self._folder.with_name(f"{self._folder.name}-{shelf}")
 
@@ -120,8 +138,8 @@ class FolderInbox(Inbox):
         with write_whole(path) as draft:
             draft.write_text(render_note(note), encoding="utf-8")
 
-    def _is_same(self, arrival: Arrival) -> bool:
-        found = _stat(self._folder / arrival.key)
+    def _is_same(self, arrival: Arrival, path: Path | None = None) -> bool:
+        found = _stat(path or self._folder / arrival.key)
         return found is not None and _to_arrival(arrival.key, found).version == arrival.version
 
 

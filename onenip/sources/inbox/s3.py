@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 from onenip.errors import ArrivalError, SourceError, SourceUnreachableError
 from onenip.folders import is_junk
 from onenip.sources.inbox.base import (
+    DEFECTIVE,
     NOTE_SUFFIX,
     RELEASED,
     Arrival,
@@ -51,9 +52,9 @@ class S3Inbox(Inbox):
                     version = entry["ETag"].strip('"')
                     yield Arrival(key, version, entry["Size"], entry["LastModified"])
 
-    def fetch(self, arrival: Arrival, path: Path) -> bool:
+    def fetch(self, arrival: Arrival, path: Path, *, shelf: Shelf | None = None) -> bool:
         """See `Inbox`."""
-        key = self._root() + arrival.key
+        key = self._root(shelf) + arrival.key
         with file_refusals(path), _object_refusals(f"s3://{self._bucket}/{key}"):
             try:
                 answer = self._client.get_object(
@@ -113,6 +114,24 @@ class S3Inbox(Inbox):
                 target = f"{target.rpartition('/')[0]}/{PurePosixPath(name).name}"
             self._write_note(RELEASED, str(note["sha256"]), note)
             self._move(key, target, version=version)
+            self._client.delete_object(Bucket=self._bucket, Key=key + NOTE_SUFFIX)
+
+    def deliver(self, path: Path, key: str, *, note: Mapping[str, Any]) -> None:
+        """See `Inbox`."""
+        target = self._root() + key
+        with _object_refusals(f"s3://{self._bucket}/{target}"):
+            self._write_note(RELEASED, str(note["sha256"]), note)
+            self._client.put_object(Bucket=self._bucket, Key=target, Body=path.read_bytes())
+
+    def confirm_defect(self, name: str, *, note: Mapping[str, Any]) -> None:
+        """See `Inbox`."""
+        key = self._root("held") + name
+        with _object_refusals(f"s3://{self._bucket}/{key}"):
+            version = self._version(key)
+            if version is None:
+                raise SourceError(f"no held image {name}")
+            self._write_note(DEFECTIVE, name, note)
+            self._move(key, self._root(DEFECTIVE) + name, version=version)
             self._client.delete_object(Bucket=self._bucket, Key=key + NOTE_SUFFIX)
 
     def _root(self, shelf: str | None = None) -> str:
