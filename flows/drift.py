@@ -15,7 +15,7 @@ from prefect.events import emit_event
 from prefect.states import Completed, Failed
 
 from flows.command import require_server, run_command
-from flows.failures import notify_failure
+from flows.failures import name_run, notify_failure
 from flows.retrain import retrain
 from flows.settings import STATE_DIR
 from flows.watch import is_deployed
@@ -30,7 +30,13 @@ from onenip.registry.champions import Champions
 from onenip.sources.inbox import open_inbox
 
 
-@flow(name="drift", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="drift",
+    flow_run_name=name_run("drift"),
+    persist_result=False,
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
+)
 def drift() -> State[Any]:
     """Measure drift of every category; past a limit raise an event and notify the team, once per champion.
 

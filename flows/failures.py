@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -34,6 +35,11 @@ def network_task(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         retry_condition_fn=may_pass,
         persist_result=False,
     )
+
+
+def name_run(what: str) -> Callable[[], str]:
+    """Name of a flow's run: what it is, and when; for `flow_run_name`."""
+    return lambda: f"{what} {datetime.now():%Y-%m-%d %H:%M}"
 
 
 def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

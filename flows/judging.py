@@ -17,6 +17,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.failures import name_run
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError, UnreachableError
@@ -87,7 +88,9 @@ def choose_task_runner() -> TaskRunner[Any]:
     return runner
 
 
-@flow(name="judge", persist_result=False, validate_parameters=False)
+@flow(
+    name="judge", flow_run_name=name_run("judge"), persist_result=False, validate_parameters=False
+)
 def judge(categories: list[str], model_dir: str, manifest: str) -> dict[str, GateResult]:
     """Ask the gate about each category.
 

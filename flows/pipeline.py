@@ -6,9 +6,9 @@ when it is started again.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,21 +25,23 @@ from prefect.client.schemas import State
 from prefect.states import Completed, Failed
 
 from flows.approval import ask_people, list_waiting, notify_waiting
-from flows.failures import UNREACHABLE, network_task, notify_failure
+from flows.failures import UNREACHABLE, name_run, network_task, notify_failure
 from flows.judging import judge_and_show
 from flows.pictures import to_data_uri
+from flows.progress import note_end, note_start, read_line
 from onenip.addresses import hide_secrets, holds_secret
 from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError, SourceError, UnreachableError
-from onenip.evaluation.counts import describe_wrong
+from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import Params
 from onenip.registry.evaluations import publish_report
+from onenip.registry.versions import GateResult
 from onenip.workspace.files import require_current
 
 STAGES = ("validate", "synthesize", "train", "evaluate")
@@ -63,15 +65,19 @@ def download(request: dict[str, Any]) -> State[Any]:
     """Bring the sources' images into `data/`, and name their version in `data.dvc`."""
     from onenip.stages import download as stage
 
-    def work() -> None:
+    def work() -> str:
         params = Params.load()
-        stage.run(
+        result = stage.run(
             params,
             sources=tuple(request["sources"]),
             data_dir=DATA_DIR,
             accept_license=request["accept_license"],
             endpoint_url=request["endpoint_url"],
             sign_request=request["sign_request"],
+        )
+        count = sum(result.categories.values())
+        return (
+            f"{count} files of {len(result.categories)} categories, version {result.version[:12]}"
         )
 
     return _settle("download", work)
@@ -81,10 +87,17 @@ def download(request: dict[str, Any]) -> State[Any]:
 def reproduce(stage: str) -> State[Any]:
     """Ask DVC to bring one stage up to date; its lines join the run's log."""
     logger = get_run_logger()
+    said = ["up to date"]  # what the stage's own module said last
 
-    def work() -> None:
+    def listen(line: str) -> None:
+        logger.info(line)
+        if line.startswith(f"INFO onenip.stages.{stage}:"):
+            said.append(read_line(line)[1])
+
+    def work() -> str:
         require_current()
-        dvc.repro(stage, on_line=logger.info)
+        dvc.repro(stage, on_line=listen)
+        return said[-1]
 
     return _settle(stage, work)
 
@@ -94,35 +107,36 @@ def register() -> State[Any]:
     """Make the model the challenger of its categories in MLflow."""
     from onenip.stages import register as stage
 
-    return _settle(
-        "register",
-        lambda: stage.run(
-            Params.load(), model_dir=OUTPUTS.model, evaluation_dir=OUTPUTS.evaluation
-        ),
-    )
+    def work() -> str:
+        found = stage.run(Params.load(), model_dir=OUTPUTS.model, evaluation_dir=OUTPUTS.evaluation)
+        return ", ".join(f"{name} version {version.number}" for name, version in found.items())
+
+    return _settle("register", work)
 
 
 @network_task("compare with champions")
 def compare_with_champions() -> State[Any]:
     """Evaluate the champions on the same images, and write the report that shows both."""
-    return _settle(
-        "compare with champions",
-        lambda: write_champion_report(
+
+    def work() -> str:
+        report = write_champion_report(
             Params.load(),
             model_dir=OUTPUTS.model,
             evaluation_dir=OUTPUTS.evaluation,
             manifest=OUTPUTS.manifest,
             synthesis_dir=OUTPUTS.synthesis,
             training_dir=OUTPUTS.curves,
-        ),
-    )
+        )
+        return f"in {report}" if report else "there is none yet"
+
+    return _settle("compare with champions", work)
 
 
 @network_task("link report")
 def link_report() -> State[Any]:
     """Log the report with the model's run, and attach a link to it to this one."""
 
-    def work() -> None:
+    def work() -> str:
         compared = find_champion_report(OUTPUTS.model)
         address = publish_report(
             OUTPUTS.model, compared, experiment=Params.load().register_.experiment
@@ -130,6 +144,7 @@ def link_report() -> State[Any]:
         path = (compared or OUTPUTS.report).resolve()
         text = "Champion beside challenger" if compared else "Report of the evaluation"
         create_link_artifact(key="report", link=address or path.as_uri(), link_text=text)
+        return str(compared or OUTPUTS.report)
 
     return _settle("link report", work)
 
@@ -158,7 +173,11 @@ def show() -> None:
 
 
 @flow(
-    name="pipeline", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure]
+    name="pipeline",
+    flow_run_name=name_run("pipeline"),
+    persist_result=False,
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
 )
 def pipeline(request: dict[str, Any]) -> State[Any]:
     """Chain download, the DVC stages and registration; ask the gate, then people, about what is new."""
@@ -176,7 +195,7 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
             if not state.is_completed():
                 return Failed(message=state.message)
         new = [v for v in list_waiting() if (v.category, v.number) not in known]
-        results = judge_and_show() if new else {}
+        results = _judge() if new else {}
         for version in new:
             if version.category in results:
                 retraining.store_gate(version, results[version.category])
@@ -209,15 +228,27 @@ def run_pipeline(request: Download) -> None:
         raise OneNIPError(state.message or "the pipeline failed")
 
 
-def _settle(name: str, work: Callable[[], Any]) -> State[Any]:
-    """State of a step: an error that a user can act on is one line, not a traceback."""
+def _judge() -> dict[str, GateResult]:
+    note_start("gate")
+    started_at = time.monotonic()
+    results = judge_and_show()
+    words = ", ".join(f"{name}: {result.verdict}" for name, result in results.items())
+    note_end("gate", time.monotonic() - started_at, words)
+    return results
+
+
+def _settle(name: str, work: Callable[[], str]) -> State[Any]:
+    """State of a step, whose work says what came of it: an error that a user can act on is one line."""
+    note_start(name)
+    started_at = time.monotonic()
     try:
-        work()
+        text = work()
     except OneNIPError as error:
-        logging.getLogger("onenip").error("%s: %s", name, error)
+        note_end(name, time.monotonic() - started_at, str(error), is_failed=True)
         state_name = UNREACHABLE if isinstance(error, UnreachableError) else None
         return Failed(message=f"{name}: {error}", name=state_name)
-    return Completed(message=name)
+    note_end(name, time.monotonic() - started_at, text)
+    return Completed(message=f"{name}: {text}")
 
 
 def _pick_pictures() -> list[Path]:
@@ -230,27 +261,28 @@ def _pick_pictures() -> list[Path]:
 
 
 def print_summary() -> None:
-    """Print the figures of each category, and where to look next."""
+    """Print defects missed and false alarms of each category, and where to look next."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    content = load_metrics(OUTPUTS.metrics)
     table = Table("category", *describe_wrong({}), *_SHOWN, box=box.SIMPLE_HEAD)
-    for name, row in group_figures(load_metrics(OUTPUTS.metrics)).items():
+    for name, row in group_figures(content).items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
         table.add_row(name, *describe_wrong(row).values(), *cells)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
-    console.print(f"report      {OUTPUTS.report}", highlight=False)
+    counts = [VerdictCounts(**row) for row in content["verdicts"].values()]
+    wrong = describe_wrong(sum(counts[1:], start=counts[0]).to_dict())
+    console.print("; ".join(f"{title}: {text}" for title, text in wrong.items()))
+    console.print(f"report  {OUTPUTS.report}")
     if compared := find_champion_report(OUTPUTS.model):
-        console.print(f"champions   {compared}", highlight=False)
-    console.print(f"data docs   {OUTPUTS.data_docs}", highlight=False)
-    console.print(f"synthetic   {OUTPUTS.contact_sheet}", highlight=False)
-    tracker = os.environ.get("MLFLOW_TRACKING_URI", "")
-    local = "mlflow ui --backend-store-uri sqlite:///mlflow.db"
-    is_server = tracker.startswith(("http://", "https://"))
-    console.print(f"mlflow      {tracker if is_server else local}", highlight=False)
-    console.print("next        onenip status; onenip approve CATEGORY --by NAME --reason TEXT")
+        console.print(f"        {compared}, beside the champions")
+    console.print(
+        "next    `onenip inspect` shows heat maps and the form to approve at http://127.0.0.1:8501,"
+    )
+    console.print("        or `onenip approve CATEGORY --by NAME --reason TEXT`")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from prefect.states import Completed, Failed
 
 from flows.approval import ask_people, notify_waiting
 from flows.command import require_server, run_command
-from flows.failures import network_task, notify_failure
+from flows.failures import name_run, network_task, notify_failure
 from flows.judging import judge_and_show
 from flows.pipeline import (
     STAGES,
@@ -130,7 +130,11 @@ def commit_training(last: int) -> None:
 
 
 @flow(
-    name="retrain", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure]
+    name="retrain",
+    flow_run_name=name_run("retrain"),
+    persist_result=False,
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
 )
 def retrain(*, force: bool = False) -> State[Any]:
     """Ingest what arrived; if enough is new, train, judge, register and decide.

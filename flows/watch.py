@@ -28,7 +28,7 @@ from prefect.states import Completed, Failed
 
 from flows.approval import ask_people, close_forms, list_waiting
 from flows.command import require_server, run_command
-from flows.failures import notify_failure
+from flows.failures import name_run, notify_failure
 from flows.retrain import retrain
 from onenip.data.manifest import DATA_DIR
 from onenip.errors import OneNIPError
@@ -41,7 +41,13 @@ from onenip.sources.inbox import open_inbox
 DEPLOYMENT = "retrain/retrain"
 
 
-@flow(name="watch", persist_result=False, on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="watch",
+    flow_run_name=name_run("watch"),
+    persist_result=False,
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
+)
 def watch() -> State[Any]:
     """Count what waits, and start retraining if it is due.
 

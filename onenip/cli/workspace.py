@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -116,7 +119,8 @@ def run(
 ) -> None:
     """Run everything: download, validate, synthesize, train, evaluate, register.
 
-    Stages that are up to date are skipped, and a killed run goes on where it was. Ends with missed defects
+    A line for each step says how long it took; `onenip --verbose run` shows every line of Prefect, DVC and
+    stages. What is up to date is skipped, and a killed run goes on where it was. Ends with missed defects
     and false alarms per category, and where to look next. Needs no server; with PREFECT_API_URL and
     MLFLOW_TRACKING_URI it works with those.
     """
@@ -131,11 +135,17 @@ def run(
     lower_priority()
     check_architecture(Params.load().model)
     require_current()
+    is_verbose = logging.getLogger().level <= logging.DEBUG
+    if not is_verbose:  # read when Prefect is imported: its lines go to its server alone
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.command import require_server
     from flows.pipeline import Download, print_summary, run_pipeline
+    from flows.progress import showing_steps
 
     require_server()
-    run_pipeline(Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request))
+    request = Download(tuple(source or ()), accept_license, endpoint_url, not no_sign_request)
+    with nullcontext() if is_verbose else showing_steps():
+        run_pipeline(request)
     print_summary()
 
 

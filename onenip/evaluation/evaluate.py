@@ -185,6 +185,7 @@ def _save_map(path: Path, score_map: NDArray[np.float32]) -> None:
 
 def _write(folder: Path, content: dict[str, Any], scored: _Scored) -> None:
     summary.write_metrics(folder / "metrics.json", content)
+    summary.write_metrics(folder / "overview.json", summary.summarise(content))
     write_scores(
         folder / "scores.csv", [item for items in scored.results.values() for item in items]
     )

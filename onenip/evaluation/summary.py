@@ -8,8 +8,7 @@
      "thresholds": {<category>: {"image": ..., "pixel": ...}}, "images": {<category>: {...}},
      "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
-Lists are left out by `dvc metrics show` and `diff`, which keeps their tables readable. The same
-inputs give the same bytes.
+The few of them that DVC shows are in `overview.json`. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -86,10 +85,25 @@ def describe(
     }
 
 
+def summarise(content: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """The few figures that `dvc metrics show` prints on one line: wrong verdicts, and means.
+
+    Args:
+        content: of `metrics.json`.
+    """
+    verdicts, mean = content["verdicts"].values(), content["mean"]
+    counts = {name: sum(row[name] for row in verdicts) for name in ("missed", "false_alarms")}
+    return counts | {name: _round(mean[name]) for name in ("image_auroc", "pixel_ap", "aupro")}
+
+
 def write_metrics(path: Path, content: Mapping[str, Any]) -> None:
     """Write `metrics.json`, in the order of its keys."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def _to_json(value: float) -> float | None:

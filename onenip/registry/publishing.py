@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from onenip.errors import DataError
+from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import runs, store, tracking
 from onenip.registry.audit import Action
 from onenip.registry.decisions import ITSELF, Intent, Step, deciding
 from onenip.registry.environment import flatten
+from onenip.registry.evaluations import find_report
 from onenip.registry.lock import hold_lock
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
@@ -256,6 +258,7 @@ class _Publication:
                 run_id=self.run_id,
                 tags=tags,
                 model_id=model.model_id,
+                description=_describe(metrics, self.run_id),
             )
         logger.info("%s: version %s", name, created.version)
         return find_version(category, int(created.version)), True
@@ -344,6 +347,13 @@ def _ensure_run(
 def _is_newest(version: Version) -> bool:
     known = [v for v in list_versions(version.category) if v.approval != "provisional"]
     return all(other.number <= version.number for other in known)
+
+
+def _describe(metrics: Metrics, run_id: str) -> str:
+    """What MLflow's page shows of a version: its wrong verdicts, and a link to its report."""
+    text = "; ".join(f"{title} {count}" for title, count in describe_wrong(metrics).items())
+    address = find_report(run_id)
+    return f"{text}. [Report]({address})" if address else text
 
 
 def _ensure_registered(client: MlflowClient, category: str) -> None:

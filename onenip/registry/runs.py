@@ -32,6 +32,8 @@ EVALUATION_TAG = "onenip.evaluation"
 _METRICS_PER_REQUEST = 1000  # MLflow's limits of one log_batch
 _PARAMS_PER_REQUEST = 100
 _PARAM_CHARACTERS = 6000
+_DIGEST_CHARACTERS = 36
+_CONTEXT = "mlflow.data.context"
 
 
 class RunRecord(BaseModel):
@@ -93,12 +95,21 @@ def create_run(client: MlflowClient, record: RunRecord) -> str:
         mlflow.exceptions.MlflowException: if the store cannot be reached.
         RegistryError: if the experiment cannot be had.
     """
-    from mlflow.entities import Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     experiment_id = store.ensure_experiment(client, record.experiment)
-    name = f"train-{record.fingerprint[:8]}"
-    tags = {**describe_environment(), **record.tags, FINGERPRINT_TAG: record.fingerprint}
+    backbone = record.params.get("model.backbone", "model")
+    data, commit = (record.tags.get(key, "unknown") for key in ("data_version", "git_commit"))
+    tags = {
+        "mlflow.note.content": f"One detector for all categories: data {data}, commit {commit[:12]}.",
+        **describe_environment(),
+        **record.tags,
+        FINGERPRINT_TAG: record.fingerprint,
+    }
+    name = f"train {backbone} on data {data[:7]}"
     run_id = str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
+    dataset = Dataset("data", data[:_DIGEST_CHARACTERS], "local", json.dumps({"uri": "data"}))
+    client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag(_CONTEXT, "training")])])
     params = [Param(key, value[:_PARAM_CHARACTERS]) for key, value in record.params.items()]
     for start in range(0, len(params), _PARAMS_PER_REQUEST):
         client.log_batch(run_id, params=params[start : start + _PARAMS_PER_REQUEST])

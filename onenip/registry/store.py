@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onenip.errors import RegistryError, RegistryUnreachableError
 
@@ -22,6 +22,12 @@ _NO_ANSWER = ("NewConnectionError", "ConnectTimeout", "Connection aborted", "Nam
 
 LOCAL_DATABASE = "mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
+
+# that its page opens as runs with metrics and models, not as traces
+_EXPERIMENT: dict[str, Any] = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "Trainings of the unified detector: params, losses, figures, reports.",
+}
 
 # MLflow by itself waits for several minutes before it says that a server is down.
 _DEFAULTS = {
@@ -125,7 +131,9 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
             is_file = is_local(tracking_uri())
             location = (Path.cwd() / LOCAL_ARTIFACTS).as_uri() if is_file else None
             try:
-                return str(client.create_experiment(name, artifact_location=location))
+                return str(
+                    client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT)
+                )
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

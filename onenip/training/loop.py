@@ -264,16 +264,17 @@ class _Pace:
     """
 
     def __init__(self, first: int, total: int) -> None:
-        self._first, self._total = first, total
-        self._started_at = self._notified_at = time.monotonic()
+        self._last, self._total = first, total
+        self._notified_at = time.monotonic()
 
     def log(self, step: int, loss: float) -> None:
         """Log step, loss and time left, unless that was done just now."""
         now = time.monotonic()
         if now - self._notified_at < _LOG_SECONDS:
             return
-        self._notified_at = now
-        seconds = (now - self._started_at) / (step - self._first)
+        # of the last steps, since a pace changes
+        seconds = (now - self._notified_at) / (step - self._last)
+        self._notified_at, self._last = now, step
         left = seconds * (self._total - step) / 60
         text = "step %d of %d, loss %.4f, %.2f s a step, about %.0f min left"
         log.info(text, step, self._total, loss, seconds, left)
