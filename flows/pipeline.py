@@ -76,9 +76,8 @@ def download(request: dict[str, Any]) -> State[Any]:
             sign_request=request["sign_request"],
         )
         count = sum(result.categories.values())
-        return (
-            f"{count} files of {len(result.categories)} categories, version {result.version[:12]}"
-        )
+        version = (result.version or "none")[:12]
+        return f"{count} files of {len(result.categories)} categories, version {version}"
 
     return _settle("download", work)
 
@@ -109,7 +108,7 @@ def register() -> State[Any]:
 
     def work() -> str:
         found = stage.run(Params.load(), model_dir=OUTPUTS.model, evaluation_dir=OUTPUTS.evaluation)
-        return ", ".join(f"{name} version {version.number}" for name, version in found.items())
+        return ", ".join(f"{version.category} version {version.number}" for version in found)
 
     return _settle("register", work)
 

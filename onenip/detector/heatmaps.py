@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -17,6 +16,11 @@ _GAP_PX = 6
 _OPACITY = 0.65
 _OUTLINE = (255, 255, 255)  # of defective pixels and of boxes
 _PAPER = 255
+# colours of nine levels from 0 to 1, linear in between: from black over red to a pale yellow
+_COLOURS = np.array(
+    [(0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84), (228, 90, 49),
+     (249, 142, 9), (249, 203, 53), (252, 255, 164)]
+)  # fmt: skip
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -75,7 +79,8 @@ def draw_heat(
     """
     top = 2 * pixel_threshold if pixel_threshold > 0 else float(score_map.max())
     level = np.clip(score_map / top, 0, 1) if top > 0 else np.zeros_like(score_map)
-    colours = mpl.colormaps["inferno"](level)[:, :, :3] * 255
+    stops = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(level, stops, channel) for channel in _COLOURS.T], axis=-1)
     grey = np.repeat((image @ _LUMA)[:, :, None], 3, axis=2)
     opacity = (_OPACITY * np.clip(level * 2, 0, 1))[:, :, None]
     mixed = grey * (1 - opacity) + colours * opacity

@@ -147,16 +147,10 @@ def load_model(model: str, category: str | None) -> Predictor:
 
 
 def save_heatmap(answer: Answer, folder: Path) -> Path:
-    """Write the image beside its heat map, the defect outlined, as PNG; gives its path.
+    """Write the image beside its heat map, the defect outlined, as PNG; gives its path."""
+    from onenip.detector.heatmaps import draw_picture
 
-    Raises:
-        OneNIPError: if matplotlib, which colours it, is not installed.
-    """
     assert answer.prediction is not None
-    try:
-        from onenip.detector.heatmaps import draw_picture
-    except ModuleNotFoundError as error:
-        raise OneNIPError(f"--heatmaps needs {error.name}: pip install 'onenip[edge]'") from error
     picture = draw_picture(
         load_image(answer.path),
         answer.prediction.map,

@@ -25,7 +25,7 @@ FULL_ONLY = (
     "torch", "torchvision", "timm", "lightning_fabric", "sklearn", "safetensors", "tifffile",
     "ruamel.yaml", "jinja2", "boto3", "botocore", "aiobotocore", "dvc", "great_expectations", "pandas",
     "imagehash", "httpx", "tenacity", "filelock", "psutil", "prefect", "mlflow", "fastapi", "sqlalchemy",
-    "uvicorn", "prometheus_client", "streamlit",
+    "uvicorn", "prometheus_client", "streamlit", "matplotlib",
 )  # fmt: skip
 
 

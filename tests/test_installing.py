@@ -1,0 +1,89 @@
+"""What is installed at a customer's: container files, systemd units, and light installs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from ruamel.yaml import YAML
+
+from tests.paths import ROOT
+
+DEPLOY = ROOT / "deploy"
+NOT_FOR_SERVING = (
+    "prefect", "dvc", "great_expectations", "streamlit", "lightning_fabric", "imagehash", "jinja2",
+    "aiobotocore", "filelock", "httpx",
+)  # fmt: skip
+SERVE = """
+import sys
+sys.modules.update(dict.fromkeys({blocked}))
+from onenip.serving.champions import Follower
+from onenip.serving.connections import run_server
+from onenip.serving.web import ServeSettings, build_app
+import asyncio
+from pathlib import Path
+follower = Follower.of_folder(Path({model!r}))
+assert build_app(follower, ServeSettings()).routes
+from onenip import Detector
+from onenip.images import load_image
+print(Detector.load({model!r}).predict([load_image(Path({image!r}))], category="disc")[0].verdict)
+import onenip.registry.champions, onenip.registry.approval
+"""
+
+
+def test_serving_needs_neither_prefect_nor_dvc(tiny_model, tiny_data):
+    """With what `onenip[serve]` leaves out blocked, the server is built and a model answers."""
+    image = next((tiny_data / "disc/test/good").iterdir())
+    program = SERVE.format(blocked=NOT_FOR_SERVING, model=str(tiny_model), image=str(image))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() in {"normal", "anomalous"}
+
+
+def test_the_compose_file_fits_together():
+    """It parses; services wait for known ones, mount known volumes, and secrets are all in the example."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    content = YAML(typ="safe", pure=True).load(text)
+    services, volumes = content["services"], set(content["volumes"])
+    example = (DEPLOY / "example.env").read_text()
+    wanted = set(re.findall(r"\$\{(\w+):\?\}", text))
+    mounts = [m.split(":")[0] for one in services.values() for m in one.get("volumes", [])]
+    ports = [p for one in services.values() for p in one.get("ports", [])]
+
+    assert wanted == set(re.findall(r"^(\w+)=$", example, re.M))
+    for service in services.values():
+        assert set(service.get("depends_on", [])) <= services.keys()
+    assert all((DEPLOY / m).is_file() if m.startswith("./") else m in volumes for m in mounts)
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_the_container_file_has_both_targets():
+    """Its stages build on public images or on one another, and every copied file exists."""
+    text = (DEPLOY / "Containerfile").read_text()
+    stages = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\w+)$", text, re.M)}
+    copied = re.findall(r"^COPY ([^-\s]\S*)", text, re.M)
+
+    assert {"server", "edge"} <= stages.keys()
+    assert all(base.startswith("docker.io/library/") for base in stages.values())
+    assert all((ROOT / name).exists() for name in copied)
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_takes_the_units(tmp_path):
+    """`systemd-analyze verify` finds nothing but that onenip is not installed in /srv."""
+    for path in (DEPLOY / "systemd").iterdir():
+        text = path.read_text().replace("/srv/onenip/venv/bin/onenip", "/bin/true")
+        (tmp_path / path.name).write_text(text)
+    units = sorted(map(str, tmp_path.iterdir()))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+
+    assert len(units) == 3
+    assert done.returncode == 0, done.stderr
