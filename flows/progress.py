@@ -42,7 +42,8 @@ def showing_steps() -> Iterator[None]:
     root, prefect = logging.getLogger(), logging.getLogger("prefect")
     before = root.handlers[:]
     root.handlers[:] = [handler]
-    prefect.addHandler(handler)
+    if not prefect.propagate:  # as it configures itself when it is imported
+        prefect.addHandler(handler)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ def apply_settings(*, root: Path = Path()) -> None:
     (root / STATE_DIR).mkdir(parents=True, exist_ok=True)
     defaults = {
         "PREFECT_HOME": str((root / STATE_DIR / "prefect").resolve()),
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # a busy machine
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
