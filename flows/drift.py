@@ -27,6 +27,9 @@ from onenip.operation.drift import DriftMemory
 from onenip.operation.notices import DRIFT_EVENT, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
+from onenip.review.answers import Answers
+from onenip.review.collecting import collect_drift
+from onenip.review.queue import ReviewQueue
 from onenip.sources.inbox import open_inbox
 
 
@@ -54,20 +57,26 @@ def drift() -> State[Any]:
                 inbox=None
                 if params.retrain.inbox is None
                 else open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds),
+                answers=Answers(params.review.answers or OUTPUTS.recent),
             )
+            for result in found:
+                if result.is_drifting:
+                    latest = journal.latest(result.category, limit=params.drift.window)
+                    detail = "; ".join(result.reasons)
+                    collect_drift(ReviewQueue(), result.category, detail, latest)
     except OneNIPError as error:
         return Failed(message=str(error))
     if found:
         create_table_artifact(
             key="drift",
             table=[{**r.dump(), "reasons": "; ".join(r.reasons)} for r in found],
-            description="Arrived images against those at approval, per category.",
+            description="Arrived and served images against those at approval, per category.",
         )
     memory = DriftMemory(STATE_DIR / "drift.json")
     drifting = [result for result in found if result.is_drifting]
     new = memory.choose_new(found)
     for result in new:
-        text = f"{result.category} drifts: {'; '.join(result.reasons)}"
+        text = f"{result.title} drifts: {'; '.join(result.reasons)}"
         get_run_logger().warning("%s", text)
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
@@ -76,7 +85,7 @@ def drift() -> State[Any]:
             memory.remember(result)
     if new and params.drift.retrain and not is_deployed():
         return retrain(force=True, return_state=True)
-    names = ", ".join(result.category for result in drifting) or "nothing"
+    names = ", ".join(result.title for result in drifting) or "nothing"
     return Completed(message=f"{len(found)} categories looked at; drifting: {names}")
 
 

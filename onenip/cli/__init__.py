@@ -73,6 +73,7 @@ COMMANDS = {
     },
     "Use": {
         "predict": ("predict.predict", "onenip predict part.png --category bottle --heatmaps out"),
+        "watch-folder": ("predict.watch_folder", "onenip watch-folder /mnt/camera -c bottle"),
         "serve": (
             "serve.serve",
             "onenip serve --port 8000",
@@ -123,12 +124,18 @@ COMMANDS = {
         "review history": ("review.history", "onenip review history"),
         "review apply": ("review.apply", "onenip review apply"),
     },
+    "People": {
+        "people add": ("people.add", 'onenip people add "A. Person" --role approver'),
+        "people list": ("people.show", "onenip people list"),
+        "people remove": ("people.remove", 'onenip people remove "A. Person"'),
+    },
     "Operation": {
         "webhooks": ("registry.webhooks", "onenip webhooks --test"),
     },
 }
 _GROUPS = {
     "data": "Versions of the data, and what changed between two.",
+    "people": "Who may review and decide.",
     "review": "Images that a person should look at, and what was decided about them.",
 }
 

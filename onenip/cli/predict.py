@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
     from onenip.inference.tiling import TiledDetector
     from onenip.serving.files import Predictor
+
+FormChoice = Literal["json", "csv"]
+
+_COLUMNS = ("image", "category", "verdict", "score", "threshold", "regions", "seconds", "error")
 
 TileOverlap = Annotated[
     float,
@@ -63,6 +69,10 @@ def predict(
             metavar="FOLDER", help="Write each map there: float32 TIFF at the image's size."
         ),
     ] = None,
+    form: Annotated[
+        FormChoice,
+        typer.Option("--format", metavar="json|csv", help="Of the lines that are printed."),
+    ] = "json",
     tile: Annotated[
         int | None,
         typer.Option(
@@ -72,7 +82,7 @@ def predict(
     overlap: TileOverlap = 0.25,
     tile_normals: TileNormals = None,
 ) -> None:
-    """Print verdict, score and defect regions of each image, one line of JSON each.
+    """Print verdict, score and defect regions of each image, one line of JSON each, or a table as CSV.
 
     A file that is no image gets a line with `error`; the others go on, and the exit status is 1.
     """
@@ -82,6 +92,7 @@ def predict(
     from onenip.serving.files import list_images, load_model, predict_files, save_heatmap, save_map
 
     failed = False
+    write_line = write_csv() if form == "csv" else write_json
     with tempfile.TemporaryDirectory() as scratch:
         files = list_images(images, scratch=Path(scratch) / "objects")
         try:
@@ -95,7 +106,7 @@ def predict(
         answers = predict_files(loaded, files, category=category)
         shows_bar = sys.stderr.isatty()
         for answer in tqdm(answers, total=len(files), unit="image", disable=not shows_bar):
-            typer.echo(json.dumps(answer.to_json(), allow_nan=False))
+            write_line(answer.to_json())
             if answer.prediction is None:
                 failed = True
                 continue
@@ -105,6 +116,23 @@ def predict(
                 save_map(answer, maps)
     if failed:
         raise typer.Exit(1)
+
+
+def write_json(answer: Mapping[str, Any]) -> None:
+    """Print an answer as a line of JSON."""
+    typer.echo(json.dumps(answer, allow_nan=False))
+
+
+def write_csv() -> Callable[[Mapping[str, Any]], None]:
+    """Print the header of a table now, and answers as its rows then; `regions` is their number."""
+    writer = csv.DictWriter(sys.stdout, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+
+    def write(answer: Mapping[str, Any]) -> None:
+        writer.writerow({**answer, "regions": len(answer.get("regions", ()))})
+        sys.stdout.flush()
+
+    return write
 
 
 def calibrate_tiles(
@@ -129,3 +157,65 @@ def calibrate_tiles(
         )
     files = [path for _, path in list_images([str(normals)], scratch=normals)]
     return TiledDetector.from_normals(loaded, category, files, tile_px=side, overlap=overlap)
+
+
+def watch_folder(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder that cameras drop images into.")
+    ],
+    *,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            "--category",
+            "-c",
+            metavar="CATEGORY",
+            help="Category of all images. [default: their folder's name, else inferred]",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option("--model", metavar="FOLDER", help="Ask this model. [default: the champions]"),
+    ] = None,
+    existing: Annotated[
+        bool, typer.Option("--existing", help="Judge what lies there already first.")
+    ] = False,
+    recent: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Keep images, maps and answers there, as `serve --recent` does. [default: none]",
+        ),
+    ] = None,
+    form: Annotated[
+        FormChoice,
+        typer.Option("--format", metavar="json|csv", help="Of the lines that are printed."),
+    ] = "json",
+) -> None:
+    """Judge each image that appears in a folder, until it is stopped; a line for each.
+
+    The champions are followed as `onenip serve` does. Images stay where they are.
+    """
+    import threading
+
+    from onenip.errors import DataError
+    from onenip.review.answers import Keeping
+    from onenip.serving.champions import Follower
+    from onenip.serving.watching import judge_folder, require_category
+
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder", path=folder)
+    champions = Follower() if model is None else Follower.of_folder(model)
+    champions.refresh()
+    require_category(champions, category)
+    champions.start(20.0)
+    write_line = write_csv() if form == "csv" else write_json
+    for answer in judge_folder(
+        folder,
+        champions,
+        category=category,
+        has_existing=existing,
+        keeping=None if recent is None else Keeping(recent),
+        stop=threading.Event(),
+    ):
+        write_line(answer)

@@ -70,7 +70,7 @@ def feedback(
     typer.echo(f"{part}: {label}; it waits for review")
 
 
-def collect(*, recent: RecentOption = str(OUTPUTS.recent), params: ParamsOption = PARAMS) -> None:
+def collect(*, params: ParamsOption = PARAMS) -> None:
     """Fill the queue: feedback, alarms, near misses, held arrivals, disagreements, outliers.
 
     Images that nobody looked at within `review.days` go, as do the least helpful above `review.gigabytes`.
@@ -82,7 +82,8 @@ def collect(*, recent: RecentOption = str(OUTPUTS.recent), params: ParamsOption 
     from onenip.review import collecting
     from onenip.review.answers import Answers
 
-    loaded, queue, answers = Params.load(params), _open_queue(), Answers(recent)
+    loaded, queue = Params.load(params), _open_queue()
+    answers = Answers(loaded.review.answers or OUTPUTS.recent)
     typer.echo(f"feedback: {collecting.collect_feedback(queue, answers)}")
     typer.echo(f"alarms and near misses: {collecting.collect_answers(queue, answers)}")
     if (inbox := _open_inbox(loaded)) is not None:

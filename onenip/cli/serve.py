@@ -68,12 +68,24 @@ def serve(
     keep_gb: Annotated[
         float, typer.Option(metavar="GB", min=0.01, help="Room for them; the oldest go first.")
     ] = 5.0,
+    person_header: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Header in which a reverse proxy on this machine says who logged in. [default: none]",
+        ),
+    ] = "",
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS", help="Another address that it may come from; repeatable."),
+    ] = None,
 ) -> None:
     """Serve predictions over HTTP, for all categories in one process.
 
     Follows the champion aliases in MLflow and switches without dropping a request; if the registry is
     down, the last champions go on. `/docs` describes the interface, `/ready` and `/metrics` watch it.
-    Set ONENIP_API_KEY to ask clients for it as X-API-Key.
+    Set ONENIP_API_KEY to ask clients for it as X-API-Key. Decisions and feedback ask for a person of
+    `onenip people`, once there is one.
 
     A client asks: `curl -F file=@part.png -F category=bottle localhost:8000/predict/file`
     """
@@ -89,6 +101,8 @@ def serve(
         max_waiting=max_waiting,
         batch_size=batch_size,
         refresh_seconds=refresh_seconds if model is None else 0.0,
+        person_header=person_header,
+        proxies=frozenset({"127.0.0.1", "::1", *(trusted_proxy or ())}),
         keeping=None
         if recent is None
         else Keeping(recent, keep, sample=keep_sample, days=keep_days, gigabytes=keep_gb),

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from onenip.data.manifest import Sample, select
+from onenip.data.manifest import Sample, read_added, select
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
 from onenip.errors import DataError
 from onenip.evaluation import curves, summary
-from onenip.evaluation.category import CategoryScores, CategorySummary
+from onenip.evaluation.category import CategoryScores, CategorySummary, summarize_images
+from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.gallery import Gallery, Picture, write_index
 from onenip.evaluation.results import ImageResult, write_grids, write_scores
 from onenip.images import load_image, load_mask
@@ -78,10 +79,31 @@ def evaluate_test_set(
             name: (spec.image_threshold, spec.pixel_threshold) for name, spec in specs.items()
         },
         confidence=params.confidence,
-        extra={"resolution": params.resolution, **facts},
+        extra={
+            "original": {
+                name: original
+                for name, results in scored.results.items()
+                if (original := _describe_original(results))
+            },
+            "resolution": params.resolution,
+            **facts,
+        },
     )
     _write(out_dir, content, scored)
     return content
+
+
+def _describe_original(results: Sequence[ImageResult]) -> dict[str, Any]:
+    """Figures without the images that people added since, so that lines and months can be compared.
+
+    Empty for a category without such images.
+    """
+    original = [one for one in results if not read_added(one.name)]
+    if len(original) == len(results):
+        return {}
+    figures, _ = summarize_images(original, None)
+    pairs = ((one.is_defective, one.is_anomalous) for one in original)
+    return {**VerdictCounts.count(pairs).to_dict(), **summary.to_values(figures)}
 
 
 class _Scored:

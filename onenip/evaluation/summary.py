@@ -6,6 +6,7 @@
      "reasons": {"mean": {<figure>: why null, or of which categories}, "categories": {...}},
      "defects": {<category>: [{"defect": ..., "images": ..., <figure>: ...}, ...]},
      "thresholds": {<category>: {"image": ..., "pixel": ...}}, "images": {<category>: {...}},
+     "original": {<category>: counts and figures of images, without those that people added since},
      "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
 The few of them that DVC shows are in `overview.json`. The same inputs give the same bytes.
@@ -52,8 +53,8 @@ def describe(
             notes[name] = note
     return {
         "verdicts": {name: summaries[name].verdicts.to_dict() for name in names},
-        "mean": _to_values(mean),
-        "categories": {name: _to_values(summaries[name].figures) for name in names},
+        "mean": to_values(mean),
+        "categories": {name: to_values(summaries[name].figures) for name in names},
         "intervals": {
             "mean": _mean_intervals(summaries, confidence=confidence),
             "categories": {
@@ -110,7 +111,8 @@ def _to_json(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _to_values(figures: Mapping[str, Figure]) -> dict[str, float | None]:
+def to_values(figures: Mapping[str, Figure]) -> dict[str, float | None]:
+    """Figures as they are written; None where one is not defined."""
     return {
         name: None if isinstance(value, Undefined) else value for name, value in figures.items()
     }
@@ -161,5 +163,5 @@ def _describe_defect(kind: str, summary: CategorySummary) -> dict[str, Any]:
         "images": summary.verdicts.defective,
         "missed": summary.verdicts.missed,
         "without_mask": summary.unmasked,
-        **_to_values(summary.figures),
+        **to_values(summary.figures),
     }

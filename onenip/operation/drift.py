@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,8 @@ from scipy import stats
 
 from onenip.folders import write_whole
 from onenip.params import DriftParams
+
+Origin = Literal["arrived", "served"]
 
 _CHANCE = 0.01  # a difference that chance gives more often than this is none
 
@@ -51,12 +53,13 @@ class DriftResult:
 
     Attributes:
         category: the product category.
-        images: arrived images that were looked at.
+        images: images that were looked at.
         alarm_share: fraction of them that the champion calls anomalous.
         score_distance: Kolmogorov-Smirnov distance between their scores and those at approval, 0..1.
         embedding_distance: median distance from the prompts, as a multiple of that at approval.
         reasons: a sentence for each limit that was passed; empty if there is no drift.
         digest: of the champion's model.
+        origin: arrived in the inbox, or served.
     """
 
     category: str
@@ -66,6 +69,12 @@ class DriftResult:
     embedding_distance: float
     reasons: tuple[str, ...]
     digest: str = ""
+    origin: Origin = "arrived"
+
+    @property
+    def title(self) -> str:
+        """The category, and where its images come from if they did not arrive in the inbox."""
+        return self.category if self.origin == "arrived" else f"{self.category} ({self.origin})"
 
     @property
     def is_drifting(self) -> bool:
@@ -90,14 +99,14 @@ class DriftMemory:
     def choose_new(self, found: Sequence[DriftResult]) -> list[DriftResult]:
         """Drifting categories that were not remembered; what drifts no more is forgotten."""
         known = self._read()
-        drifting = {result.category: result for result in found if result.is_drifting}
-        measured = {result.category for result in found}
+        drifting = {result.title: result for result in found if result.is_drifting}
+        measured = {result.title for result in found}
         self._write({c: d for c, d in known.items() if c not in measured or c in drifting})
-        return [one for one in drifting.values() if known.get(one.category) != one.digest]
+        return [one for one in drifting.values() if known.get(one.title) != one.digest]
 
     def remember(self, result: DriftResult) -> None:
         """Note that people were notified."""
-        self._write({**self._read(), result.category: result.digest})
+        self._write({**self._read(), result.title: result.digest})
 
     def _read(self) -> dict[str, str]:
         try:
@@ -112,7 +121,12 @@ class DriftMemory:
 
 
 def measure_drift(
-    category: str, *, arrived: Sightings, approved: Sightings, params: DriftParams
+    category: str,
+    *,
+    arrived: Sightings,
+    approved: Sightings,
+    params: DriftParams,
+    origin: Origin = "arrived",
 ) -> DriftResult | None:
     """Compare arrived images with those at approval.
 
@@ -121,6 +135,7 @@ def measure_drift(
         arrived: the latest images, those that were held included.
         approved: normal images that the champion was calibrated on.
         params: limits.
+        origin: where the images come from.
 
     Returns:
         What was found; None while too few images arrived, or nothing is known of the approval.
@@ -136,7 +151,7 @@ def measure_drift(
     reasons = []
     if share > params.max_alarm_share:
         reasons.append(
-            f"{share:.0%} of {count} arrived images are called anomalous, "
+            f"{share:.0%} of {count} {origin} images are called anomalous, "
             f"more than {params.max_alarm_share:.0%}"
         )
     if test.statistic > params.max_score_distance and test.pvalue < _CHANCE:
@@ -150,4 +165,4 @@ def measure_drift(
             f"more than {params.max_embedding_distance:g}"
         )
     distance = float(test.statistic)
-    return DriftResult(category, count, share, distance, ratio, tuple(reasons))
+    return DriftResult(category, count, share, distance, ratio, tuple(reasons), origin=origin)

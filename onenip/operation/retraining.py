@@ -32,7 +32,7 @@ from onenip.folders import replace_folder, write_whole
 from onenip.images import load_image
 from onenip.ingestion.journal import Journal
 from onenip.model.file import hash_model
-from onenip.operation.drift import DriftResult, Sightings, measure_drift
+from onenip.operation.drift import DriftResult, Origin, Sightings, measure_drift
 from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
 from onenip.params import Params
@@ -42,6 +42,7 @@ from onenip.registry.champions import Champions, choose_unified, list_champions
 from onenip.registry.decisions import deciding
 from onenip.registry.versions import GateResult, Version
 from onenip.registry.weights import fetched_weights
+from onenip.review.answers import Answers
 from onenip.sources.inbox import Inbox
 
 GATE = "gate"  # who decides where the policy is `auto`
@@ -211,8 +212,9 @@ def look_for_drift(
     champions: Champions,
     manifest: Path,
     inbox: Inbox | None = None,
+    answers: Answers | None = None,
 ) -> list[DriftResult]:
-    """Drift of every category whose champion has seen enough arrivals.
+    """Drift of every category whose champion has seen enough arrivals, or has judged enough parts.
 
     Args:
         params: limits.
@@ -220,6 +222,7 @@ def look_for_drift(
         champions: who serves.
         manifest: the current one, for the images of the time of approval.
         inbox: holds the images that were held, for a champion that has not judged them yet.
+        answers: what was served; None leaves it out.
 
     Raises:
         RegistryError: if a champion cannot be had.
@@ -236,13 +239,20 @@ def look_for_drift(
             continue
         if detector is None:
             continue
-        arrived = _list_arrived(params, journal, detector, category, inbox)
-        if arrived.scores.size < params.drift.min_images:
+        seen: dict[Origin, Sightings] = {
+            "arrived": _list_arrived(params, journal, detector, category, inbox)
+        }
+        if answers is not None:
+            seen["served"] = _list_served(params, answers, detector, category)
+        if all(one.scores.size < params.drift.min_images for one in seen.values()):
             continue
         approved = _list_approved(detector, category, manifest)
-        result = measure_drift(category, arrived=arrived, approved=approved, params=params.drift)
-        if result is not None:
-            found.append(replace(result, digest=detector.digest))
+        for origin, sightings in seen.items():
+            result = measure_drift(
+                category, arrived=sightings, approved=approved, params=params.drift, origin=origin
+            )
+            if result is not None:
+                found.append(replace(result, digest=detector.digest))
     return found
 
 
@@ -314,6 +324,20 @@ def _list_arrived(
                 except ImageError as error:
                     log.warning("left out of the drift of %s: %s", category, error)
     return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+
+
+def _list_served(params: Params, answers: Answers, detector: Detector, category: str) -> Sightings:
+    """The champion's answers on the line, and how far some of the images lie from its prompts."""
+    threshold = detector.spec.categories[category].image_threshold
+    latest = answers.list_latest(category=category, limit=params.drift.window)
+    given = [one for one in latest if one.facts.get("digest") == detector.digest]
+    distances = []
+    for one in given[:_BASELINE_IMAGES]:
+        content = answers.read_image(one.id)
+        if content is not None:
+            distances.append(detector.measure_distances(load_image(content))[category])
+    scores = [float(one.facts["score"]) for one in given]
+    return Sightings.of(scores, [score > threshold for score in scores], distances)
 
 
 def _fetch_held(inbox: Inbox, names: set[str], folder: Path) -> dict[str, Path]:

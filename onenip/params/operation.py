@@ -247,6 +247,10 @@ class DriftParams(Section):
 class ReviewParams(Section):
     """The review queue, which holds copies of images until they are decided on."""
 
+    answers: str | None = Field(
+        None,
+        description="folder or s3:// address of the answers of `serve --recent`; null: artifacts/recent",
+    )
     days: float = Field(90.0, gt=0, description="maximum days that an image waits for a reviewer")
     gigabytes: float = Field(
         5.0, gt=0, description="room for its images; the least helpful go first"

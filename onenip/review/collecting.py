@@ -63,8 +63,8 @@ def collect_feedback(queue: ReviewQueue, answers: Answers) -> int:
 def collect_answers(queue: ReviewQueue, answers: Answers) -> int:
     """Queue alarms and near misses that came since the last time; gives how many."""
     waiting = Counter[tuple[str, Reason]]()
-    for (category, reason, state), number in queue.count().items():
-        waiting[category, reason] += number * (state == "open")
+    for (category, why, state), number in queue.count().items():
+        waiting[category, why] += number * (state == "open")
     count, left = 0, Counter[str]()
     for answer in answers.list_after(queue.read_mark("answers")):
         facts = answer.facts

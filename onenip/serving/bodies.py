@@ -22,6 +22,7 @@ _USE_FORM = "send an image file to /predict/file, as the field `file` of multipa
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 _MAX_SHOWN = 60  # characters of a name that a client sent
 _UNUSABLE = 422
+MAP_OPTION = ("map", "png")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -104,7 +105,9 @@ def decode_base64(text: str) -> bytes:
 
 def _check_address(request: Request, kind: str, advice: str) -> None:
     """Refuse parameters in the address, and a body of another kind."""
-    for name in request.query_params:
+    for name, value in request.query_params.multi_items():
+        if (name, value) == MAP_OPTION and request.url.path.startswith("/predict"):
+            continue
         detail = f"{_shorten(name)}: not taken from the address; put it into the body"
         raise HTTPException(_UNUSABLE, detail)
     sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()

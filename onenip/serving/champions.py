@@ -13,14 +13,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onenip.detector.detector import Detector
+from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.inference.by_category import ServedDetectors
 from onenip.registry import store
 from onenip.registry.champions import Champions
 from onenip.registry.versions import Version, list_categories
 from onenip.registry.versions import serving as find_serving
+from onenip.review.answers import new_id
 
 _MIN_PATIENCE_SECONDS = 60.0
 
@@ -61,6 +64,17 @@ class Roster:
     def __init__(self, serving: Mapping[str, Serving]) -> None:
         self.serving = dict(sorted(serving.items()))
         self.model = ServedDetectors({name: one.detector for name, one in serving.items()})
+
+    def describe(self, found: Prediction, *, problem: str) -> dict[str, Any]:
+        """The answer to an image, with an id of its own; `problem` is that of all champions."""
+        answering = self.serving[found.category]
+        return {
+            "id": new_id(),
+            **found.to_dict(),
+            "version": answering.version,
+            "digest": answering.detector.digest,
+            "warning": answering.problem or problem,
+        }
 
 
 class Follower:

@@ -62,6 +62,9 @@ class ImageAnswer(BaseModel):
     version: int = Field(description="version of the category's model; 0 for a folder")
     digest: str = Field(description="sha256 of the model")
     warning: str = Field(description="why a newer champion may not have answered; else empty")
+    map: str = Field(
+        "", description="base64 of a PNG, the heat map over the image: with `?map=png`"
+    )
 
 
 class FeedbackRequest(BaseModel):
@@ -71,11 +74,50 @@ class FeedbackRequest(BaseModel):
 
     id: str = Field(max_length=MAX_NAME, description="of the answer")
     label: Label = Field(description="good, defect or unsure")
-    by: str = Field(description="who says so", max_length=MAX_NAME)
+    by: str = Field(
+        "", max_length=MAX_NAME, description="who says so; whoever is logged in counts instead"
+    )
     kind: str = Field("", max_length=MAX_NAME, description="of the defect, such as scratch")
     boxes: list[Box] = Field([], max_length=100, description="x, y, width, height in px, each")
     mask: str = Field("", description="base64 of a PNG at the image's size, instead of boxes")
     note: str = Field("", description="further words")
+
+
+class DecisionRequest(BaseModel):
+    """A decision about a challenger."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    category: str = Field(min_length=1, max_length=MAX_NAME, description="product category")
+    reason: str = Field(description="why; kept")
+    version: int | None = Field(None, description="that was looked at; null: whichever waits")
+    override: bool = Field(False, description="approve although the gate rejected it")
+
+
+class ThresholdRequest(BaseModel):
+    """A decision about a threshold."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    category: str = Field(min_length=1, max_length=MAX_NAME, description="product category")
+    value: float | None = Field(description="image score; null: the model's own")
+    reason: str = Field(description="why; kept")
+    challenger: bool = Field(False, description="of the challenger, not of the champion")
+
+
+class VersionAnswer(BaseModel):
+    """A version of a category's model."""
+
+    category: str = Field(description="product category")
+    version: int = Field(description="its number")
+    aliases: list[str] = Field(description="champion, challenger, previous")
+    approval: str = Field(description="pending, approved, rejected or provisional")
+    digest: str = Field(description="sha256 of the model")
+    threshold: float | None = Field(description="that was decided on; null: the model's own")
+    approver: str = Field(description="who decided about it")
+    reason: str = Field(description="why")
+    gate: str = Field(description="the gate's verdict")
+    gate_reasons: list[str] = Field(description="the gate's reasons")
 
 
 class FeedbackAnswer(BaseModel):
@@ -118,8 +160,10 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     code: {"model": Refusal, "description": text}
     for code, text in {
-        401: "The key is missing or wrong",
+        401: "The key, or the name and password, is missing or wrong",
+        403: "This person may not do that",
         404: "The category has no champion, or the image looks like none that has one",
+        409: "The registry refuses; the answer says why",
         408: "The body came too slowly",
         411: "The request does not give its length",
         413: "The request or the image is too large",

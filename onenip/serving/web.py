@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.security import APIKeyHeader
 from fastapi_offline import FastAPIOffline
+from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from onenip.data.outputs import OUTPUTS
+from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction
 from onenip.errors import (
     DataError,
@@ -24,10 +30,13 @@ from onenip.errors import (
     OneNIPError,
     UnknownCategoryError,
 )
-from onenip.review.answers import Answers, Feedback, Keeping, new_id
-from onenip.serving.bodies import read_form, read_json, read_model
+from onenip.images import load_image
+from onenip.review.answers import Answers, Feedback, Keeping
+from onenip.serving.bodies import MAP_OPTION, read_form, read_json, read_model
 from onenip.serving.champions import Follower, Roster, Serving
+from onenip.serving.deciding import build_router, make_identify, refuse
 from onenip.serving.guard import Guard, Limits
+from onenip.serving.people import NotAllowedError, People
 from onenip.serving.queue import BusyQueueError, JudgingQueue
 from onenip.serving.schema import (
     FORM_BODY,
@@ -60,6 +69,9 @@ class ServeSettings(Limits):
         batch_size: images that go through the network together.
         refresh_seconds: time between two looks into the registry; 0 never looks.
         keeping: which answers are kept, and where; None keeps none.
+        people: the list of people who may decide.
+        person_header: that a reverse proxy sets to the name of who logged in there; empty trusts none.
+        proxies: addresses that the header is taken from.
     """
 
     max_pixels: int = 50_000_000
@@ -67,6 +79,9 @@ class ServeSettings(Limits):
     batch_size: int = 1
     refresh_seconds: float = 20.0
     keeping: Keeping | None = None
+    people: Path = OUTPUTS.people
+    person_header: str = ""
+    proxies: frozenset[str] = frozenset({"127.0.0.1", "::1"})
 
 
 class _Metrics:
@@ -81,6 +96,9 @@ class _Metrics:
             "Requests refused or failed, by HTTP status",
             ["code"],
             registry=self.registry,
+        )
+        self.feedback = Counter(
+            "onenip_feedback", "Feedback on answers", ["label"], registry=self.registry
         )
         self.seconds = Histogram(
             "onenip_predict_seconds",
@@ -120,7 +138,9 @@ class _Judge:
     metrics: _Metrics
     kept: _Kept
 
-    async def __call__(self, content: bytes, category: str | None) -> dict[str, Any]:
+    async def __call__(
+        self, content: bytes, category: str | None, *, has_map: bool
+    ) -> dict[str, Any]:
         roster = self.champions.roster  # a change meanwhile is for the next request
         _require_champion(roster, category)
         try:
@@ -133,15 +153,11 @@ class _Judge:
         except ImageError as error:
             code = _TOO_LARGE if "pixels" in error.reason else _UNPROCESSABLE
             raise HTTPException(code, f"image: {error.reason}") from error
-        answering = roster.serving[found.category]
-        answer = {"id": new_id()} | found.to_dict()
-        answer |= {
-            "version": answering.version,
-            "digest": answering.detector.digest,
-            "warning": answering.problem or self.champions.problem,
-        }
+        answer = roster.describe(found, problem=self.champions.problem)
         self.metrics.verdicts.labels(found.category, answer["verdict"]).inc()
         await self.kept.keep(content, answer, found)
+        if has_map:
+            answer["map"] = await asyncio.to_thread(_draw_map, content, found)
         return answer
 
 
@@ -168,18 +184,30 @@ class _Kept:
         """Note feedback.
 
         Raises:
-            HTTPException: 404 if the answer is not kept, 503 if nothing can be written.
+            HTTPException: 404 if the answer is not kept, 503 if nothing can be read or written.
         """
+        await self._ask(lambda answers: answers.give_feedback(feedback))
+
+    async def find_category(self, answer: str) -> str:
+        """Category of a kept answer.
+
+        Raises:
+            HTTPException: as for `take`.
+        """
+        found = await self._ask(lambda answers: answers.find(answer))
+        return str(found.facts["category"])
+
+    async def _ask(self, work: Callable[[Answers], Any]) -> Any:
         if self.answers is None:
             raise HTTPException(_NOT_FOUND, "this server keeps no answers: start it with --recent")
         try:
-            await asyncio.to_thread(self.answers.give_feedback, feedback)
+            return await asyncio.to_thread(work, self.answers)
         except DataError as error:
             raise HTTPException(_NOT_FOUND, str(error)) from error
         except (OSError, OneNIPError) as error:
-            log.error("feedback cannot be kept: %s", error)
+            log.error("kept answers cannot be reached: %s", error)
             raise HTTPException(
-                _BUSY, "the feedback cannot be kept", {"Retry-After": "20"}
+                _BUSY, "kept answers cannot be reached", {"Retry-After": "20"}
             ) from error
 
     def _keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
@@ -208,6 +236,9 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     kept = _Kept(settings.keeping)
     judge = _Judge(champions, queue, metrics, kept)
 
+    people = People(settings.people)
+    identify = make_identify(people, settings.person_header, settings.proxies)
+
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
         queue.start()
@@ -230,23 +261,25 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
         "/predict",
         dependencies=[_DESCRIBED_KEY],
         response_model=ImageAnswer,
+        response_model_exclude_unset=True,
         responses=REFUSALS,
         openapi_extra=describe_json(ImageRequest),
     )
     async def predict(request: Request) -> dict[str, Any]:
         """Judge an image that is sent as base64."""
-        return await judge(*await read_json(request))
+        return await judge(*await read_json(request), has_map=_wants_map(request))
 
     @app.post(
         "/predict/file",
         dependencies=[_DESCRIBED_KEY],
         response_model=ImageAnswer,
+        response_model_exclude_unset=True,
         responses=REFUSALS,
         openapi_extra=FORM_BODY,
     )
     async def predict_file(request: Request) -> dict[str, Any]:
         """Judge an image that is uploaded as a file."""
-        return await judge(*await read_form(request))
+        return await judge(*await read_form(request), has_map=_wants_map(request))
 
     @app.post(
         "/feedback",
@@ -259,12 +292,24 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
     async def feedback(request: Request) -> dict[str, Any]:
         """Say what a part that was judged really is; a reviewer sees it next."""
         asked = await read_model(request, FeedbackRequest)
+        values = asked.model_dump(exclude={"id"})
         try:
-            said = Feedback(answer=asked.id, **asked.model_dump(exclude={"id"}))
+            person = await identify(request)
+            if person is not None:
+                person.require("inspector", await kept.find_category(asked.id))
+                values["by"] = person.name
+            elif people.is_listed:
+                raise NotAllowedError("say who: HTTP Basic, a name of `onenip people`", status=401)
+            said = Feedback(answer=asked.id, **values)
+        except NotAllowedError as error:
+            raise refuse(error) from error
         except OneNIPError as error:
             raise HTTPException(_UNPROCESSABLE, str(error)) from error
         await kept.take(said)
+        metrics.feedback.labels(said.label).inc()
         return {"id": said.answer, "label": said.label, "by": said.by, "at": said.at}
+
+    app.include_router(build_router(identify, _DESCRIBED_KEY))
 
     @app.get("/categories", dependencies=[_DESCRIBED_KEY], response_model=list[CategoryAnswer])
     async def categories() -> list[dict[str, Any]]:
@@ -295,6 +340,23 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
         return Response(metrics.render(queue, champions), media_type=METRICS_TYPE)
 
     return app
+
+
+def _wants_map(request: Request) -> bool:
+    return MAP_OPTION in request.query_params.multi_items()
+
+
+def _draw_map(content: bytes, found: Prediction) -> str:
+    """The heat map over an image as base64 of a PNG."""
+    heat = draw_heat(
+        load_image(content),
+        found.map,
+        pixel_threshold=found.pixel_threshold,
+        regions=found.regions,
+    )
+    stream = BytesIO()
+    Image.fromarray(heat).save(stream, "PNG")
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def _require_champion(roster: Roster, category: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.data.manifest import MANIFEST_COLUMNS
+from onenip.data.manifest import MANIFEST_COLUMNS, dated_name
 from onenip.detector.detector import Detector
 from onenip.errors import DataError, RegistryError
 from onenip.evaluation.comparison import compare
@@ -204,6 +205,22 @@ def test_a_defective_image_without_a_mask_is_left_out_of_pixels_only(tiny_model,
     assert metrics["images"]["disc"] == {"good": 3, "defective": 3, "without_mask": 1}
     assert metrics["categories"]["disc"]["pixel_ap"] is not None
     assert "1 defective" in metrics["reasons"]["categories"]["disc"]["pixel_ap"]
+
+
+def test_figures_without_added_images_are_reported_too(evaluated, tiny_model, tmp_path):
+    """What people added to the test set counts, and the old test set's figures stay comparable."""
+    data = shutil.copytree(tiny_model[0], tmp_path / "data")
+    added = data / "disc/test/spot" / dated_name(date(2026, 11, 26), "0" * 64, ".png")
+    shutil.copy(data / "disc/test/spot/000.png", added)
+
+    metrics = run(tmp_path, tiny_model, data=data)
+
+    before = load_metrics(evaluated / "evaluation")
+    assert metrics["images"]["disc"]["defective"] == before["images"]["disc"]["defective"] + 1
+    assert metrics["original"].keys() == {"disc"}
+    assert metrics["original"]["disc"].items() >= before["verdicts"]["disc"].items()
+    assert metrics["original"]["disc"]["image_auroc"] == before["categories"]["disc"]["image_auroc"]
+    assert before["original"] == {}
 
 
 @pytest.mark.parametrize("edge", ["empty", "full", "border"])

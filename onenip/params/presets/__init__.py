@@ -24,7 +24,15 @@ _PAPER_SETS = {
     "all": "MVTec AD, VisA and BTAD together (30 categories)",
 }
 _PAPER_SIZES = (224, 256, 320)  # px; the first is meant where a name gives none
-_PLANT = ("download", "register", "gate", "retrain", "drift", "notify")  # no preset sets them
+_PLANT = (
+    "download",
+    "register",
+    "gate",
+    "retrain",
+    "drift",
+    "review",
+    "notify",
+)  # no preset sets them
 _COMMENT_COLUMN = 40
 _HEADER = "Every number that a person may turn. `onenip preset` lists ready-made sets of them."
 

@@ -1,0 +1,186 @@
+"""Decisions over HTTP: what waits, approve, reject, threshold; by people of the list alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+
+from onenip.errors import OneNIPError, UnreachableError
+from onenip.registry import approval, store
+from onenip.registry.versions import (
+    CHALLENGER,
+    CHAMPION,
+    Version,
+    find_version,
+    list_categories,
+    read_aliases,
+)
+from onenip.serving.bodies import read_model
+from onenip.serving.people import NotAllowedError, People, Person, Role
+from onenip.serving.schema import (
+    REFUSALS,
+    DecisionRequest,
+    ThresholdRequest,
+    VersionAnswer,
+    describe_json,
+)
+
+_WRONG_SECONDS = 1.0  # that a wrong password costs
+Identify = Callable[[Request], Awaitable[Person | None]]
+
+
+def make_identify(people: People, header: str, proxies: frozenset[str]) -> Identify:
+    """Who sends a request, from HTTP Basic or from a trusted proxy's header.
+
+    Args:
+        people: the list.
+        header: that a reverse proxy sets to the name of who logged in there; empty: none is trusted.
+        proxies: addresses that it may come from.
+    """
+
+    async def identify(request: Request) -> Person | None:
+        is_proxy = request.client is not None and request.client.host in proxies
+        proxied = request.headers.get(header, "") if header and is_proxy else ""
+        authorization = request.headers.get("authorization", "")
+        try:
+            return await asyncio.to_thread(people.identify, authorization, proxied)
+        except NotAllowedError as error:
+            await asyncio.sleep(_WRONG_SECONDS)
+            raise refuse(error) from error
+
+    return identify
+
+
+def refuse(error: NotAllowedError) -> HTTPException:
+    """The HTTP answer to who may not."""
+    headers = {"WWW-Authenticate": 'Basic realm="onenip"'} if error.status == 401 else None
+    return HTTPException(error.status, str(error), headers)
+
+
+def build_router(identify: Identify, key: Any) -> APIRouter:
+    """The paths for decisions.
+
+    Args:
+        identify: tells who sends a request.
+        key: describes the key at `/docs`.
+    """
+    router = APIRouter(dependencies=[key])
+
+    async def require(request: Request, role: Role, category: str) -> Person:
+        person = await identify(request)
+        if person is None:
+            problem = "say who decides: HTTP Basic, a name of `onenip people add`"
+            raise refuse(NotAllowedError(problem, status=401))
+        try:
+            person.require(role, category)
+        except NotAllowedError as error:
+            raise refuse(error) from error
+        return person
+
+    @router.get("/status", response_model=list[VersionAnswer])
+    async def status() -> list[dict[str, Any]]:
+        """Champion and challenger of each category, and the gate's word."""
+        return await _ask(_list_versions)
+
+    @router.post(
+        "/approve",
+        response_model=VersionAnswer,
+        responses=REFUSALS,
+        openapi_extra=describe_json(DecisionRequest),
+    )
+    async def approve(request: Request) -> dict[str, Any]:
+        """Make a category's challenger its champion."""
+        asked = await read_model(request, DecisionRequest)
+        who = await require(request, "approver", asked.category)
+        done = await _ask(
+            lambda: approval.approve(
+                asked.category,
+                by=who.name,
+                reason=asked.reason,
+                version=asked.version,
+                override=asked.override,
+            )
+        )
+        return _describe(done)
+
+    @router.post(
+        "/reject",
+        response_model=VersionAnswer,
+        responses=REFUSALS,
+        openapi_extra=describe_json(DecisionRequest),
+    )
+    async def reject(request: Request) -> dict[str, Any]:
+        """Refuse a category's challenger; the champion stays."""
+        asked = await read_model(request, DecisionRequest)
+        who = await require(request, "approver", asked.category)
+        done = await _ask(
+            lambda: approval.reject(
+                asked.category, by=who.name, reason=asked.reason, version=asked.version
+            )
+        )
+        return _describe(done)
+
+    @router.post(
+        "/threshold",
+        response_model=VersionAnswer,
+        responses=REFUSALS,
+        openapi_extra=describe_json(ThresholdRequest),
+    )
+    async def threshold(request: Request) -> dict[str, Any]:
+        """Decide from which score on the images of a category are anomalous."""
+        asked = await read_model(request, ThresholdRequest)
+        who = await require(request, "approver", asked.category)
+        done = await _ask(
+            lambda: approval.set_threshold(
+                asked.category,
+                value=asked.value,
+                by=who.name,
+                reason=asked.reason,
+                alias=CHALLENGER if asked.challenger else CHAMPION,
+            )
+        )
+        return _describe(done)
+
+    return router
+
+
+async def _ask(work: Callable[[], Any]) -> Any:
+    """What the registry answers, or the HTTP refusal that says why it does not."""
+
+    def connect_first() -> Any:
+        store.connect()
+        return work()
+
+    try:
+        return await asyncio.to_thread(connect_first)
+    except UnreachableError as error:
+        raise HTTPException(503, str(error), {"Retry-After": "20"}) from error
+    except OneNIPError as error:
+        raise HTTPException(409, str(error)) from error
+
+
+def _list_versions() -> list[dict[str, Any]]:
+    return [
+        _describe(find_version(category, number))
+        for category in list_categories()
+        for alias, number in sorted(read_aliases(category).items())
+        if alias in (CHAMPION, CHALLENGER)
+    ]
+
+
+def _describe(version: Version) -> dict[str, Any]:
+    return {
+        "category": version.category,
+        "version": version.number,
+        "aliases": sorted(version.aliases),
+        "approval": version.approval,
+        "digest": version.digest,
+        "threshold": version.threshold,
+        "approver": version.approver or "",
+        "reason": version.reason or "",
+        "gate": version.gate.verdict if version.gate else "",
+        "gate_reasons": list(version.gate.reasons) if version.gate else [],
+    }

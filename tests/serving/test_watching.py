@@ -1,0 +1,59 @@
+"""A watched folder: each image that appears is judged once, whole."""
+
+import threading
+
+import pytest
+
+from onenip.errors import OneNIPError, UnknownCategoryError
+from onenip.review.answers import Answers, Keeping
+from onenip.serving.champions import Follower
+from onenip.serving.watching import judge_folder, require_category
+
+
+def test_images_that_appear_are_judged(tiny_model, tiny_data, tiny_detector, tmp_path):
+    """What lay there, what comes, what is overwritten and what is no image each get a line."""
+    folder, stop = tmp_path / "camera", threading.Event()
+    (folder / "disc").mkdir(parents=True)
+    source = tiny_data / "disc/test/spot/000.png"
+    (folder / "disc/old.png").write_bytes(source.read_bytes())
+    answers = judge_folder(
+        folder,
+        Follower.of_folder(tiny_model),
+        category=None,
+        has_existing=True,
+        keeping=Keeping(str(tmp_path / "kept")),
+        stop=stop,
+    )
+
+    old = next(answers)
+    (folder / "disc/notes.txt").write_text("no image")
+    (folder / "disc/.draft.png").write_bytes(b"half")
+    (folder / "disc/a new.png").write_bytes(source.read_bytes())
+    new = next(answers)
+    (folder / "disc/a new.png").write_bytes((tiny_data / "disc/test/good/000.png").read_bytes())
+    again = next(answers)
+    (folder / "broken.png").write_bytes(b"no image")
+    broken = next(answers)
+    stop.set()
+
+    assert list(answers) == []
+    expected = tiny_detector.predict([source], category="disc")[0].score
+    assert [(one["image"], one["score"]) for one in (old, new)] == [
+        ("disc/old.png", expected),
+        ("disc/a new.png", expected),
+    ]
+    assert not new["category_inferred"]
+    assert broken["image"] == "broken.png"
+    assert broken["error"]
+    assert (again["image"], again["score"] == expected) == ("disc/a new.png", False)
+    assert {a.id for a in Answers(tmp_path / "kept").list_latest()} == {
+        one["id"] for one in (old, new, again)
+    }
+
+
+def test_a_category_without_champion_is_named_before_it_starts(tiny_model):
+    """Nobody waits for images that cannot be judged."""
+    with pytest.raises(UnknownCategoryError, match="served categories: disc, stripes"):
+        require_category(Follower.of_folder(tiny_model), "bolt")
+    with pytest.raises(OneNIPError, match="not read yet"):
+        require_category(Follower(), None)
