@@ -24,7 +24,7 @@ from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
 from onenip.operation import retraining
 from onenip.operation.drift import DriftMemory
-from onenip.operation.notices import DRIFT_EVENT, notify
+from onenip.operation.notices import DRIFT_EVENT, has_address, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
 from onenip.review.answers import Answers
@@ -80,8 +80,15 @@ def drift() -> State[Any]:
         get_run_logger().warning("%s", text)
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
-        is_taken = notify("champion-drifts", text, facts=result.dump(), params=params.notify)
-        if is_taken or params.notify.webhook is None:
+        seen = ReviewQueue().list_items(category=result.category, reason="drift", limit=1)
+        is_taken = notify(
+            "champion-drifts",
+            text,
+            facts=result.dump(),
+            params=params.notify,
+            picture=seen[0].image if seen else None,
+        )
+        if is_taken or not has_address(params.notify):
             memory.remember(result)
     if new and params.drift.retrain and not is_deployed():
         return retrain(force=True, return_state=True)

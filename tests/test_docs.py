@@ -155,7 +155,7 @@ def test_every_output_and_variable_is_in_the_reference():
     folders = {"/".join(path.parts[:2]) for path in vars(OUTPUTS).values() if len(path.parts) > 1}
 
     assert not [name for name in names if f"`{name}`" not in commands]
-    assert not [folder for folder in folders if f"`{folder}/" not in files]
+    assert not [folder for folder in folders if f"`{folder}" not in files]
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ COMMANDS = {
         ),
         "review undo": ("review.undo", 'onenip review undo 12 --by "A. Person"'),
         "review history": ("review.history", "onenip review history"),
+        "review summary": ("review.summary", "onenip review summary --send"),
         "review apply": ("review.apply", "onenip review apply"),
     },
     "People": {

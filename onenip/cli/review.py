@@ -194,6 +194,33 @@ def apply(*, params: ParamsOption = PARAMS) -> None:
     typer.echo(f"test set: {'unchanged' if done.commit is None else f'commit {done.commit[:12]}'}")
 
 
+def summary(
+    *,
+    hours: Annotated[
+        float, typer.Option(metavar="HOURS", min=0.1, help="How far back to look.")
+    ] = 24.0,
+    send: Annotated[
+        bool,
+        typer.Option("--send", help="Send it to the addresses of notify.*, as a cron job may."),
+    ] = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Show what was served, said and decided in the last day, by category, and what waits."""
+    from datetime import UTC, datetime, timedelta
+
+    from onenip.operation.notices import NoticeError, notify
+    from onenip.params import Params
+    from onenip.review.answers import Answers
+    from onenip.review.summary import summarize
+
+    loaded = Params.load(params)
+    since = datetime.now(tz=UTC) - timedelta(hours=hours)
+    lines = summarize(_open_queue(), Answers(loaded.review.answers or OUTPUTS.recent), since=since)
+    typer.echo("\n".join(lines))
+    if send and not notify("summary", "\n".join(lines), facts={}, params=loaded.notify):
+        raise NoticeError("nobody took the summary; see notify.webhook and notify.addresses")
+
+
 def _open_queue() -> ReviewQueue:
     from onenip.review.queue import ReviewQueue
 

@@ -41,6 +41,7 @@ class Outputs:
         self.retraining = root / "retrain.yaml"  # tracked by Git, and a param of the stage `train`
         self.provisional = folder / "provisional"
         self.ingestion = folder / "ingestion"
+        self.notices = root / ".onenip" / "notices.json"  # sent of late
         self.people = root / ".onenip" / "people.json"  # who may review and decide
         self.review = root / ".onenip" / "review"  # what people said: outlives artifacts/
 

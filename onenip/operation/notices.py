@@ -1,4 +1,4 @@
-"""Notices: an event for Prefect's server, and a JSON POST to the team's webhook.
+"""Notices: an event for Prefect's server, a JSON POST to the team's webhook, messages by apprise.
 
 Knows addresses, HTTP and signatures; when to notify is decided by the callers. With
 ONENIP_WEBHOOK_SECRET in the environment every POST is signed as standardwebhooks.com says.
@@ -14,19 +14,22 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
+from onenip.folders import write_whole
 from onenip.params import NotifyParams
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["challenger-waits", "gate-failed", "run-failed", "champion-drifts"]
+Kind = Literal["challenger-waits", "gate-failed", "run-failed", "champion-drifts", "summary"]
 
 ARRIVED_EVENT = "onenip.images.arrived"
 DRIFT_EVENT = "onenip.champion.drifts"
@@ -79,21 +82,66 @@ def emit(
         raise NoticeError(f"{address}: the event was not taken: {error}") from error
 
 
-def notify(kind: Kind, message: str, *, facts: Mapping[str, Any], params: NotifyParams) -> bool:
-    """POST a notice to the team's webhook; whether it was taken.
+def notify(
+    kind: Kind,
+    message: str,
+    *,
+    facts: Mapping[str, Any],
+    params: NotifyParams,
+    picture: Path | None = None,
+    memory: Path = OUTPUTS.notices,
+) -> bool:
+    """Send a notice to the team's webhook and addresses; whether anybody has it.
 
-    The body has `text`, which chat services show, and `kind`, `at` and the facts for programs. An
-    address that is down is tried three times; that nobody could be told is logged and stops nothing.
+    The webhook's body has `text`, which chat services show, and `kind`, `at` and the facts for programs. An
+    address that is down is tried three times; that nobody could be told is logged and stops nothing. The same
+    notice is not sent again within `notify.repeat_hours`.
 
     Args:
         kind: what happened.
         message: one sentence for a person.
         facts: plain values for a program.
         params: where to.
+        picture: an image to look at, for addresses that take one.
+        memory: file of what was sent of late.
     """
-    address = read_address(params)
-    if address is None:
+    webhook = read_address(params)
+    addresses = [os.path.expandvars(one) for one in params.addresses]
+    if webhook is None and not addresses:
         return False
+    said = hashlib.sha256(
+        "\0".join([kind, message, webhook or "", *addresses]).encode()
+    ).hexdigest()
+    sent = _read_sent(memory, hours=params.repeat_hours)
+    if said in sent:
+        log.info("not said again within %g hours: %s", params.repeat_hours, message)
+        return True
+    is_posted = webhook is not None and _send(webhook, kind, message, facts, params)
+    is_told = bool(addresses) and _tell(addresses, kind, message, picture)
+    if is_posted or is_told:
+        with write_whole(memory) as draft:
+            draft.write_text(json.dumps({**sent, said: time.time()}), encoding="utf-8")
+    return is_posted or is_told
+
+
+def has_address(params: NotifyParams) -> bool:
+    """Whether there is anybody to notify."""
+    return params.webhook is not None or bool(params.addresses)
+
+
+def _read_sent(memory: Path, *, hours: float) -> dict[str, float]:
+    """What was sent within the last hours, and when, in seconds since 1970."""
+    try:
+        sent = dict(json.loads(memory.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+    return {said: at for said, at in sent.items() if 0 <= time.time() - at < hours * 3600}
+
+
+def _send(
+    address: str, kind: Kind, message: str, facts: Mapping[str, Any], params: NotifyParams
+) -> bool:
+    """POST a notice to the webhook; whether it was taken."""
     notice = {"text": message, "kind": kind, "at": datetime.now(tz=UTC).isoformat(), **facts}
     body = json.dumps(notice)
     headers = {"Content-Type": "application/json"} | _sign(body)
@@ -109,6 +157,23 @@ def notify(kind: Kind, message: str, *, facts: Mapping[str, Any], params: Notify
         log.warning("nobody was told that %s: %s", message, type(error).__name__)
         return False
     return True
+
+
+def _tell(addresses: Sequence[str], kind: Kind, message: str, picture: Path | None) -> bool:
+    """Send a notice through apprise; whether any address took it. None is logged: it may hold a secret."""
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
+    taken = []
+    for number, address in enumerate(addresses, start=1):
+        box = apprise.Apprise()
+        attach = str(picture) if picture is not None and picture.is_file() else None
+        title = f"onenip: {kind.replace('-', ' ')}"
+        if box.add(address) and box.notify(title=title, body=message, attach=attach):
+            taken.append(number)
+        else:
+            log.warning("notify.addresses, number %d, did not take: %s", number, message)
+    return bool(taken)
 
 
 def read_address(params: NotifyParams) -> str | None:

@@ -114,6 +114,9 @@ class Params(Section):
         values = _hide(self.dump())
         if self.notify.webhook is not None and not self.notify.webhook.startswith("$"):
             values["notify"]["webhook"] = HIDDEN
+        values["notify"]["addresses"] = [
+            one if one.startswith("$") else HIDDEN for one in self.notify.addresses
+        ]
         return values
 
 

@@ -272,6 +272,13 @@ class NotifyParams(Section):
         ),
         description="events that MLflow's server POSTs there in its own format; [] for a chat room",
     )
+    addresses: tuple[str, ...] = Field(
+        (),
+        description="addresses of the package apprise, such as mailto:// or msteams://; $NAME as above",
+    )
+    repeat_hours: float = Field(
+        1.0, ge=0, description="hours in which the same notice is not sent again"
+    )
     timeout_seconds: float = Field(10.0, gt=0, description="timeout of one attempt in seconds")
 
     @field_validator("registry_events")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
-from onenip.operation.notices import NoticeError, sign
+from onenip.addresses import HIDDEN
+from onenip.operation.notices import NoticeError, notify, sign
+from onenip.params import NotifyParams, Params
+from tests.receiver import receiving
 
 
 def test_signatures_are_those_of_the_standard():
@@ -27,3 +31,34 @@ def test_a_secret_that_only_looks_like_the_standards_is_refused():
     """A receiver could never check it."""
     with pytest.raises(NoticeError, match="ONENIP_WEBHOOK_SECRET"):
         sign("{}", secret="whsec_short", identifier="msg_1", moment=0)
+
+
+def test_people_get_a_notice_once_with_its_picture(tmp_path):
+    """An address of apprise gets title, sentence and picture; the same again within the time is not sent."""
+    picture = tmp_path / "part.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    with receiving() as receiver:
+        port = receiver.address.rsplit(":", 1)[1].strip("/")
+        params = NotifyParams(addresses=(f"json://127.0.0.1:{port}", "mailto://nobody@127.0.0.1:9"))
+        values = {"facts": {}, "params": params, "memory": tmp_path / "notices.json"}
+        first = notify("champion-drifts", "bottle drifts", picture=picture, **values)
+        again = notify("champion-drifts", "bottle drifts", picture=picture, **values)
+        other = notify("champion-drifts", "cap drifts", **values)
+
+    assert first
+    assert again
+    assert other
+    told, second = receiver.deliveries
+    assert (told.content["title"], told.content["message"]) == (
+        "onenip: champion drifts",
+        "bottle drifts",
+    )
+    assert told.content["attachments"][0]["filename"] == "part.png"
+    assert second.content["message"] == "cap drifts"
+
+
+def test_addresses_are_secrets():
+    """What is kept of params where others read them shows no address, but names of variables."""
+    params = Params.parse({"notify": {"addresses": ["slack://a/b/c", "$MAIL"]}})
+
+    assert params.dump_public()["notify"]["addresses"] == [HIDDEN, "$MAIL"]
