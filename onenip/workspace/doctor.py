@@ -18,7 +18,7 @@ import psutil
 
 from onenip.data import dvc, git
 from onenip.errors import OneNIPError
-from onenip.operation.notices import read_address
+from onenip.operation.notices import has_address, read_address
 from onenip.params import Params
 from onenip.sources.inbox import open_inbox
 from onenip.version import __version__
@@ -156,14 +156,15 @@ def _examine_inbox() -> Finding:
 
 
 def _examine_notices() -> Finding:
-    address = read_address(Params.load().notify)
-    if address is None:
+    params = Params.load().notify
+    if not has_address(params):
         text = "nobody is notified of failures, drift and waiting models"
-        return Finding("notices", text, "notify.webhook in params.yaml names an address")
+        return Finding("notices", text, "notify.webhook or notify.addresses in params.yaml")
+    address = read_address(params) or " ".join(map(os.path.expandvars, params.addresses))
     if "$" in address:
         name = address.partition("$")[2].partition("/")[0]
         return Finding("notices", f"{name} is not set", f"export {name}=...", is_needed=True)
-    return Finding("notices", "notify.webhook is set")
+    return Finding("notices", "notify names where they go")
 
 
 def _examine_servers() -> Iterator[Finding]:
