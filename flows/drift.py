@@ -28,7 +28,7 @@ from onenip.operation.notices import DRIFT_EVENT, has_address, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
 from onenip.review.answers import Answers
-from onenip.review.collecting import collect_drift
+from onenip.review.collecting import collect_drift, collect_waiting
 from onenip.review.queue import ReviewQueue
 from onenip.sources.inbox import open_inbox
 
@@ -43,27 +43,30 @@ from onenip.sources.inbox import open_inbox
 def drift() -> State[Any]:
     """Measure drift of every category; past a limit raise an event and notify the team, once per champion.
 
-    With `drift.retrain` the event starts retraining: by an automation on the server that has the
-    deployment, and here where there is none.
+    Also fills the review queue, which shows what drifts. With `drift.retrain` the event starts retraining:
+    by an automation on the server that has the deployment, and here where there is none.
     """
     params = Params.load()
+    queue, answers = ReviewQueue(), Answers(params.review.answers or OUTPUTS.recent)
+    inbox = None
     try:
+        if params.retrain.inbox is not None:
+            inbox = open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds)
+        collect_waiting(queue, answers, inbox)
         with open_journal() as journal:
             found = retraining.look_for_drift(
                 params,
                 journal=journal,
                 champions=Champions(),
                 manifest=OUTPUTS.manifest,
-                inbox=None
-                if params.retrain.inbox is None
-                else open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds),
-                answers=Answers(params.review.answers or OUTPUTS.recent),
+                inbox=inbox,
+                answers=answers,
             )
             for result in found:
                 if result.is_drifting:
                     latest = journal.latest(result.category, limit=params.drift.window)
                     detail = "; ".join(result.reasons)
-                    collect_drift(ReviewQueue(), result.category, detail, latest)
+                    collect_drift(queue, result.category, detail, latest)
     except OneNIPError as error:
         return Failed(message=str(error))
     if found:
@@ -80,7 +83,7 @@ def drift() -> State[Any]:
         get_run_logger().warning("%s", text)
         resource = {"prefect.resource.id": f"onenip.category.{result.category}"}
         emit_event(DRIFT_EVENT, resource=resource, payload=result.dump())
-        seen = ReviewQueue().list_items(category=result.category, reason="drift", limit=1)
+        seen = queue.list_items(category=result.category, reason="drift", limit=1)
         is_taken = notify(
             "champion-drifts",
             text,

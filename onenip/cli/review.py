@@ -84,10 +84,9 @@ def collect(*, params: ParamsOption = PARAMS) -> None:
 
     loaded, queue = Params.load(params), _open_queue()
     answers = Answers(loaded.review.answers or OUTPUTS.recent)
-    typer.echo(f"feedback: {collecting.collect_feedback(queue, answers)}")
-    typer.echo(f"alarms and near misses: {collecting.collect_answers(queue, answers)}")
-    if (inbox := _open_inbox(loaded)) is not None:
-        typer.echo(f"held arrivals: {collecting.collect_held(queue, inbox)}")
+    counts = collecting.collect_waiting(queue, answers, _open_inbox(loaded))
+    for name, count in counts.items():
+        typer.echo(f"{name}: {count}")
     champions = Champions()
     try:
         categories = list_categories()
@@ -95,16 +94,19 @@ def collect(*, params: ParamsOption = PARAMS) -> None:
         typer.echo(f"no champions are asked: {error}", err=True)
         categories = []
     for category in categories:
-        champion, waiting = champions.find(category), challenger(category)
-        if champion is None:
-            continue
-        count = collecting.collect_outliers(queue, category, champion)
-        typer.echo(f"{category}: outliers: {count}")
-        if waiting is not None:
-            count = collecting.collect_disagreements(
-                queue, answers, category, champion=champion, challenger=load_candidate(waiting)
-            )
-            typer.echo(f"{category}: disagreements of champion and challenger: {count}")
+        try:
+            champion, waiting = champions.find(category), challenger(category)
+            if champion is None:
+                continue
+            count = collecting.collect_outliers(queue, category, champion)
+            typer.echo(f"{category}: outliers: {count}")
+            if waiting is not None:
+                count = collecting.collect_disagreements(
+                    queue, answers, category, champion=champion, challenger=load_candidate(waiting)
+                )
+                typer.echo(f"{category}: disagreements of champion and challenger: {count}")
+        except OneNIPError as error:
+            typer.echo(f"{category}: its models are not asked: {error}", err=True)
     gone = queue.trim(days=loaded.review.days, gigabytes=loaded.review.gigabytes)
     if gone:
         typer.echo(f"images that nobody looked at in time, or without room, deleted: {gone}")

@@ -32,6 +32,15 @@ _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"BM
 log = logging.getLogger(__name__)
 
 
+def collect_waiting(queue: ReviewQueue, answers: Answers, inbox: Inbox | None) -> dict[str, int]:
+    """Queue feedback, alarms, near misses and held arrivals, which takes no model; gives how many of each."""
+    return {
+        "feedback": collect_feedback(queue, answers),
+        "alarms and near misses": collect_answers(queue, answers),
+        "held arrivals": 0 if inbox is None else collect_held(queue, inbox),
+    }
+
+
 def collect_feedback(queue: ReviewQueue, answers: Answers) -> int:
     """Queue what people on the line said; gives how many opinions."""
     count = 0

@@ -46,26 +46,27 @@ def judge_folder(
         keeping: which answers are kept, and where; None keeps none.
         stop: ends it.
     """
+    folder = folder.resolve()
     answers = None if keeping is None else Answers(keeping.address)
+    judged: dict[str, tuple[int, int]] = {}  # a file is written in several steps, each a change
     changes = watch(folder, stop_event=stop, yield_on_timeout=True, rust_timeout=500, step=50)
     next(changes, None)  # it watches from here on, so that nothing is missed
     for path in find_images(folder)[0] if has_existing else ():
-        yield _judge(path, folder, champions, category, answers, keeping)
-    judged: dict[str, tuple[int, int]] = {}  # a file is written in several steps, each a change
+        answer = _judge(path, folder, champions, category, answers, keeping)
+        judged[str(path)] = _stamp(path)
+        yield answer
     for found in changes:
         for change, name in sorted(found, key=lambda one: one[1]):
             path = Path(name)
             if change is Change.deleted or path.suffix.lower() not in IMAGE_SUFFIXES:
                 continue
-            if is_junk(path.relative_to(folder.resolve()).parts):
+            if is_junk(path.relative_to(folder).parts):
                 continue
-            answer = None
             if judged.get(name) != _stamp(path):
-                answer = _judge(path, folder.resolve(), champions, category, answers, keeping)
-            if len(judged) > _REMEMBERED:
-                judged.clear()
-            judged[name] = _stamp(path)
-            if answer is not None:
+                answer = _judge(path, folder, champions, category, answers, keeping)
+                if len(judged) > _REMEMBERED:
+                    judged.clear()
+                judged[name] = _stamp(path)
                 yield answer
 
 
