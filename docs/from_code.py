@@ -231,6 +231,11 @@ def list_packages() -> str:
     return _table("layer", "package", "what", rows=rows)
 
 
+def show_deployment() -> str:
+    """How to install with containers and systemd, as the folder of those files says."""
+    return (ROOT / "deploy/README.md").read_text(encoding="utf-8").partition("\n\n")[2]
+
+
 SECTIONS = {
     "commands": list_commands,
     "params": list_params,
@@ -242,4 +247,5 @@ SECTIONS = {
     "model_file": describe_model_file,
     "errors": list_errors,
     "packages": list_packages,
+    "deployment": show_deployment,
 }
