@@ -15,10 +15,10 @@ from onenip.data.outputs import OUTPUTS
 from onenip.errors import SourceError
 from onenip.folders import write_whole
 from onenip.params import Params
-from onenip.sources import resolve_source
 from onenip.sources.catalog import CATALOG
 from onenip.sources.items import Fetched, Limits, Source, Workspace, read_record
 from onenip.sources.layout import check_clashes, fold
+from onenip.sources.resolving import resolve_source
 from onenip.sources.staging import StagedFile, Staging, explain_disk_errors
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def run(
 
     Args:
         params: everything of `params.yaml`.
-        sources: as `onenip.sources.resolve_source` takes them.
+        sources: as `onenip.sources.resolving.resolve_source` takes them.
         data_dir: the data set.
         record: JSON file for origin, licence and checksum of every file.
         accept_license: the user accepts licences that need it.

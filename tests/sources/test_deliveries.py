@@ -11,10 +11,10 @@ from onenip.data.manifest import scan_layout
 from onenip.data.validation.measuring import list_files, measure
 from onenip.errors import SourceError
 from onenip.images import load_mask
-from onenip.sources import resolve_source
 from onenip.sources.folder import place_folder
 from onenip.sources.items import Workspace
 from onenip.sources.layout import arrange
+from onenip.sources.resolving import resolve_source
 from onenip.sources.staging import Staging
 from tests.paths import CASES
 
