@@ -8,17 +8,35 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install demo test check fix docs up down bench acceptance
+.PHONY: help install lock sbom audit demo test check fix docs up down bench drill acceptance
 
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
 
-install: .venv/.installed ## create .venv and install everything, locked
+install: .venv/.installed ## create .venv and install everything, each file checked by its hash
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml locked.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q --no-deps --require-hashes -r locked.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
+
+# tools of a release, apart from what is released
+.venv-release/.installed: .ci/tools.txt
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install -q --no-deps --require-hashes -r .ci/tools.txt
+	touch $@
+
+lock: .venv-release/.installed ## write locked.txt, the hashes of what constraints.txt pins
+	.venv-release/bin/uv pip compile -q --no-deps --generate-hashes --universal --no-annotate --no-header \
+		--python-version 3.11.5 constraints.txt -o locked.txt
+
+sbom: .venv-release/.installed ## list all that is installed, as CycloneDX, in dist/sbom.json
+	mkdir -p dist
+	.venv-release/bin/cyclonedx-py requirements locked.txt --pyproject pyproject.toml --of JSON -o dist/sbom.json
+
+audit: .venv-release/.installed ## ask an advisory database about locked.txt; needs the internet
+	.venv-release/bin/pip-audit --no-deps --disable-pip --require-hashes -r locked.txt
 
 demo: install ## run the whole pipeline on the embedded demo set and print where to look
 	$(BIN)/onenip run --source demo
@@ -47,6 +65,9 @@ down: ## stop what `make up` started
 
 bench: install ## run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+drill: install ## kill stages, ingestion and decisions, and count what was lost
+	$(BIN)/python -m benchmarks drill
 
 acceptance: install ## the whole product against real servers, end to end
 	$(BIN)/python -m pytest -q -m acceptance tests/acceptance

@@ -1,13 +1,17 @@
 """The architecture as tests: one word per stage everywhere, and a stage reruns for what it imports."""
 
 import ast
+import importlib.metadata
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.main import get_command
 
 import onenip
@@ -216,7 +220,40 @@ def test_the_makefile_has_its_fixed_targets():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
 
     assert {"help", "install", "demo", "test", "check", "fix", "up", "down"} <= targets
-    assert {"docs", "bench", "acceptance"} <= targets
+    assert {"docs", "bench", "drill", "lock", "sbom", "audit", "acceptance"} <= targets
+
+
+def test_all_that_is_installed_is_pinned_and_hashed():
+    """constraints.txt pins whatever a checkout needs, and locked.txt has a hash of each; nothing else comes."""
+    pins = read_pins("constraints.txt")
+    hashed = (ROOT / "locked.txt").read_text().split("--hash=sha256:")
+    needed, seen = ["onenip[dev]", "setuptools"], set()
+    while needed:
+        wanted = Requirement(needed.pop())
+        name, extras = canonicalize_name(wanted.name), wanted.extras or {""}
+        if (name, *extras) in seen:
+            continue
+        seen.add((name, *extras))
+        asked = importlib.metadata.requires(name) or []
+        needed += [
+            text
+            for text in asked
+            if (marker := Requirement(text).marker) is None
+            or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+        ]
+
+    assert {name for name, *_ in seen} - {"onenip"} <= pins.keys()
+    assert read_pins("locked.txt") == pins
+    assert len(hashed) > len(pins)
+    assert all(re.match(r"[0-9a-f]{64}\s", text) for text in hashed[1:])
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert build == [f"setuptools=={pins['setuptools']}"]
+
+
+def read_pins(file):
+    """Version by canonical name."""
+    found = re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / file).read_text(), re.M)
+    return {canonicalize_name(name): version for name, version in found}
 
 
 @pytest.mark.parametrize(("kind", "brings_torch"), [("editable", True), ("wheel", False)])
