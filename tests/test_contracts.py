@@ -224,7 +224,7 @@ def test_the_makefile_has_its_fixed_targets():
 
 
 def test_all_that_is_installed_is_pinned_and_hashed():
-    """constraints.txt pins whatever a checkout needs, and locked.txt has a hash of each; nothing else comes."""
+    """constraints.txt pins what a checkout needs, locked.txt has a hash of each, and nothing else comes."""
     pins = read_pins("constraints.txt")
     hashed = (ROOT / "locked.txt").read_text().split("--hash=sha256:")
     needed, seen = ["onenip[dev]", "setuptools"], set()
