@@ -40,6 +40,7 @@ from onenip.evaluation.results import group_figures, load_metrics
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import Params
+from onenip.printing import open_console
 from onenip.registry.evaluations import publish_report
 from onenip.registry.versions import GateResult
 from onenip.workspace.files import require_current
@@ -262,7 +263,6 @@ def _pick_pictures() -> list[Path]:
 def print_summary() -> None:
     """Print defects missed and false alarms of each category, and where to look next."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     content = load_metrics(OUTPUTS.metrics)
@@ -270,7 +270,7 @@ def print_summary() -> None:
     for name, row in group_figures(content).items():
         cells = ("-" if row.get(key) is None else f"{row[key]:.3f}" for key in _SHOWN)
         table.add_row(name, *describe_wrong(row).values(), *cells)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = open_console()
     console.print(table)
     counts = [VerdictCounts(**row) for row in content["verdicts"].values()]
     wrong = describe_wrong(sum(counts[1:], start=counts[0]).to_dict())

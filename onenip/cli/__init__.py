@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from onenip.errors import OneNIPError
+from onenip.printing import LineFormatter, show
 from onenip.version import __version__
 
 _HELP = """Find defects on all product categories with one model, trained on normal images only.
@@ -167,10 +168,9 @@ def configure(
     if version:
         typer.echo(__version__)
         raise typer.Exit
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold passwords of addresses
     if not verbose:
         for name in (
@@ -222,12 +222,12 @@ def main() -> None:
     try:
         app()
     except OneNIPError as error:
-        typer.echo(f"onenip: {error}", err=True)
+        typer.echo(f"onenip: {show(str(error))}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _REMEDIES:
             raise
-        where = f"{error.filename}: " if error.filename else ""
+        where = show(f"{error.filename}: ") if error.filename else ""
         remedy = _REMEDIES[error.errno]
         typer.echo(f"onenip: {where}{error.strerror}; {remedy} and run it again", err=True)
         sys.exit(2)

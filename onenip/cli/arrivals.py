@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onenip.cli.options import PARAMS, ParamsOption
+from onenip.printing import show
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -41,7 +42,7 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
             outcomes = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
             typer.echo(f"{category or 'in no folder'}: {outcomes}")
         for item in result.set_aside[:_SHOWN]:
-            typer.echo(f"  {item.key}: {item.outcome}: {item.reason}")
+            typer.echo(show(f"  {item.key}: {item.outcome}: {item.reason}"))
         others = sum(counts.get(shelf, 0) for counts in result.counts.values() for shelf in SHELVES)
         if others > _SHOWN:
             typer.echo(f"  and {others - _SHOWN} more")
@@ -74,7 +75,7 @@ def held(*, params: ParamsOption = PARAMS) -> None:
     for arrival in inbox.list_arrivals(shelf="held"):
         if not arrival.key.endswith(NOTE_SUFFIX):
             note = inbox.read_note("held", arrival.key) or {}
-            typer.echo(f"{arrival.key}: {note.get('reason', 'no note')}")
+            typer.echo(show(f"{arrival.key}: {note.get('reason', 'no note')}"))
 
 
 def release(

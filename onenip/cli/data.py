@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from onenip.printing import open_console, show
 
 SHOWN_FILES = 20
 _VERSION_DIGITS = 10
@@ -40,7 +38,7 @@ def log() -> None:
         date = f"{entry.date:%Y-%m-%d %H:%M}" if entry.date else "-"
         version = entry.version[:_VERSION_DIGITS]
         table.add_row(date, entry.commit[:9] or "-", version, images, models or "-", entry.subject)
-    _console().print(table)
+    open_console().print(table)
 
 
 def diff(
@@ -71,12 +69,6 @@ def diff(
         typer.echo(f"{word}: {len(paths)}")
         shown = paths if all_files else paths[:SHOWN_FILES]
         for path in shown:
-            typer.echo(f"  {sign} {path}")
+            typer.echo(show(f"  {sign} {path}"))
         if len(shown) < len(paths):
             typer.echo(f"    and {len(paths) - len(shown)} more; --all shows them")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)

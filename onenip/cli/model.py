@@ -9,6 +9,7 @@ import typer
 
 from onenip.cli.options import EvaluationOption, ModelOption
 from onenip.data.outputs import OUTPUTS
+from onenip.printing import open_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,8 +48,6 @@ def compare(
     """
     import tempfile
 
-    from rich.console import Console
-
     from onenip.evaluation.comparison import compare as compare_evaluations
     from onenip.evaluation.results import Evaluation
 
@@ -60,7 +59,7 @@ def compare(
         found = compare_evaluations(
             loaded[0], loaded[1], confidence=confidence, draws=draws, seed=seed
         )
-    console = Console()
+    console = open_console()
     console.print(_tabulate(found, everything=everything))
     typer.echo(
         f"Percent, B minus A, {100 * confidence:g} % intervals, on {found.common} images that both "

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from onenip.printing import open_console
+
 _MARKS = {True: "agrees", False: "DIFFERS", None: "unchecked"}
 
 
@@ -70,7 +72,6 @@ def verify(
     constant, too. Of a registered version the digest is compared with the approved one, and the registry
     names commit and approver. Exit status 1 if anything differs.
     """
-    from rich.console import Console
     from rich.table import Table
 
     from onenip.training.verification import verify_model
@@ -101,6 +102,6 @@ def verify(
     table = Table("fact", "", "detail")
     for finding in findings:
         table.add_row(finding.fact, _MARKS[finding.agrees], finding.detail)
-    Console().print(table)
+    open_console().print(table)
     if any(finding.agrees is False for finding in findings):
         raise typer.Exit(1)

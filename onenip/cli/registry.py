@@ -17,6 +17,7 @@ from onenip.cli.options import (
     ReasonOption,
 )
 from onenip.data.outputs import OUTPUTS
+from onenip.printing import open_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +63,7 @@ def status() -> None:
     from onenip.registry import approval
     from onenip.registry.versions import approval_command, list_standings
 
-    console = _console()
+    console = open_console()
     for entry in approval.reconcile_all():
         _print_recorded(console, entry)
     standings = list_standings()
@@ -228,7 +229,7 @@ def audit(
             entry.reason,
             str(entry.champion or "-"),
         )
-    _console().print(table)
+    open_console().print(table)
     breaks = trail.find_breaks(entries, trail.read_heads(category))
     if breaks:
         raise RegistryError("the audit trail is not whole: " + "; ".join(breaks))
@@ -256,16 +257,6 @@ def webhooks(
     typer.echo(f"registry webhook: {change}")
     if test and (reason := send_example()):
         raise RegistryError(f"the example did not arrive: {reason}")
-
-
-def _console() -> Console:
-    import shutil
-    import sys
-
-    from rich.console import Console
-
-    # a pipe or a log has no width of its own: do not fold tables there
-    return Console(width=None if sys.stdout.isatty() else max(160, shutil.get_terminal_size()[0]))
 
 
 def _table(*columns: str) -> Table:

@@ -17,6 +17,7 @@ from onenip.cli.options import (
     SynthesisOption,
 )
 from onenip.data.outputs import OUTPUTS
+from onenip.printing import open_console, show
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -127,7 +128,6 @@ def validate(
     changes that by name of the rule. The data folder itself is never touched: quarantined images are
     listed in `quarantine.csv` and copied to `quarantine/`. Open `data_docs/index.html` to see all rules.
     """
-    from rich.console import Console
     from rich.table import Column, Table
 
     from onenip.stages.process import begin_stage
@@ -143,7 +143,7 @@ def validate(
     )
     for name, counts in result.summary["categories"].items():
         table.add_row(name, *(str(counts.get(kind, 0)) for kind in kinds))
-    console = Console()
+    console = open_console()
     console.print(table)
     broken = Table("rule", "severity", "category", "breaches", Column("first", overflow="fold"))
     for (rule, category), breaches in result.group_breaches().items():
@@ -151,7 +151,7 @@ def validate(
         is_inferred = (
             first.severity != "warning"
         )  # a warning is one line; summary.json has the rest
-        reason = f"{first.path}: {first.reason}" if is_inferred else ""
+        reason = show(f"{first.path}: {first.reason}") if is_inferred else ""
         broken.add_row(rule, first.severity, category, str(len(breaches)), reason)
     console.print(broken if broken.row_count else "Every rule holds.")
     console.print(f"Every breach with its file: {out / 'summary.json'}", soft_wrap=True)

@@ -216,6 +216,8 @@ def reconcile_all() -> list[Entry]:
 def _require(*, by: str, reason: str) -> None:
     if not by.strip() or by.strip() == UNKNOWN:
         raise RegistryError("say who decides: --by NAME")
+    if not (by.isprintable() and "".join(reason.split()).isprintable()):
+        raise RegistryError("--by and --reason: no control characters")
     if not reason.strip():
         raise RegistryError("say why: --reason TEXT")
     if len(reason) > _MAX_REASON:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from onenip import Detector
 from onenip.cli import app
 from onenip.errors import DataError, RegistryError
+from onenip.printing import show
 from onenip.registry import approval, audit, decisions, lock, store, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
@@ -300,6 +301,21 @@ def locks():
     name = versions.registered_name("disc")
     tags = store.connect().get_registered_model(name).tags
     return [key for key in tags if key.startswith("onenip.turn")]
+
+
+def test_a_reason_is_text_and_no_instruction_to_a_terminal(started, tmp_path, monkeypatch):
+    """Brackets neither hide words of the trail nor stop its readers; control characters are refused."""
+    begin(started, tmp_path / "a", monkeypatch)
+    reason = "[/x] [conceal]scratched[/conceal] :boom:"
+    for bad in ({"by": "A\x1b[2Jda", "reason": "x"}, {"by": "Ada", "reason": "\x1b]0;x\x07"}):
+        with pytest.raises(RegistryError, match="control characters"):
+            approval.reject("disc", **bad)
+    approval.reject("disc", by="Ada", reason=reason)
+
+    said = CliRunner().invoke(app, ["audit", "disc"])
+
+    assert (said.exit_code, reason in said.output) == (0, True)
+    assert show("a\x1b[2J\n\u202e") == "a\\x1b[2J\n\\u202e"
 
 
 def test_a_decided_version_is_not_decided_again(started, tmp_path, monkeypatch):
