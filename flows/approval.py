@@ -251,7 +251,8 @@ def _render_gate(version: Version) -> str:
     if version.gate is None:
         return "The gate was not asked."
     reasons = "\n".join(f"- {reason}" for reason in version.gate.reasons)
-    return f"Gate: **{version.gate.verdict}**\n\n{reasons}"
+    warnings = "".join(f"\n- Warning: {warning}" for warning in version.gate.warnings)
+    return f"Gate: **{version.gate.verdict}**\n\n{reasons}{warnings}"
 
 
 def _link_report(version: Version) -> list[str]:

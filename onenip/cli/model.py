@@ -90,6 +90,7 @@ def report(
     """
     import tempfile
 
+    from onenip.data.manifest import DATA_DIR
     from onenip.evaluation.report import write_report
     from onenip.operation.champion_report import describe_decision
 
@@ -98,6 +99,7 @@ def report(
             evaluation,
             out,
             model_dir=model if model.is_dir() else None,
+            data_dir=DATA_DIR,
             synthesis_dir=OUTPUTS.synthesis,
             training_dir=OUTPUTS.curves,
             champion=_resolve(champion, Path(scratch)) if champion else None,

@@ -9,7 +9,8 @@
      "original": {<category>: counts and figures of images, without those that people added since},
      "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
-The few of them that DVC shows are in `overview.json`. The same inputs give the same bytes.
+Intervals of verdict figures are exact (Clopper-Pearson), those of the others bootstrapped. The few figures that
+DVC shows are in `overview.json`. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,17 @@ from typing import Any
 
 import numpy as np
 
+from onenip.detector.thresholds import binomial_interval
 from onenip.evaluation.category import CategorySummary
-from onenip.evaluation.metrics import NAMES, PIXEL_NAMES, Figure, Undefined, mean_figure, resampling
+from onenip.evaluation.metrics import (
+    NAMES,
+    PIXEL_NAMES,
+    VERDICT_NAMES,
+    Figure,
+    Undefined,
+    mean_figure,
+    resampling,
+)
 
 
 def describe(
@@ -132,15 +142,39 @@ def _reasons(summary: CategorySummary) -> dict[str, str]:
 
 
 def _intervals(summary: CategorySummary, *, confidence: float) -> dict[str, list[float] | None]:
-    return {name: _to_pair(summary.replicates.get(name), confidence=confidence) for name in NAMES}
+    resampled = {
+        name: _to_pair(summary.replicates.get(name), confidence=confidence)
+        for name in NAMES
+        if name not in VERDICT_NAMES
+    }
+    found = summary.verdicts
+    caught, quiet = found.defective - found.missed, found.good - found.false_alarms
+    counts = {
+        "accuracy": (caught + quiet, found.defective + found.good),
+        "recall": (caught, found.defective),
+        "false_alarm_rate": (found.false_alarms, found.good),
+    }
+    exact = {
+        name: list(binomial_interval(*pair, confidence=confidence)) if pair[1] else None
+        for name, pair in counts.items()
+    }
+    return {name: {**resampled, **exact}[name] for name in NAMES}
 
 
 def _mean_intervals(
     summaries: Mapping[str, CategorySummary], *, confidence: float
 ) -> dict[str, list[float] | None]:
-    """Intervals of the means: the mean of one draw from each category, draw by draw."""
+    """Intervals of the means: the mean of one draw from each category, draw by draw.
+
+    Of verdict figures: the means of the categories' ends, which is wider than need be, but never empty.
+    """
     intervals = {}
     for name in NAMES:
+        if name in VERDICT_NAMES:
+            every = [_intervals(one, confidence=confidence)[name] for one in summaries.values()]
+            ends = [pair for pair in every if pair is not None]
+            intervals[name] = np.mean(ends, axis=0).tolist() if ends else None
+            continue
         parts = [
             summaries[category].replicates[name]
             for category in sorted(summaries)

@@ -88,6 +88,7 @@ def write_champion_report(
         evaluation_dir,
         report,
         model_dir=model_dir,
+        data_dir=DATA_DIR,
         synthesis_dir=synthesis_dir,
         training_dir=training_dir,
         champion=folder,

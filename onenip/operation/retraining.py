@@ -21,6 +21,7 @@ from onenip.data.dvc import read_data_version
 from onenip.data.manifest import DATA_DIR, Sample, load_manifest, select
 from onenip.data.outputs import OUTPUTS, Outputs
 from onenip.detector.detector import Detector
+from onenip.detector.operating_points import describe_doubts
 from onenip.errors import (
     CheckpointError,
     DataError,
@@ -116,7 +117,11 @@ def judge_categories(
         serving = champions.version(category)
         if serving is not None and serving.digest == challenger.digest:
             continue
-        results[category] = _judge(category, challenger, champions, samples, params)
+        found = _judge(category, challenger, champions, samples, params)
+        doubts = tuple(describe_doubts(challenger.spec.categories[category]))
+        results[category] = found.model_copy(update={"warnings": doubts})
+        for doubt in doubts:
+            log.warning("%s: %s", category, doubt)
         log.info("%s: %s: %s", category, results[category].verdict, results[category].reasons[0])
     return results
 
@@ -268,6 +273,7 @@ def to_table(
             "model": hash_model(model_dir)[:12],
             **{key: round(value, 4) for key, value in sorted(result.numbers.items())},
             "reasons": "; ".join(result.reasons),
+            "warnings": "; ".join(result.warnings),
         }
         for category, result in sorted(results.items())
     ]

@@ -48,6 +48,7 @@ class GateResult(BaseModel):
             images.
         numbers: what was measured, such as differences and the ends of their confidence intervals.
         judged_at: UTC.
+        warnings: what training said of the threshold, and outliers among the normals, for who decides.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,6 +58,7 @@ class GateResult(BaseModel):
     is_provisional: bool = False
     numbers: dict[str, float] = {}
     judged_at: datetime
+    warnings: tuple[str, ...] = ()
 
 
 class ThresholdChange(BaseModel):

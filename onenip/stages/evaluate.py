@@ -89,6 +89,7 @@ def run(
             draft,
             draft / REPORT,
             model_dir=model_dir,
+            data_dir=data_dir,
             synthesis_dir=synthesis_dir,
             training_dir=training_dir,
             champion=champion,

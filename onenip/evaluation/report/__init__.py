@@ -2,6 +2,7 @@
 
 - `charts`: curves and histograms as inline SVG
 - `content`: the content of the page, gathered from the folders
+- `pictures`: pictures as data addresses
 - `champion_side`: the champion's figures and the changed verdicts
 - `page.html.j2`: the page; no script, no address, readable on a phone and on paper
 """

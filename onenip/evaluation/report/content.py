@@ -5,16 +5,13 @@ What is missing is left out of the page; nothing is computed here that `metrics.
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from onenip.detector.detector import Detector
 from onenip.detector.operating_points import describe_doubts, describe_point
@@ -23,8 +20,16 @@ from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.gallery import Picture, load_index
 from onenip.evaluation.report import charts
 from onenip.evaluation.report.champion_side import ChampionSide, FigureChange
+from onenip.evaluation.report.pictures import (
+    describe_verdict,
+    embed,
+    show,
+    show_outliers,
+    show_prompts,
+)
 from onenip.evaluation.results import ImageResult, load_metrics, load_scores
 from onenip.folders import write_whole
+from onenip.model.file import CategorySpec
 from onenip.version import __version__
 
 COLUMNS = {
@@ -45,11 +50,10 @@ TITLES = {
     "false_alarm": "Good images with the highest scores",
     "sample": "A sample",
 }
-_QUALITY = 82
 _SHEET_SIDE_PX = 1400
-_PROMPT_SIDE_PX = 160
 _TRIED_ON = "of the weights tried, on held-out normals and synthetic anomalies"
 _CURVE_POINTS = 300
+_SHOWN_ALARMS = 0.3  # share of false alarms up to which operating points are drawn
 
 
 @dataclass(frozen=True)
@@ -77,22 +81,12 @@ class Cell:
     change: FigureChange | None  # from the champion's
 
 
-@dataclass(frozen=True)
-class Shown:
-    """One picture of the page."""
-
-    source: str
-    title: str
-    note: str
-    verdict: str
-    is_wrong: bool
-
-
 def write_report(
     folder: Path,
     out: Path,
     *,
     model_dir: Path | None = None,
+    data_dir: Path | None = None,
     synthesis_dir: Path | None = None,
     training_dir: Path | None = None,
     champion: Path | None = None,
@@ -103,7 +97,8 @@ def write_report(
     Args:
         folder: what `onenip evaluate` wrote.
         out: the file.
-        model_dir: the model, for its prompts and where it came from.
+        model_dir: the model, for its prompts, its operating points and where it came from.
+        data_dir: the data set, for pictures of outliers among its normals.
         synthesis_dir: what `onenip synthesize` wrote, for samples of synthetic anomalies.
         training_dir: the folder of `curves.csv` of the training.
         champion: folder of the evaluation that stands beside this one, of the same test images.
@@ -151,11 +146,11 @@ def write_report(
         pr=_draw_precision(of),
         sections=[
             _section(name, of[name], metrics, folder, pictures, beside)
-            | {"promises": _describe_promises(name, detector)}
+            | _describe_promises(name, of[name], detector, data_dir)
             for name in categories
         ],
-        prompts=_prompts(detector),
-        sheet=_embed(_sheet_path(synthesis_dir), side=_SHEET_SIDE_PX),
+        prompts=show_prompts(detector),
+        sheet=embed(_sheet_path(synthesis_dir), side=_SHEET_SIDE_PX),
         training=_training_charts(training_dir),
         facts=_facts(metrics, detector),
     )
@@ -219,15 +214,20 @@ def _draw_trade_off(of: Mapping[str, Sequence[ImageResult]]) -> str:
         return ""
     marks = []
     for name, items in of.items():
-        found = _count(items)
-        x = found.false_alarms / found.good if found.good else 0.0
-        y = 1 - found.missed / found.defective if found.defective else 0.0
-        marks.append((f"{name}: the model's threshold", (x, y)))
+        marks.append((f"{name}: the model's threshold", _place(_count(items))))
     return charts.draw_curves(
         lines,
         x=charts.Axis("false alarms, share of good images", 0, 1),
         y=charts.Axis("defects found, share", 0, 1),
         marks=marks,
+    )
+
+
+def _place(found: VerdictCounts) -> charts.Point:
+    """False alarms and defects found, as shares."""
+    return (
+        found.false_alarms / found.good if found.good else 0.0,
+        1 - found.missed / found.defective if found.defective else 0.0,
     )
 
 
@@ -253,7 +253,7 @@ def _section(
     chart = charts.draw_histogram(bins, threshold=threshold, label="score") if bins else ""
     shown = {
         title: [
-            _show(picture, folder)
+            show(picture, folder)
             for picture in pictures
             if picture.kind == kind and picture.result.category == name
         ]
@@ -264,7 +264,6 @@ def _section(
         "images": metrics.get("images", {}).get(name, {}),
         "histogram": chart,
         "threshold": threshold,
-        "trade_off": _draw_trade_off({name: results}) if len(metrics["categories"]) > 1 else "",
         "defects": metrics.get("defects", {}).get(name, []),
         "champion": beside.champions.get(name, "") if beside else "",
         "changes": beside.find_verdict_changes(name) if beside else None,
@@ -272,41 +271,51 @@ def _section(
     }
 
 
-def _describe_promises(name: str, detector: Detector | None) -> list[str]:
+def _describe_promises(
+    name: str, results: Sequence[ImageResult], detector: Detector | None, data_dir: Path | None
+) -> dict[str, Any]:
     """What the model's threshold promises of a category, and what to know before relying on it."""
     if detector is None or name not in detector.spec.categories:
-        return []
+        return {"promises": [], "warnings": [], "outliers": [], "operating_points": ""}
     known = detector.spec.categories[name]
     basis = f"Rests on {len(known.normal_names)} normal images"
-    return [f"{basis}: {describe_point(known.operating_point)}", *describe_doubts(known)]
+    return {
+        "promises": [f"{basis}: {describe_point(known.operating_point)}"],
+        "warnings": describe_doubts(known),
+        "outliers": show_outliers(known, data_dir),
+        "operating_points": _draw_operating_points(known, results),
+    }
 
 
-def _show(picture: Picture, folder: Path) -> Shown:
-    of = picture.result
-    return Shown(
-        source=_embed(folder / picture.file),
-        title=of.name,
-        note=f"{of.label}, score {of.score:.3g}, threshold {of.threshold:.3g}",
-        verdict=describe_verdict(of),
-        is_wrong=of.is_defective != of.is_anomalous,
-    )
-
-
-def describe_verdict(result: ImageResult) -> str:
-    """A verdict beside the truth: found, missed, false alarm or passed."""
-    if result.is_defective:
-        return "found" if result.is_anomalous else "missed"
-    return "false alarm" if result.is_anomalous else "passed"
-
-
-def _prompts(detector: Detector | None) -> list[tuple[str, list[str]]]:
-    if detector is None:
-        return []
-    return [
-        (name, [_encode(Image.fromarray(image), _PROMPT_SIDE_PX) for image in prompts])
-        for name in detector.categories
-        for prompts in (detector.prompt_images(name),)
+def _draw_operating_points(known: CategorySpec, results: Sequence[ImageResult]) -> str:
+    """Promises of the thresholds and what they do on the test images, the model's own ones marked."""
+    points = [
+        (one.false_alarm_rate, one.synthetic_recall)
+        for one in known.curve
+        if one.synthetic_recall is not None
     ]
+    if not points:
+        return ""
+    chosen, measured = known.operating_point, curves.roc_points(results)
+    marks = [
+        (
+            "promised at the model's threshold",
+            (chosen.false_alarm_rate, chosen.synthetic_recall or 0.0),
+        )
+    ]
+    if measured:
+        marks.append(("measured at the model's threshold", _place(_count(results))))
+    end = max(_SHOWN_ALARMS, *(place[0] for _, place in marks))
+    lines = [[(x, y) for x, y in line if x <= end] for line in (points, measured)]
+    return charts.draw_curves(
+        [
+            ("promised, of synthetic anomalies", lines[0]),
+            ("measured, on the test images", lines[1]),
+        ],
+        x=charts.Axis("false alarms, share of good images", 0, end),
+        y=charts.Axis("defects found, share", 0, 1),
+        marks=marks,
+    )
 
 
 def _sheet_path(folder: Path | None) -> Path | None:
@@ -375,20 +384,3 @@ def _facts(metrics: Mapping[str, Any], detector: Detector | None) -> list[tuple[
         if isinstance(value, str | int | float)
     ]
     return facts
-
-
-def _embed(path: Path | None, *, side: int | None = None) -> str:
-    """A picture as a data address, as JPEG; empty if there is none."""
-    if path is None:
-        return ""
-    with Image.open(path) as image:
-        return _encode(image.convert("RGB"), side)
-
-
-def _encode(image: Image.Image, side: int | None) -> str:
-    if side is not None:
-        image = image.copy()
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
