@@ -175,7 +175,7 @@ def test_mlflow_gives_the_same_score(image_file, wanted):
 @pytest.mark.usefixtures("registry")
 def test_the_page_gives_the_same_score(image_file, wanted):
     """What `onenip inspect` shows of an upload, bit for bit."""
-    from onenip.serving.page.models import find_candidates, judge_upload
+    from onenip.pages.models import find_candidates, judge_upload
 
     champion = find_candidates("disc", None)[0]
     found = judge_upload(image_file.read_bytes(), "disc", [champion])

@@ -142,7 +142,7 @@ def inspect(
     """Show a page with heat maps, regions and scores of images, and a form to approve or reject."""
     import socket
 
-    from onenip.serving.page.server import serve_page
+    from onenip.pages.server import serve_page
 
     os.environ.update(
         ONENIP_INSPECT_MODEL=str(model or ""),

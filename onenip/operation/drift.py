@@ -98,7 +98,7 @@ class DriftMemory:
 
     def choose_new(self, found: Sequence[DriftResult]) -> list[DriftResult]:
         """Drifting categories that were not remembered; what drifts no more is forgotten."""
-        known = self._read()
+        known = self.read()
         drifting = {result.title: result for result in found if result.is_drifting}
         measured = {result.title for result in found}
         self._write({c: d for c, d in known.items() if c not in measured or c in drifting})
@@ -106,9 +106,10 @@ class DriftMemory:
 
     def remember(self, result: DriftResult) -> None:
         """Note that people were notified."""
-        self._write({**self._read(), result.title: result.digest})
+        self._write({**self.read(), result.title: result.digest})
 
-    def _read(self) -> dict[str, str]:
+    def read(self) -> dict[str, str]:
+        """Digest of the champion by category that people were notified about."""
         try:
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):

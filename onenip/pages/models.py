@@ -15,7 +15,7 @@ from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.images import load_image
 from onenip.registry.champions import Champions, load_candidate
-from onenip.registry.versions import Version, challenger, list_categories, serving
+from onenip.registry.versions import Version, challenger, find_version, list_categories, serving
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Candidate:
     """A detector to show.
 
     Attributes:
-        role: champion, provisional, challenger or folder.
+        role: champion, provisional, challenger or folder; of other versions what was decided.
         detector: the model.
         version: in the registry; None for a folder.
     """
@@ -79,6 +79,17 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     if not found:
         found.append(Candidate("folder", Detector.load(OUTPUTS.model)))
     return found
+
+
+def load_version(category: str, number: int) -> Candidate:
+    """The detector of any version, approved or not.
+
+    Raises:
+        RegistryError: if there is none, or its stored model was changed.
+    """
+    version = find_version(category, number)
+    role = version.aliases[0] if version.aliases else version.approval
+    return Candidate(role, load_candidate(version), version)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The page as one process: Streamlit behind a check of hosts, never inside another site's frame."""
+"""The pages as one process: Streamlit behind a check of hosts, never inside another site's frame."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ _OPTIONS = {
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
     "logger.level": "warning",
-    "theme.base": "light",
     "theme.primaryColor": "#1d4ed8",  # red and green are the verdicts'
 }
 _HEADERS = {
@@ -49,7 +48,7 @@ def serve_page(*, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
         Middleware(_Headers),
         Middleware(TrustedHostMiddleware, allowed_hosts=list(allowed_hosts), www_redirect=False),
     ]
-    app = App(Path(__file__).with_name("page.py"), middleware=middleware)
+    app = App(Path(__file__).with_name("app.py"), middleware=middleware)
     uvicorn.run(
         app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_STOP_SECONDS
     )

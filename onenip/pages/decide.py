@@ -1,0 +1,275 @@
+"""The page *Decide*: champion beside challenger, the threshold, and the decisions about them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import streamlit as st
+
+from onenip.data.manifest import DATA_DIR
+from onenip.detector.operating_points import describe_doubts, describe_point, find_threshold
+from onenip.evaluation import curves
+from onenip.evaluation.counts import COUNT_NAMES, describe_share, describe_wrong
+from onenip.evaluation.report import describe_verdict
+from onenip.evaluation.results import ImageResult
+from onenip.operation.threshold_change import Preview, load_tested, preview
+from onenip.pages import charts
+from onenip.pages.common import (
+    CACHE_SECONDS,
+    ask_person,
+    choose_category,
+    draw_pictures,
+    forget,
+    list_answers,
+    load_candidates,
+)
+from onenip.pages.models import Candidate
+from onenip.registry import approval, audit
+from onenip.registry.evaluations import find_report
+from onenip.registry.versions import CHALLENGER, CHAMPION, Version
+
+_DONE = "decided"
+_SHOWN = 24
+_NUMBERS = "figures that rank and localise"
+
+
+def draw() -> None:
+    """Draw the page."""
+    category = choose_category()
+    if category is None:
+        return
+    st.title(category, anchor=False)
+    if _DONE in st.session_state:
+        st.success(st.session_state.pop(_DONE))
+    found = {one.role: one for one in load_candidates(category) if one.version is not None}
+    champion, challenger = found.get(CHAMPION), found.get(CHALLENGER)
+    if not found:
+        st.info(
+            "No version is registered. `onenip register` registers the model that was trained last."
+        )
+        return
+    if challenger is None:
+        st.caption("No challenger waits for a decision. `onenip run` or new images bring one.")
+    versions = {
+        f"{role} {one.version.number}": one.version for role, one in found.items() if one.version
+    }
+    tested = {title: _load_tested(version) for title, version in versions.items()}
+    st.dataframe(compare_wrong(versions), hide_index=True)
+    if challenger is not None:
+        _draw_challenger(category, challenger)
+    if len(tested) == 2:
+        _draw_changes(*tested.values())
+    with st.expander(_NUMBERS):
+        st.dataframe(compare_figures(versions), hide_index=True)
+    _draw_threshold(category, [one for one in (champion, challenger) if one is not None], tested)
+    if champion is not None:
+        with st.expander("Roll back: undo the last threshold, else the last approval"):
+            _draw_rollback(category)
+    st.subheader("History", divider="gray")
+    _draw_history(category)
+
+
+def compare_wrong(versions: Mapping[str, Version]) -> list[dict[str, str]]:
+    """A row for each version: wrong verdicts on its test images, and where it comes from."""
+    return [
+        {
+            "version": title,
+            **describe_wrong(one.metrics),
+            "since (UTC)": f"{one.decided_at or one.created_at:%Y-%m-%d %H:%M}",
+            "by": one.approver or "-",
+            "model": one.digest[:12],
+            "data": one.data_version[:10] or "-",
+        }
+        for title, one in versions.items()
+    ]
+
+
+def compare_figures(versions: Mapping[str, Version]) -> list[dict[str, str]]:
+    """A row per further figure on the test set: champion, challenger, change."""
+    *before, last = versions.values()
+    rows = []
+    for name, value in last.metrics.items():
+        if name in COUNT_NAMES:
+            continue
+        row = {"figure": name.replace("_", " ")}
+        for title, one in versions.items():
+            row[title] = f"{one.metrics[name]:.3f}" if name in one.metrics else ""
+        if before and name in before[0].metrics:
+            row["change"] = f"{value - before[0].metrics[name]:+.3f}"
+        rows.append(row)
+    return rows
+
+
+@st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner="Fetching the evaluation…")
+def _load_tested(version: Version) -> list[ImageResult]:
+    with tempfile.TemporaryDirectory() as folder:
+        results = load_tested(version, Path(folder))
+    own = [one for one in results if one.category == version.category]
+    return apply_decided(own, version.threshold)
+
+
+def apply_decided(results: Sequence[ImageResult], threshold: float | None) -> list[ImageResult]:
+    """Results under a threshold that somebody decided on, if anybody did."""
+    if threshold is None:
+        return list(results)
+    return [ImageResult(r.name, r.category, r.label, r.score, threshold) for r in results]
+
+
+def _draw_challenger(category: str, challenger: Candidate) -> None:
+    """The gate's word, warnings, and the form that decides."""
+    version = challenger.version
+    assert version is not None
+    gate = version.gate
+    st.subheader(f"Version {version.number} waits for a decision", divider="gray")
+    if gate is None:
+        st.caption("The gate was not asked about it.")
+    else:
+        colour = {"promote": "green", "hold": "orange", "reject": "red"}[gate.verdict]
+        st.badge(f"gate: {gate.verdict}", color=colour)
+        st.markdown("\n".join(f"- {reason}" for reason in gate.reasons))
+    for doubt in describe_doubts(challenger.detector.spec.categories[category]):
+        st.warning(f"Training says: {doubt}.")
+    if address := _find_report(version.run_id):
+        st.link_button("Report to sign", address)
+    is_refused = gate is not None and gate.verdict == "reject"
+    with st.form("decision"):
+        by, reason = ask_person("decision")
+        override = is_refused and st.checkbox("Approve although the gate rejected it")
+        with st.container(horizontal=True):
+            approved = st.form_submit_button("Approve", type="primary")
+            rejected = st.form_submit_button("Reject")
+    if approved:
+        approval.approve(category, by=by, reason=reason, version=version.number, override=override)
+        _finish(f"Version {version.number} was approved by {by}.")
+    if rejected:
+        approval.reject(category, by=by, reason=reason, version=version.number)
+        _finish(f"Version {version.number} was rejected by {by}.")
+
+
+def _draw_changes(before: Sequence[ImageResult], after: Sequence[ImageResult]) -> None:
+    """Test images that the challenger judges otherwise, those for the worse first."""
+    old = {one.name: one for one in before}
+    changed = [
+        (old[one.name], one)
+        for one in after
+        if one.name in old and old[one.name].is_anomalous != one.is_anomalous
+    ]
+    changed.sort(key=lambda pair: pair[1].is_anomalous == pair[1].is_defective)
+    common = sum(one.name in old for one in after)
+    st.markdown(f"**Other verdicts than the champion's**: {len(changed)} of {common} test images")
+    pictures = [
+        (DATA_DIR / now.name, f"{describe_verdict(was)} → {describe_verdict(now)}: {now.name}")
+        for was, now in changed[:_SHOWN]
+    ]
+    draw_pictures(pictures, empty="Both judge every one of these images alike.")
+
+
+def _draw_threshold(
+    category: str, candidates: Sequence[Candidate], tested: Mapping[str, Sequence[ImageResult]]
+) -> None:
+    """The operating point, with a slider that shows what another one does, and the form that sets it."""
+    if not candidates:
+        return
+    st.subheader("Operating point", divider="gray")
+    titles = {f"{one.role} {one.version.number}": one for one in candidates if one.version}
+    title = st.segmented_control("Of", list(titles), default=next(iter(titles)), required=True)
+    spec = titles[title].detector.spec
+    known = spec.categories[category]
+    now = round(100 * known.operating_point.false_alarm_rate, 1)
+    wanted = st.slider(
+        "Expected false alarms, percent of good parts",
+        0.5,
+        50.0,
+        min(max(now, 0.5), 50.0),
+        0.5,
+        key=f"rate/{title}",
+        help="Lower: more defects are missed. Higher: more good parts are rejected.",
+    )
+    value = known.image_threshold
+    if wanted != min(max(now, 0.5), 50.0):
+        value = find_threshold(spec.categories, category, false_alarm_rate=wanted / 100)
+    own = tested.get(title, [])
+    scores = [one.facts["score"] for one in list_answers(category=category)]
+    found = preview(spec, category, value, tested=own, recent_scores=scores)
+    left, right = st.columns([3, 2])
+    with left:
+        points = {"now": found.before} | (
+            {} if found.after == found.before else {"then": found.after}
+        )
+        charts.draw_operating_points(known.curve, curves.roc_points(own), points)
+    with right:
+        _draw_preview(found)
+    if value == known.image_threshold:
+        st.caption("Move the slider to see, and to set, another threshold.")
+        return
+    names = [(DATA_DIR / name, name) for name in found.changed[:_SHOWN]]
+    draw_pictures(names, empty="No test image would be judged otherwise.")
+    with st.form("threshold"):
+        by, reason = ask_person("threshold")
+        pressed = st.form_submit_button(f"Set threshold {value:.4g}", type="primary")
+    if pressed:
+        role = titles[title].role
+        approval.set_threshold(category, value=value, by=by, reason=reason, alias=role)
+        _finish(f"The threshold of {title} is {value:.4g}, set by {by}.")
+
+
+def _draw_preview(found: Preview) -> None:
+    st.markdown(f"Now: {describe_point(found.before)}.")
+    if found.after != found.before:
+        st.markdown(f"Then: {describe_point(found.after)}.")
+    before, after = found.tested_before, found.tested_after
+    if before is None or after is None:
+        st.caption("The version has no evaluation to count on.")
+        return
+    _draw_count("defects missed on test images", before.missed, after.missed, before.defective)
+    _draw_count("false alarms on test images", before.false_alarms, after.false_alarms, before.good)
+    count, changed = found.recent
+    if count:
+        st.caption(f"Of the server's latest {count} answers {changed} would change.")
+
+
+def _draw_count(title: str, before: int, after: int, count: int) -> None:
+    delta = after - before
+    st.metric(title, describe_share(after, count), delta or None, delta_color="inverse")
+
+
+def _draw_rollback(category: str) -> None:
+    with st.form("rollback"):
+        by, reason = ask_person("rollback")
+        pressed = st.form_submit_button("Roll back")
+    if pressed:
+        now = approval.rollback(category, by=by, reason=reason)
+        _finish(f"Version {now.number} serves as it did before, rolled back by {by}.")
+
+
+def _draw_history(category: str) -> None:
+    entries = audit.read_trail(category)
+    rows = [
+        {
+            "when (UTC)": entry.at,
+            "what": entry.action,
+            "version": entry.version,
+            "by": entry.by,
+            "reason": entry.reason,
+            "champion then": entry.champion or None,
+        }
+        for entry in reversed(entries)
+    ]
+    config = {"when (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")}
+    st.dataframe(rows, hide_index=True, column_config=config)
+    for problem in audit.find_breaks(entries, audit.read_heads(category)):
+        st.error(f"The audit trail is not whole: {problem}.")
+
+
+@st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner=False)
+def _find_report(run_id: str) -> str | None:
+    return find_report(run_id)
+
+
+def _finish(text: str) -> None:
+    """Show what was decided on the page as it is now."""
+    st.session_state[_DONE] = text
+    forget()
+    st.rerun()

@@ -1,0 +1,244 @@
+"""The page *Inspect*: one image with heat map and true mask, as champion and challenger see it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from onenip.data.manifest import match_masks
+from onenip.detector.heatmaps import draw_heat
+from onenip.detector.prediction import Prediction, Region, find_regions
+from onenip.errors import ImageError
+from onenip.images import IMAGE_SUFFIXES, find_images, load_mask
+from onenip.pages import charts
+from onenip.pages.common import (
+    CACHE_SECONDS,
+    choose_category,
+    draw_verdict,
+    list_answers,
+    load_candidates,
+    open_answer,
+    read_answer_image,
+    read_settings,
+)
+from onenip.pages.models import Candidate, JudgedUpload, judge_upload, load_version
+from onenip.pages.viewer import Panel, draw_viewer
+from onenip.registry.versions import list_versions
+
+_UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
+_MIN_AREA_PX = 4
+_KEPT_ANSWERS = 16
+_IMAGE = "image"  # of the address, and of the session's state
+
+
+def draw() -> None:
+    """Draw the page."""
+    category = choose_category()
+    if category is None:
+        return
+    names = _list_names(category)
+    version = _choose_version(category)
+    if not names:
+        st.info("Drop images on the left; or put some into the folder that `--folder` names.")
+        return
+    name = _choose_image(names)
+    content = _read(name)
+    with open_answer(f"{category}/{version}/{name}"):
+        if content is None:
+            st.info(f"{name} is not kept any more. Choose another image.")
+            return
+        candidates = load_candidates(category) if version is None else [_load(category, version)]
+        _draw_image(name, content, category, candidates)
+        with st.expander("Prompts: the normal images that the model compares with"):
+            for candidate in candidates:
+                st.caption(f"{candidate.title}, {candidate.detector.digest[:12]}")
+                st.image(list(candidate.detector.prompt_images(category)), width=140)
+
+
+def _list_names(category: str) -> list[str]:
+    """Images to choose from: what was dropped, else the folder's, else the server's latest answers."""
+    side = st.sidebar
+    source = side.segmented_control(
+        "Images",
+        ["folder", "served", "dropped"],
+        default="folder",
+        required=True,
+        key="from",
+        bind="query-params",
+    )
+    if source == "dropped":
+        uploads = side.file_uploader(
+            "Drop images", _UPLOAD_TYPES, accept_multiple_files=True, key="uploads"
+        )
+        return [f"dropped: {one.name}" for one in uploads]
+    if source == "served":
+        answers = {f"served: {one.title}": one for one in list_answers(category=category)}
+        st.session_state["answers"] = answers
+        if not answers:
+            side.caption("None yet. They are kept by `onenip serve --recent FOLDER`.")
+        return list(answers)
+    names, root = _list_folder(category)
+    side.caption(f"{len(names)} images in {root}")
+    return names
+
+
+@st.cache_data(ttl=CACHE_SECONDS, show_spinner="Looking into the folder…")
+def _list_folder(category: str) -> tuple[list[str], str]:
+    """Names of the category's images below the folder to browse, test images first."""
+    folder = read_settings().folder
+    own = folder / category if (folder / category).is_dir() else folder
+    names = [path.relative_to(folder).as_posix() for path in find_images(own)[0]]
+    images = [name for name in names if "/ground_truth/" not in f"/{name}"]
+    return sorted(images, key=lambda name: ("/test/" not in name, name)), str(own)
+
+
+def _choose_version(category: str) -> int | None:
+    """A version of the registry; None shows champion and challenger."""
+    if read_settings().model is not None:
+        return None
+    numbers = [str(number) for number in _list_versions(category)]
+    both = "champion and challenger"
+    chosen = st.sidebar.selectbox(
+        "Version", [both, *reversed(numbers)], key="version", bind="query-params"
+    )
+    return None if chosen == both else int(chosen)
+
+
+@st.cache_data(ttl=CACHE_SECONDS, show_spinner="Reading the registry…")
+def _list_versions(category: str) -> list[int]:
+    return [version.number for version in list_versions(category)]
+
+
+@st.cache_resource(ttl=CACHE_SECONDS, show_spinner="Loading the model…", max_entries=4)
+def _load(category: str, version: int) -> Candidate:
+    return load_version(category, version)
+
+
+def _choose_image(names: list[str]) -> str:
+    """The image to show: by name, by buttons, or by the arrow keys."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Image", names, key=_IMAGE, bind="query-params")
+        at = names.index(name)
+        st.button("Previous", shortcut="Left", on_click=_go, args=(names, at - 1), disabled=at == 0)
+        is_last = at == len(names) - 1
+        st.button("Next", shortcut="Right", on_click=_go, args=(names, at + 1), disabled=is_last)
+        st.caption(f"{at + 1} of {len(names)}")
+    return name
+
+
+def _go(names: list[str], at: int) -> None:
+    st.session_state[_IMAGE] = names[at]
+
+
+def _read(name: str) -> bytes | None:
+    """Bytes of an image; None if it is gone."""
+    kind, _, rest = name.partition(": ")
+    if kind == "dropped":
+        uploads = st.session_state.get("uploads") or []
+        return next((one.getvalue() for one in uploads if one.name == rest), None)
+    if kind == "served":
+        return read_answer_image(st.session_state["answers"][name])
+    path = read_settings().folder / name
+    return path.read_bytes() if path.is_file() else None
+
+
+@st.cache_data(max_entries=_KEPT_ANSWERS, show_spinner="Looking at the image…")
+def _judge(
+    content: bytes,
+    category: str,
+    digests: tuple[str, ...],  # noqa: ARG001  # part of the cache's key
+    _candidates: list[Candidate],
+) -> JudgedUpload:
+    return judge_upload(content, category, _candidates)
+
+
+def _draw_image(name: str, content: bytes, category: str, candidates: list[Candidate]) -> None:
+    digests = tuple(f"{one.detector.digest} {one.title}" for one in candidates)
+    try:
+        found = _judge(content, category, digests, candidates)
+    except ImageError as error:
+        st.error(f"{name} cannot be judged: {error.reason}")
+        return
+    if found.looks_like != category:
+        st.warning(f"It looks like {found.looks_like}, not like {category}: is the category right?")
+    for candidate, prediction in zip(candidates, found.predictions, strict=True):
+        _draw_answer(name, found.image, candidate, prediction)
+
+
+def _draw_answer(
+    name: str, image: NDArray[np.uint8], candidate: Candidate, found: Prediction
+) -> None:
+    draw_verdict(
+        found.verdict,
+        f"score **{found.score:.2f}**, threshold {found.threshold:.2f}",
+        f"{candidate.title}, {candidate.detector.digest[:12]}",
+    )
+    if found.is_provisional:
+        st.warning(
+            "Provisional: the model was never trained on this category, only shown its prompts."
+        )
+    if found.normals_needed:
+        st.warning(
+            "The score ranks images; it cannot judge one yet. Normal images that a verdict still "
+            f"needs: {found.normals_needed}."
+        )
+    place = st.container()
+    highest = max(float(found.map.max()), 2 * found.pixel_threshold, 0.1)
+    known = candidate.detector.spec.categories[found.category]
+    left, right = st.columns([3, 2])
+    with left:
+        charts.draw_score(found.score, found.threshold, known.normal_scores, verdict=found.verdict)
+    with right:
+        threshold = st.slider(
+            "Pixel threshold",
+            0.0,
+            highest,
+            min(max(found.pixel_threshold, 0.0), highest),
+            key=f"{name}/{candidate.title}",
+            help="Changes boxes and colours, not the verdict.",
+        )
+    regions: tuple[Region, ...] = ()
+    if found.verdict != "normal" or threshold != found.pixel_threshold:  # a normal image has no box
+        regions = find_regions(found.map, threshold=threshold, min_area_px=_MIN_AREA_PX)
+    with right:
+        rows = [{"": at} | _to_row(region) for at, region in enumerate(regions, start=1)]
+        if rows:
+            st.dataframe(rows, hide_index=True)
+        else:
+            st.caption("no region")
+    heat = draw_heat(image, found.map, pixel_threshold=threshold)
+    panels = [
+        Panel(f"{name}, {image.shape[1]} x {image.shape[0]} px", image),
+        Panel("heat map, regions by number", image, heat=heat, regions=regions),
+    ]
+    mask = _find_mask(name)
+    if mask is not None and mask.shape == image.shape[:2]:
+        panels.append(Panel("true mask", mask.astype(np.uint8) * 255))
+    with place:
+        draw_viewer(f"{name}/{candidate.title}", panels)
+
+
+@st.cache_data(ttl=CACHE_SECONDS, show_spinner=False)
+def _match_masks(category: str) -> dict[str, str]:
+    folder = read_settings().folder
+    names = [p.relative_to(folder).as_posix() for p in find_images(folder / category)[0]]
+    masks = [name for name in names if "/ground_truth/" in name]
+    return match_masks([name for name in names if "/test/" in name], masks)
+
+
+def _find_mask(name: str) -> NDArray[np.bool_] | None:
+    """The true mask [H, W] of an image of the folder, None if there is none."""
+    folder = read_settings().folder
+    category = Path(name).parts[0]
+    if not (folder / category).is_dir():
+        return None
+    mask = _match_masks(category).get(name)
+    return None if mask is None else load_mask(folder / mask)
+
+
+def _to_row(region: Region) -> dict[str, float]:
+    return {name.replace("_", " "): round(value, 2) for name, value in asdict(region).items()}

@@ -1,0 +1,205 @@
+"""The page *Overview*: a tile for each category, with what waits for a person."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import streamlit as st
+
+from onenip.data.manifest import DATA_DIR
+from onenip.data.outputs import OUTPUTS
+from onenip.evaluation.counts import describe_wrong
+from onenip.images import IMAGE_SUFFIXES
+from onenip.operation.drift import DriftMemory
+from onenip.pages.common import CACHE_SECONDS, draw_link, find_thumbnail, list_answers
+from onenip.registry.versions import Standing, list_standings
+from onenip.review.answers import Answer
+from onenip.review.items import Item, State
+from onenip.review.queue import ReviewQueue
+
+_STATE = Path(".onenip")
+_ANSWERS = 1000  # of late
+_REVIEWED = 2000
+_STATES: tuple[State, ...] = ("open", "disputed", "unsure", "decided")
+_WIDTH_PX = 300
+_SORTS = ("what waits", "alarms", "name")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a category's tile says.
+
+    Attributes:
+        standing: its versions.
+        alarms: alarms of late.
+        answers: answers of late.
+        missed: defects that the model passed and a person found.
+        false_alarms: alarms that a person called good.
+        held: arrivals that are held for a person.
+        to_review: all images that wait for a person.
+        is_drifting: whether arrivals drifted from those at approval.
+    """
+
+    standing: Standing
+    alarms: int
+    answers: int
+    missed: int
+    false_alarms: int
+    held: int
+    to_review: int
+    is_drifting: bool
+
+    @property
+    def waiting(self) -> int:
+        """How many things wait for a person."""
+        return self.to_review + bool(self.standing.challenger) + self.is_drifting
+
+
+def draw() -> None:
+    """Draw the page."""
+    st.title("Overview", anchor=False)
+    tiles = _read_tiles()
+    if not tiles:
+        st.info(
+            "No model is registered yet. Train one with `onenip run`, or show a model folder on "
+            "*Inspect* with `onenip inspect --model FOLDER`."
+        )
+        return
+    waiting = [tile for tile in tiles if tile.waiting]
+    alarms = sum(tile.alarms for tile in tiles)
+    st.caption(
+        f"{len(tiles)} categories, {len(waiting)} wait for somebody, {alarms} alarms of late"
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        text = st.text_input(
+            "Find", key="find", bind="query-params", placeholder="category", width=220
+        )
+        shown = st.segmented_control(
+            "Show",
+            ["all", "waiting"],
+            default="all",
+            required=True,
+            key="show",
+            bind="query-params",
+        )
+        order = st.selectbox("Sort by", _SORTS, key="sort", bind="query-params", width=180)
+    chosen = choose_tiles(waiting if shown == "waiting" else tiles, text=text, order=order)
+    if not chosen:
+        st.info("No category is left: clear the filter.")
+    with st.container(horizontal=True):
+        for tile in chosen:
+            _draw_tile(tile)
+
+
+def choose_tiles(tiles: Sequence[Tile], *, text: str, order: str) -> list[Tile]:
+    """Tiles whose category holds a text, in an order of `_SORTS`."""
+    found = [one for one in tiles if text.strip().lower() in one.standing.category.lower()]
+    keys = {"what waits": lambda one: -one.waiting, "alarms": lambda one: -one.alarms}
+    return sorted(found, key=keys[order]) if order in keys else found
+
+
+def make_tiles(
+    standings: Sequence[Standing],
+    answers: Sequence[Answer],
+    items: Sequence[Item],
+    drifting: Mapping[str, str],
+) -> list[Tile]:
+    """Tiles of registered categories, sorted by name.
+
+    Args:
+        standings: of the registry.
+        answers: of late.
+        items: of the review queue.
+        drifting: digest of the champion that people were notified about, by category.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    for answer in answers:
+        category = answer.facts["category"]
+        counts[category, "answers"] += 1
+        counts[category, "alarms"] += answer.facts["verdict"] == "anomalous"
+    for item in items:
+        is_open = item.state in ("open", "disputed", "unsure")
+        counts[item.category, "open"] += is_open
+        counts[item.category, "held"] += is_open and item.reason == "held"
+        counts[item.category, "missed"] += item.label == "defect" and item.verdict == "normal"
+        counts[item.category, "false"] += item.label == "good" and item.verdict == "anomalous"
+    return [
+        Tile(
+            standing=one,
+            alarms=counts[one.category, "alarms"],
+            answers=counts[one.category, "answers"],
+            missed=counts[one.category, "missed"],
+            false_alarms=counts[one.category, "false"],
+            held=counts[one.category, "held"],
+            to_review=counts[one.category, "open"],
+            is_drifting=one.champion is not None
+            and drifting.get(one.category) == one.champion.digest,
+        )
+        for one in standings
+    ]
+
+
+@st.cache_data(ttl=CACHE_SECONDS / 3, show_spinner="Reading the registry…")
+def _read_tiles() -> list[Tile]:
+    items = []
+    if OUTPUTS.review.is_dir():
+        items = ReviewQueue().list_items(states=_STATES, limit=_REVIEWED)
+    return make_tiles(
+        list_standings(),
+        list_answers(limit=_ANSWERS),
+        items,
+        DriftMemory(_STATE / "drift.json").read(),
+    )
+
+
+def _draw_tile(tile: Tile) -> None:
+    category = tile.standing.category
+    with st.container(border=True, width=_WIDTH_PX, gap="xsmall"):
+        left, right = st.columns([1, 2.4], gap="small")
+        with left:
+            if source := find_thumbnail(_find_picture(category)):
+                st.image(source, alt=f"a normal image of {category}")
+        with right:
+            draw_link("Decide", f"**{category}**", category=category)
+            st.caption(_describe_champion(tile.standing))
+        with st.container(horizontal=True, gap="xsmall"):
+            if tile.standing.challenger is not None:
+                st.badge(f"version {tile.standing.challenger.number} waits", color="orange")
+            if tile.to_review:
+                st.badge(f"{tile.to_review} to review", color="blue")
+            if tile.held:
+                st.badge(f"{tile.held} held", color="violet")
+            if tile.is_drifting:
+                st.badge("drifts", color="red")
+        st.caption(_describe_late(tile))
+
+
+def _describe_champion(standing: Standing) -> str:
+    one = standing.champion
+    if one is None:
+        if standing.provisional is not None:
+            return "provisional: never trained on it"
+        return "nothing serves yet"
+    since = f" since {one.decided_at:%Y-%m-%d}" if one.decided_at else ""
+    return f"version {one.number}{since}, by {one.approver or 'nobody known'}"
+
+
+def _describe_late(tile: Tile) -> str:
+    parts = [f"{tile.alarms} alarms of {tile.answers} parts of late"] if tile.answers else []
+    if tile.missed or tile.false_alarms:
+        parts.append(f"reviewed: {tile.missed} missed, {tile.false_alarms} false alarms")
+    if tile.standing.champion is not None and not parts:
+        wrong = describe_wrong(tile.standing.champion.metrics)
+        parts = [f"{title} {text}" for title, text in wrong.items() if text != "-"]
+    return "; ".join(parts) or "no parts judged of late"
+
+
+@st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner=False)
+def _find_picture(category: str) -> Path | None:
+    """The first normal training image of a category, if the data are laid out here."""
+    folder = DATA_DIR / category / "train" / "good"
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return next((one for one in found if one.suffix.lower() in IMAGE_SUFFIXES), None)
