@@ -27,7 +27,7 @@ _STYLE = """
 
 def main() -> None:
     """Draw the page that the address names."""
-    st.set_page_config(page_title="onenip", page_icon=":material/search_check:", layout="wide")
+    st.set_page_config(page_title="onenip", layout="wide")
     st.html(_STYLE)
     pages = {
         title: st.Page(

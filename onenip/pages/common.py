@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import streamlit as st
@@ -27,6 +28,12 @@ VERDICT_COLOURS: dict[Verdict, str] = {
 }
 CACHE_SECONDS = 60
 
+_BADGES: dict[Verdict, Literal["green", "orange", "red", "gray"]] = {
+    "normal": "green",
+    "review": "orange",
+    "anomalous": "red",
+    "unsure": "gray",
+}
 _CATEGORY = "category"  # of the address, and of the session's state
 _THUMBNAIL_PX = 240
 
@@ -56,18 +63,19 @@ def read_settings() -> Settings:
     )
 
 
-def choose_category() -> str | None:
-    """The category of the page, chosen in the sidebar and kept in its address; None without any."""
+def choose_category(place: DeltaGenerator | None = None) -> str | None:
+    """The category of the page, chosen in a place or the sidebar, kept in the address; None without any."""
+    place = place or st.sidebar
     categories, problem = _list_categories(str(read_settings().model or ""))
     if problem:
-        st.sidebar.warning(f"The registry cannot be reached: {problem}")
+        place.warning(f"The registry cannot be reached: {problem}")
     if not categories:
         st.info(
             "There is no model yet. Run the pipeline with `onenip run`, or show a model folder with "
             "`onenip inspect --model FOLDER`."
         )
         return None
-    return st.sidebar.selectbox("Category", categories, key=_CATEGORY, bind="query-params")
+    return place.selectbox("Category", categories, key=_CATEGORY, bind="query-params")
 
 
 @st.cache_data(ttl=CACHE_SECONDS, show_spinner="Reading the registry…")
@@ -136,9 +144,6 @@ def draw_verdict(verdict: Verdict, text: str, who: str = "") -> None:
         st.markdown(text)
         if who:
             st.caption(who)
-
-
-_BADGES = {"normal": "green", "review": "orange", "anomalous": "red", "unsure": "gray"}
 
 
 def take_image(content: bytes | Path) -> NDArray[np.uint8] | None:

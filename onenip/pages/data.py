@@ -164,7 +164,7 @@ def _list_shelf(shelf: Shelf) -> list[tuple[str, str, str]]:
     retrain = Params.load(_PARAMS).retrain
     inbox = open_inbox(retrain.require_inbox(), settle_seconds=retrain.settle_seconds)
     arrivals = [a for a in inbox.list_arrivals(shelf=shelf) if not a.key.endswith(NOTE_SUFFIX)]
-    found = []
+    found: list[tuple[str, str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for arrival in arrivals[:_SHOWN_PICTURES]:
             path = Path(folder) / f"{len(found)}{Path(arrival.key).suffix}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import streamlit as st
 
@@ -12,7 +13,7 @@ from onenip.data.manifest import DATA_DIR
 from onenip.detector.operating_points import describe_doubts, describe_point, find_threshold
 from onenip.evaluation import curves
 from onenip.evaluation.counts import COUNT_NAMES, describe_share, describe_wrong
-from onenip.evaluation.report import describe_verdict
+from onenip.evaluation.report.pictures import describe_verdict
 from onenip.evaluation.results import ImageResult
 from onenip.operation.threshold_change import Preview, load_tested, preview
 from onenip.pages import charts
@@ -28,10 +29,15 @@ from onenip.pages.common import (
 from onenip.pages.models import Candidate
 from onenip.registry import approval, audit
 from onenip.registry.evaluations import find_report
-from onenip.registry.versions import CHALLENGER, CHAMPION, Version
+from onenip.registry.versions import CHALLENGER, CHAMPION, GateVerdict, Version
 
 _DONE = "decided"
 _SHOWN = 24
+_GATE_COLOURS: dict[GateVerdict, Literal["green", "orange", "red"]] = {
+    "promote": "green",
+    "hold": "orange",
+    "reject": "red",
+}
 _NUMBERS = "figures that rank and localise"
 
 
@@ -126,8 +132,7 @@ def _draw_challenger(category: str, challenger: Candidate) -> None:
     if gate is None:
         st.caption("The gate was not asked about it.")
     else:
-        colour = {"promote": "green", "hold": "orange", "reject": "red"}[gate.verdict]
-        st.badge(f"gate: {gate.verdict}", color=colour)
+        st.badge(f"gate: {gate.verdict}", color=_GATE_COLOURS[gate.verdict])
         st.markdown("\n".join(f"- {reason}" for reason in gate.reasons))
     for doubt in describe_doubts(challenger.detector.spec.categories[category]):
         st.warning(f"Training says: {doubt}.")

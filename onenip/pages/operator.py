@@ -28,9 +28,9 @@ _WORDS: dict[Verdict, str] = {
 }
 _STYLE = """
 <style>
-[data-testid="stHeader"], [data-testid="stToolbar"] {display: none}
+[data-testid="stHeader"], [data-testid="stSidebar"] {display: none}
 .block-container {padding: .6rem 1rem 0; max-width: none}
-.part {display: flex; flex-direction: column; height: calc(100vh - 5.5rem); border-radius: 1rem; color: #fff;
+.part {display: flex; flex-direction: column; height: calc(100vh - 7rem); border-radius: 1rem; color: #fff;
   padding: 1rem; gap: 1rem}
 .part b {font-size: min(16vw, 22vh); line-height: 1; text-align: center; letter-spacing: .04em}
 .part img {flex: 1; min-height: 0; object-fit: contain; border-radius: .6rem}
@@ -41,12 +41,14 @@ _STYLE = """
 
 def draw() -> None:
     """Draw the page."""
-    category = choose_category()
-    if category is None:
-        return
     st.html(_STYLE)
-    _draw_latest(category)
-    draw_link("Overview", "Leave this page")
+    part = st.container()
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        draw_link("Overview", "Leave this page")
+        category = choose_category(st.container(width=260))
+    if category is not None:
+        with part:
+            _draw_latest(category)
 
 
 @st.fragment(run_every=_EVERY_SECONDS)

@@ -113,7 +113,7 @@ def make_tiles(
         standings: of the registry.
         answers: of late.
         items: of the review queue.
-        drifting: digest of the champion that people were notified about, by category.
+        drifting: digest of the champion that people were notified about, by title of the drift.
     """
     counts: Counter[tuple[str, str]] = Counter()
     for answer in answers:
@@ -136,7 +136,8 @@ def make_tiles(
             held=counts[one.category, "held"],
             to_review=counts[one.category, "open"],
             is_drifting=one.champion is not None
-            and drifting.get(one.category) == one.champion.digest,
+            and one.champion.digest
+            in (drifting.get(one.category), drifting.get(f"{one.category} (served)")),
         )
         for one in standings
     ]

@@ -15,7 +15,7 @@ from onenip.errors import OneNIPError
 from onenip.images import load_mask, resize_image
 from onenip.pages.common import find_thumbnail, load_candidates, take_image
 from onenip.pages.viewer import Panel, draw_viewer
-from onenip.review.items import REASONS, Item, Label
+from onenip.review.items import REASONS, Item, Label, Reason, State
 from onenip.review.marks import load_map
 from onenip.review.queue import ReviewQueue
 
@@ -40,7 +40,7 @@ def draw() -> None:
         _draw_record(queue)
         return
     category, reason = _choose(waiting)
-    items = queue.list_items(category=category, reason=reason)  # type: ignore[arg-type]
+    items = queue.list_items(category=category, reason=reason)
     by = st.sidebar.text_input("Your name", key="reviewer", persist_state="session")
     single, many, record = st.tabs([f"One by one ({len(items)})", "Many at once", "Who said what"])
     with single:
@@ -51,7 +51,7 @@ def draw() -> None:
         _draw_record(queue)
 
 
-def _choose(waiting: dict[tuple[str, str, str], int]) -> tuple[str | None, str | None]:
+def _choose(waiting: dict[tuple[str, Reason, State], int]) -> tuple[str | None, Reason | None]:
     everything = "all"
     categories = [everything, *sorted({key[0] for key in waiting})]
     category = st.sidebar.selectbox("Category", categories, key="category", bind="query-params")
@@ -60,7 +60,10 @@ def _choose(waiting: dict[tuple[str, str, str], int]) -> tuple[str | None, str |
     reason = st.sidebar.selectbox(
         "Reason", [everything, *reasons], key="reason", bind="query-params"
     )
-    return (None if category == everything else category, None if reason == everything else reason)
+    return (
+        None if category == everything else category,
+        next((one for one in REASONS if one == reason), None),
+    )
 
 
 def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:

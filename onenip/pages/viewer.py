@@ -1,4 +1,4 @@
-"""Pictures of one image side by side, at one height: they zoom together, and take boxes that a person draws."""
+"""Pictures of one image side by side that zoom together, and boxes that a person draws on them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,39 @@
+"""Tiles of the overview: what they count, and which are shown."""
+
+from datetime import UTC, datetime
+
+from onenip.pages.overview import choose_tiles, make_tiles
+from onenip.registry.versions import Standing, Version
+from onenip.review.answers import Answer, new_id
+
+
+def make_standing(category, **values):
+    version = Version(
+        category=category,
+        number=1,
+        digest="d" * 64,
+        weights_uri="",
+        approval="approved",
+        metrics={},
+        created_at=datetime.now(tz=UTC),
+    )
+    return Standing(
+        category, **{"champion": version, "challenger": None, "provisional": None} | values
+    )
+
+
+def test_a_hundred_categories_are_counted_filtered_and_sorted():
+    """Alarms of late belong to their category; those that wait for somebody, or alarm most, come first."""
+    standings = [make_standing(f"part{at:03}") for at in range(100)]
+    answers = [
+        Answer(new_id(), {"category": "part042", "verdict": verdict, "score": 1.0})
+        for verdict in ("anomalous", "normal", "anomalous")
+    ]
+
+    tiles = make_tiles(standings, answers, [], {"part007": "d" * 64, "part008": "e" * 64})
+
+    assert [(t.alarms, t.answers) for t in tiles if t.answers] == [(2, 3)]
+    assert [t.standing.category for t in tiles if t.is_drifting] == ["part007"]
+    assert choose_tiles(tiles, text="", order="alarms")[0].standing.category == "part042"
+    assert choose_tiles(tiles, text="", order="what waits")[0].standing.category == "part007"
+    assert len(choose_tiles(tiles, text="PART09", order="name")) == 10
