@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import streamlit as st
 
 from onenip.errors import OneNIPError
@@ -17,6 +18,9 @@ _PAGES = (
     ("Data", "database", data.draw),
     ("Operator", "tv", operator.draw),
 )
+_ICON = np.full(
+    (32, 32, 3), (29, 78, 216), np.uint8
+)  # a name of an icon is fetched from the internet
 _STYLE = """
 <style>
 .block-container {padding-top: 3.2rem; padding-bottom: 3rem; max-width: 1500px}
@@ -27,7 +31,7 @@ _STYLE = """
 
 def main() -> None:
     """Draw the page that the address names."""
-    st.set_page_config(page_title="onenip", layout="wide")
+    st.set_page_config(page_title="onenip", page_icon=_ICON, layout="wide")
     st.html(_STYLE)
     pages = {
         title: st.Page(
