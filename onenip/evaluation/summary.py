@@ -9,8 +9,8 @@
      "original": {<category>: counts and figures of images, without those that people added since},
      "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
-Intervals of verdict figures are exact (Clopper-Pearson), those of the others bootstrapped. The few figures that
-DVC shows are in `overview.json`. The same inputs give the same bytes.
+Intervals of verdict figures are exact (Clopper-Pearson), those of the others bootstrapped. The few figures
+that DVC shows are in `overview.json`. The same inputs give the same bytes.
 """
 
 from __future__ import annotations
