@@ -28,11 +28,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onenip.data.loading import load_resized
+from onenip.data.loading import load_zoomed
 from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import resize_map
 from onenip.detector.scoring import score_maps
+from onenip.detector.zoom import choose_zooms
 from onenip.evaluation.metrics import PixelScores, image_figures
 from onenip.images import load_image, load_mask, resize_image
 from onenip.model.memory import match_tokens
@@ -153,7 +154,7 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
         for category in list_categories(samples):
             normals = [s for s in select(samples, category=category) if s.subset != "test"]
             embedded = [_embed(network, s, size) for s in normals]
-            reference = CategoryStatistics.measure(torch.cat(embedded))
+            reference = CategoryStatistics.measure([one[0] for one in embedded])
             memory = torch.cat(
                 [network.average_tokens(reference.standardize(x))[0] for x in embedded]
             )
@@ -165,7 +166,7 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
                 query = network.average_tokens(fine)[0]
                 chunks = [match_tokens(query, part)[0] for part in memory.split(_CHUNK)]
                 distance = torch.stack(chunks).amin(0)[None]
-                map_ = network.distance_map(distance)
+                map_ = network.distance_map(distance.unflatten(1, network.fine_grid))
                 scores.append(float(score_maps(map_, params.calibrate)))
                 seconds.append(time.perf_counter() - started_at)
                 labels.append(sample.is_defective)
@@ -214,9 +215,8 @@ def train(
 ) -> Detector:
     """A detector fitted to the samples; its synthetic anomalies are left in `folder`."""
     normals = [s for s in samples if s.subset in ("fit", "calibration")]
-    images = load_resized(
-        normals, params.model.input_size, cache_dir=None, workers=2, progress=False
-    )
+    sizes = {k: params.model.zoomed_size(z) for k, z in choose_zooms(samples, params.model).items()}
+    images = load_zoomed(normals, sizes, cache_dir=None, workers=2, progress=False)
     entries = synthetic_bank.draw_entries(
         params.synthesize, normals, images, seed=params.seed, progress=False
     )

@@ -149,6 +149,14 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
     return np.asarray(resized)
 
 
+def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask [H, W] bool at another size (height, width) in px: True where most of a pixel is."""
+    if mask.shape == size:
+        return mask
+    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.BOX)
+    return np.asarray(resized) > 127
+
+
 def hash_file(path: Path) -> str:
     """sha256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:

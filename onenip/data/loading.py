@@ -7,7 +7,7 @@ libraries, so a changed image is another entry; a damaged entry is made anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from onenip.folders import keep_newest, write_whole
 from onenip.images import load_image, resize_image
 from onenip.version import hash_code
 
-_KEPT_FOLDERS = 3  # of the cache: an input size and a state of the code each
+_KEPT_FOLDERS = 6  # of the cache: an input size and a state of the code each
 
 
 def count_cores() -> int:
@@ -69,6 +69,27 @@ def load_resized(
         done = pool.map(load, range(len(samples)))
         for _ in tqdm(done, total=len(samples), desc="images", disable=not progress, unit="image"):
             pass
+    return images
+
+
+def load_zoomed(
+    samples: Sequence[Sample],
+    sizes: Mapping[str, tuple[int, int]],
+    *,
+    cache_dir: Path | None,
+    workers: int,
+    progress: bool,
+) -> list[NDArray[np.uint8]]:
+    """Images at the size (H, W) of their category, [H, W, 3] uint8 each, otherwise as `load_resized`."""
+    images: list[NDArray[np.uint8]] = [np.empty(0, np.uint8)] * len(samples)
+    for size in sorted(set(sizes.values())):
+        rows = [i for i, sample in enumerate(samples) if sizes[sample.category] == size]
+        own = [samples[i] for i in rows]
+        if not own:
+            continue
+        loaded = load_resized(own, size, cache_dir=cache_dir, workers=workers, progress=progress)
+        for i, image in zip(rows, loaded, strict=True):
+            images[i] = image
     return images
 
 

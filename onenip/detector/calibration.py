@@ -16,6 +16,7 @@ from torch import Tensor
 from onenip.detector.category import CategoryState, draw_fused, draw_maps, embed_globally
 from onenip.detector.scoring import Fusion, measure_scale, score_maps
 from onenip.detector.thresholds import find_outliers
+from onenip.detector.zoom import choose_zoom
 from onenip.errors import DataError
 from onenip.images import resize_image
 from onenip.model.file import CategoryMeasurements, MapScale
@@ -65,13 +66,13 @@ def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
 
 
 def measure_statistics(
-    network: Network, fine: Tensor, *, generator: torch.Generator
+    network: Network, fine: Sequence[Tensor], *, generator: torch.Generator
 ) -> tuple[CategoryStatistics, Tensor]:
     """Statistics and memory of a category, and which image each memory token comes from.
 
     Args:
         network: its params say how tokens are averaged and how many are kept.
-        fine: [n, C, h, w], fine features of the normal images; float of any width.
+        fine: [C, h, w] of each normal image, fine features; float of any width.
         generator: random numbers for the choice of tokens.
 
     Returns:
@@ -80,7 +81,7 @@ def measure_statistics(
     statistics = CategoryStatistics.measure(fine)
     if not network.uses_memory:
         return statistics, torch.zeros(0, dtype=torch.int64)
-    per_image = fine.shape[2] * fine.shape[3]
+    per_image = fine[0].shape[1] * fine[0].shape[2]
     keep = max(min(per_image, _CORESET_TOKENS // len(fine)), 1)
     tokens, owners = [], []
     for i, one in enumerate(fine):
@@ -179,6 +180,7 @@ def measure_category(
     anomalies: Sequence[CalibrationImage],
     names: Sequence[str],
     prompt_names: list[str],
+    zoom: float,
     is_provisional: bool,
 ) -> CategoryMeasurements:
     """Scales and scores of a category, from which its thresholds follow.
@@ -191,6 +193,7 @@ def measure_category(
         anomalies: synthetic anomalies made from normal images.
         names: of the normal images, to be recorded; fewer where the images are copies of these.
         prompt_names: file names of the prompts, to be recorded.
+        zoom: at which the images are looked at, to be recorded.
         is_provisional: whether the category was added without training.
 
     Raises:
@@ -219,6 +222,7 @@ def measure_category(
         synthetic_scores=fused.anomaly_scores,
         prompt_names=prompt_names,
         prompt_scores=fused.score(prompt_maps),
+        zoom=zoom,
         is_provisional=is_provisional,
     )
 
@@ -255,11 +259,11 @@ def calibrate_given(
             and do not judge each other either; each is its own. None if no two are.
     """
     with torch.inference_mode():
-        resized = [resize_image(image, network.params.input_size) for image in images]
+        zoom = choose_zoom(((len(image), len(image[0])) for image in images), network.params)
+        resized = [resize_image(image, network.params.zoomed_size(zoom)) for image in images]
         features = [_embed(network, image) for image in resized]
-        fine = torch.cat([f.fine for f in features])
         statistics, owners = measure_statistics(
-            network, fine, generator=torch.Generator().manual_seed(0)
+            network, [f.fine[0] for f in features], generator=torch.Generator().manual_seed(0)
         )
         coarse = torch.cat([f.coarse for f in features])
         embeddings, encoded = embed_globally(coarse), network.encode(coarse)
@@ -294,6 +298,7 @@ def calibrate_given(
             anomalies=[],
             names=[f"given {i}" for i in range(len(images))][:MAX_CALIBRATION_IMAGES],
             prompt_names=[f"given {i}" for i in picks],
+            zoom=zoom,
             is_provisional=True,
         )
     return state, known

@@ -20,9 +20,9 @@ class CategoryState:
     """Tensors that the network needs of a category.
 
     Attributes:
-        prompts: [K, H, W, 3] uint8 at input size.
+        prompts: [K, H, W, 3] uint8 at the input size of the category's zoom.
         encoded: [K, N, D] float, the prompts' encoded tokens.
-        embeddings: [K, C] float, the prompts' mean coarse features, by which categories are told apart.
+        embeddings: [K, C] float, the prompts' mean coarse features, by which the nearest one is found.
         statistics: channel statistics and memory.
     """
 
@@ -96,13 +96,16 @@ def draw_restored(
     """
     fine = statistics.standardize(features.fine)
     maps = {"restoration": network.restoration_map(restored, features.coarse)}
-    distance, matched = fine[:, :0].flatten(1), fine[:, :0]
+    distance, matched, tokens = fine[:, :0].flatten(1), fine[:, :0], fine[:, :0]
+    if fine.shape[1]:
+        tokens = network.average_tokens(fine)
     if network.uses_memory:
-        match = network.match(network.average_tokens(fine), statistics.memory, excluded=excluded)
+        match = network.match(tokens, statistics.memory, excluded=excluded)
         distance, matched = match.distance, statistics.memory[match.index]
-        maps["distance"] = network.distance_map(distance)
+        maps["distance"] = network.distance_map(distance.unflatten(1, fine.shape[2:]))
+    error = (restored - features.coarse).abs()
     logits = network.refine(
-        coarse=features.coarse, restored=restored, fine=fine, distance=distance, matched=matched
+        error=error, fine=fine, tokens=tokens, distance=distance, matched=matched
     )
     maps["refined"] = upsample_logits(logits, network.params.input_size)
     return maps

@@ -88,6 +88,13 @@ class Detector:
             name: build_state(self.folded, prompts[name], statistics[name])
             for name in sorted(spec.categories)
         }
+        # by which an image is known whose category, and so its zoom, is not
+        self._embeddings = {
+            name: state.embeddings
+            if spec.categories[name].zoom == 1
+            else self._embed_prompts(state.prompts)
+            for name, state in self._states.items()
+        }
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -122,7 +129,10 @@ class Detector:
                 ).to(chosen)
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-            _check_category(network, name, prompts[name], statistics[name], origin=str(folder))
+            size = spec.model.zoomed_size(spec.categories[name].zoom)
+            _check_category(
+                network, name, prompts[name], statistics[name], size=size, origin=str(folder)
+            )
         detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
         detector.digest = digest
         return detector
@@ -146,8 +156,17 @@ class Detector:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) in px that images are resized to."""
+        """(height, width) of the maps in px, and of the images that go in, without zoom."""
         return self.network.params.input_size
+
+    def zoomed_size(self, category: str) -> tuple[int, int]:
+        """(height, width) in px that images of a category are resized to.
+
+        Raises:
+            DataError: if the detector does not know it.
+        """
+        self.state(category)
+        return self.spec.model.zoomed_size(self.spec.categories[category].zoom)
 
     @property
     def device(self) -> torch.device:
@@ -155,7 +174,7 @@ class Detector:
         return self.network.coarse_mean.device
 
     def prompt_images(self, category: str) -> NDArray[np.uint8]:
-        """The category's prompts, [K, H, W, 3] uint8, RGB, at input size."""
+        """The category's prompts, [K, H, W, 3] uint8, RGB, at the size that its images are resized to."""
         prompts: NDArray[np.uint8] = self.state(category).prompts.cpu().numpy()
         return prompts
 
@@ -205,7 +224,7 @@ class Detector:
     def measure_distances(self, image: NDArray[np.uint8]) -> dict[str, float]:
         """Distance of an image [H, W, 3] uint8 from each category's nearest prompt, by category."""
         with torch.inference_mode():
-            return self._measure_distances(self._embed(image))
+            return self._measure_distances(self._embed([image], self.input_size))
 
     def score_images(
         self, images: Sequence[NDArray[np.uint8]], category: str
@@ -216,7 +235,7 @@ class Detector:
             DataError: if the category is unknown.
         """
         with torch.inference_mode():
-            return self._score(self._embed(*images), category)
+            return self._score(self._embed(images, self.zoomed_size(category)), category)
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -233,7 +252,7 @@ class Detector:
         with torch.inference_mode():
             encoded = self.folded.encode(torch.cat([query, prompt])).chunk(2)
             restored = self.folded.decode(encoded[0], encoded[1])
-            empty = CategoryStatistics.measure(query[:, :0])
+            empty = CategoryStatistics.measure([query[0, :0]])
             maps = draw_restored(self.folded, Features(query, query[:, :0]), restored, empty)
         return ReconstructionResult(restored, maps["restoration"], maps["refined"].sigmoid())
 
@@ -305,14 +324,19 @@ class Detector:
         started_at = time.perf_counter()
         pixels = [to_array(image) for image in images]
         with torch.inference_mode():
-            features = self._embed(*pixels)
+            features = None if category else self._embed(pixels, self.input_size)
             names = [
-                category or self._infer_category(features[i : i + 1]) for i in range(len(pixels))
+                self._infer_category(features[i : i + 1]) if features else category or ""
+                for i in range(len(pixels))
             ]
             scored: dict[int, tuple[NDArray[np.float32], float]] = {}  # by position
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
-                own = features if len(rows) == len(names) else features[rows]
+                size = self.zoomed_size(name)
+                if features is None or size != self.input_size:
+                    own = self._embed([pixels[i] for i in rows], size)
+                else:
+                    own = features if len(rows) == len(names) else features[rows]
                 scored |= zip(rows, self._score(own, name), strict=True)
         predictions = [
             make_prediction(
@@ -338,8 +362,22 @@ class Detector:
         scores = score_maps(fused, self.spec.calibrate)
         return list(zip(fused.float().cpu().numpy(), scores.tolist(), strict=True))
 
-    def _embed(self, *images: NDArray[np.uint8]) -> Features:
-        resized = np.stack([resize_image(image, self.input_size) for image in images])
+    def _embed_prompts(self, prompts: Tensor) -> Tensor:
+        """Global embeddings [K, C] of prompts [K, H, W, 3] uint8 looked at without zoom."""
+        with torch.inference_mode():
+            return torch.cat(
+                [
+                    embed_globally(self._embed([one.cpu().numpy()], self.input_size).coarse)
+                    for one in prompts
+                ]
+            )
+
+    def embeddings(self, category: str) -> Tensor:
+        """Global embeddings [K, C] of the category's prompts, by which categories are told apart."""
+        return self._embeddings[category]
+
+    def _embed(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Features:
+        resized = np.stack([resize_image(image, size) for image in images])
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
 
     def _infer_category(self, features: Features) -> str:
@@ -349,13 +387,19 @@ class Detector:
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)
         return {
-            name: float(measure_distances(query, state.embeddings).min())
-            for name, state in self._states.items()
+            name: float(measure_distances(query, embeddings).min())
+            for name, embeddings in self._embeddings.items()
         }
 
 
 def _check_category(
-    network: Network, name: str, prompts: Tensor, statistics: CategoryStatistics, *, origin: str
+    network: Network,
+    name: str,
+    prompts: Tensor,
+    statistics: CategoryStatistics,
+    *,
+    size: tuple[int, int],
+    origin: str,
 ) -> None:
     """Make sure that the tensors of a category fit the network.
 
@@ -366,7 +410,7 @@ def _check_category(
     checks = {
         "prompts": prompts.dtype == torch.uint8
         and len(prompts) > 0
-        and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
+        and tuple(prompts.shape[1:]) == (*size, 3),
         "mean": len(mean) in (0, network.channels),
         "std": std.shape == mean.shape and bool((std > 0).all()),
         "memory": memory.shape[1:] == mean.shape and (len(memory) > 0) == network.uses_memory,

@@ -24,7 +24,7 @@ from onenip.errors import CheckpointError, DataError, UnknownCategoryError
 from onenip.images import resize_image
 from onenip.inference.tiles import Tiling, score_in_tiles
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
 Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
@@ -35,7 +35,8 @@ class ExportedCategory:
     """A category of an exported file.
 
     Attributes:
-        number: index of the category in the graph.
+        number: index of the category in the graphs.
+        input_size: (height, width) in px of the images that its graph takes.
         image_threshold: an image scoring above it is anomalous.
         pixel_threshold: a pixel of the map above it is defective.
         is_provisional: whether the category was added without training.
@@ -47,6 +48,7 @@ class ExportedCategory:
     """
 
     number: int
+    input_size: tuple[int, int]
     image_threshold: float
     pixel_threshold: float
     is_provisional: bool
@@ -67,13 +69,17 @@ class Description:
 
     Attributes:
         model_digest: of the exported model.
-        input_size: (height, width) of the graph's input in px.
+        map_size: (height, width) of the maps in px.
+        input_size: (height, width) in px of the image that the first graph takes, which also tells distances
+            from prompts.
         categories: by name.
         tiling: for a file that judges in tiles, else None.
-        sha256: of each part of the exported file, by suffix: renaming a file with its parts is fine.
+        sha256: of each part of the exported file, by the end of its name: renaming a file with its parts
+            is fine.
     """
 
     model_digest: str
+    map_size: tuple[int, int]
     input_size: tuple[int, int]
     categories: dict[str, ExportedCategory]
     tiling: Tiling | None = None
@@ -87,13 +93,14 @@ class Description:
             KeyError: if a value is missing; TypeError or ValueError if one is of another kind.
             DataError: if tiles are impossible.
         """
-        height, width = content["input_size"]
         tiles = content.get("tiles")
         return cls(
             model_digest=str(content["model_digest"]),
-            input_size=(int(height), int(width)),
+            map_size=_to_size(content["map_size"]),
+            input_size=_to_size(content["input_size"]),
             categories={
-                name: ExportedCategory(**known) for name, known in content["categories"].items()
+                name: ExportedCategory(**{**known, "input_size": _to_size(known["input_size"])})
+                for name, known in content["categories"].items()
             },
             tiling=None if tiles is None else Tiling(**tiles),
             sha256=dict(content["sha256"]),
@@ -104,19 +111,20 @@ class EdgeDetector:
     """An exported detector; predicts as `Detector.predict` does.
 
     Args:
-        run: the graph.
-        description: of the graph.
+        graphs: by the size (height, width) in px of the image that each takes.
+        description: of the graphs.
 
     Example:
         >>> EdgeDetector.load("bottle.onnx").predict(["part.png"])[0].score  # doctest: +SKIP
         1.93
     """
 
-    def __init__(self, run: Run, description: Description) -> None:
-        self._run = run
+    def __init__(self, graphs: Mapping[tuple[int, int], Run], description: Description) -> None:
+        self._graphs = graphs
         self._known = description.categories
         self._tiling = description.tiling
         self.input_size = description.input_size
+        self.map_size = description.map_size
         self.digest = description.model_digest
 
     @classmethod
@@ -140,11 +148,18 @@ class EdgeDetector:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file")
         description = read_description(file)
-        parts = _read_parts(file, description)
+        first = description.input_size
+        sizes = {first} | {known.input_size for known in description.categories.values()}
+        files = {size: locate_graph(file, size, first=first) for size in sorted(sizes)}
+        parts = {size: _read_parts(part, file.stem, description) for size, part in files.items()}
         if threads is None:
             threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         try:
-            return cls(openers[file.suffix](file, parts, threads), description)
+            graphs = {
+                size: openers[file.suffix](files[size], parts[size], threads)
+                for size in sorted(sizes)
+            }
+            return cls(graphs, description)
         except ModuleNotFoundError as error:
             raise CheckpointError(f"{file}: needs {error.name}, which is not installed") from error
 
@@ -187,7 +202,7 @@ class EdgeDetector:
             fused,
             score=score,
             size=(pixels.shape[0], pixels.shape[1]),
-            input_size=self.input_size,
+            input_size=self.map_size,
             limits=self._known[name],
             category=name,
             category_inferred=category is None,
@@ -196,20 +211,27 @@ class EdgeDetector:
 
     def _score(self, pixels: NDArray[np.uint8], category: str) -> tuple[NDArray[np.float32], float]:
         """Map [h, w] at input size and score of an image [H, W, 3] of any size."""
-        resized = resize_image(pixels, self.input_size)[None]  # [1, h, w, 3]
-        outputs = self._run(resized, self._number(category))
+        size = self._known[category].input_size
+        resized = resize_image(pixels, size)[None]  # [1, h, w, 3]
+        outputs = self._graphs[size](resized, self._number(category))
         return outputs[0][0], float(outputs[1][0])
 
     def _infer_category(self, pixels: NDArray[np.uint8]) -> str:
         if len(self._known) == 1:
             return self.categories[0]
         resized = resize_image(pixels, self.input_size)[None]
-        distances = self._run(resized, self._number(self.categories[0]))[2]
+        first = self._graphs[self.input_size]
+        distances = first(resized, self._number(self.categories[0]))[2]
         numbers = {known.number: name for name, known in self._known.items()}
         return numbers[int(distances.argmin())]
 
     def _number(self, category: str) -> NDArray[np.int64]:
         return np.array([self._known[category].number], np.int64)
+
+
+def _to_size(values: Sequence[int]) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)
 
 
 def read_description(file: Path) -> Description:
@@ -245,13 +267,24 @@ def compute_seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def locate_graph(file: Path, size: tuple[int, int], *, first: tuple[int, int]) -> Path:
+    """File of the graph of an export that takes images of a size (height, width) in px.
+
+    Args:
+        file: the exported file, which is that of the size `first`.
+        size: of the images.
+        first: the smallest size of the export.
+    """
+    return file if size == first else file.with_suffix(f".{size[0]}x{size[1]}{file.suffix}")
+
+
 def list_parts(file: Path) -> list[Path]:
-    """The files that an exported file consists of, beside its description."""
+    """The files that a graph consists of."""
     return [file, file.with_suffix(".bin")] if file.suffix == ".xml" else [file]
 
 
-def _read_parts(file: Path, description: Description) -> list[bytes]:
-    """Content of each part of an exported file, found to be what was exported.
+def _read_parts(file: Path, stem: str, description: Description) -> list[bytes]:
+    """Content of each part of a graph of an exported file of that stem, found to be what was exported.
 
     Raises:
         CheckpointError: if a part is missing, damaged or of another export.
@@ -264,8 +297,11 @@ def _read_parts(file: Path, description: Description) -> list[bytes]:
             raise CheckpointError(f"{part}: no such file") from error
         except OSError as error:
             raise CheckpointError(f"{part}: cannot be read: {error}") from error
-        if hashlib.sha256(content).hexdigest() != description.sha256.get(part.suffix):
-            raise CheckpointError(f"{part}: damaged, or of another export than {file.name}.json")
+        expected = description.sha256.get(part.name.removeprefix(stem))
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(
+                f"{part}: damaged, or of another export than {stem}{file.suffix}.json"
+            )
         contents.append(content)
     return contents
 

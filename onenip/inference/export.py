@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import shutil
 import tempfile
 import warnings
@@ -33,7 +34,7 @@ from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import DataError, OneNIPError
 from onenip.folders import write_whole
 from onenip.images import hash_file
-from onenip.inference.edge import FORMAT_VERSION, compute_seal, list_parts
+from onenip.inference.edge import FORMAT_VERSION, compute_seal, list_parts, locate_graph
 from onenip.inference.tiling import TiledDetector
 from onenip.model.network import CategoryStatistics
 
@@ -65,6 +66,7 @@ class ExportedNetwork(nn.Module):
 
     encoded: Tensor
     embeddings: Tensor
+    identities: Tensor
     mean: Tensor
     std: Tensor
     memory: Tensor
@@ -78,6 +80,8 @@ class ExportedNetwork(nn.Module):
         self.network = detector.network
         self.register_buffer("encoded", _stack([s.encoded for s in states]))  # [S, K, N, D]
         self.register_buffer("embeddings", _stack([s.embeddings for s in states]))  # [S, K, C]
+        identities = [detector.embeddings(name) for name in categories]
+        self.register_buffer("identities", _stack(identities))  # [S, K, C]
         self.register_buffer("mean", torch.stack([s.statistics.mean for s in states]))  # [S, C]
         self.register_buffer("std", torch.stack([s.statistics.std for s in states]))  # [S, C]
         self.register_buffer("memory", _stack([s.statistics.memory for s in states]))  # [S, M, C]
@@ -94,13 +98,14 @@ class ExportedNetwork(nn.Module):
         """Map [1, H, W], score [1] and distances [S] of an image.
 
         Args:
-            image: [1, H, W, 3] uint8, RGB, at input size.
+            image: [1, H, W, 3] uint8, RGB, at the size of the category's zoom; the distances are to be read
+                of one at input size.
             category: [1] int64, its number.
         """
         features = self.network.embed(image)
         distances = measure_distances(
-            embed_globally(features.coarse), self.embeddings.flatten(0, 1)
-        ).unflatten(1, self.embeddings.shape[:2])  # [1, S, K]
+            embed_globally(features.coarse), self.identities.flatten(0, 1)
+        ).unflatten(1, self.identities.shape[:2])  # [1, S, K]
         fused = draw_fused(
             self.network, features, self._select_state(category), self._select_fusion(category)
         )  # [1, H, W]
@@ -154,7 +159,7 @@ def export_detector(
     content = describe(detector, names)
     path = out.with_suffix(SUFFIXES[format])
     with draft_export(path) as draft:
-        write_graph(detector, draft, format=format, categories=names)
+        write_graphs(detector, draft, format=format, categories=names)
         write_description(draft, content)
     return path
 
@@ -184,7 +189,7 @@ def export_tiled(
     }
     path = out.with_suffix(SUFFIXES[format])
     with draft_export(path) as draft:
-        write_graph(tiled.detector, draft, format=format, categories=own)
+        write_graphs(tiled.detector, draft, format=format, categories=own)
         write_description(draft, content)
     return path
 
@@ -211,21 +216,28 @@ def draft_export(path: Path) -> Iterator[Path]:
     try:
         draft = folder / path.name
         yield draft
-        for part in (*list_parts(draft), locate_description(draft)):
+        for old in path.parent.glob(f"{path.stem}.*x*.*"):  # further graphs of an earlier export
+            if re.fullmatch(r"\.\d+x\d+\.(onnx|xml|bin)", old.name.removeprefix(path.stem)):
+                old.unlink()
+        description = locate_description(draft)
+        parts = sorted(p for p in folder.glob(f"{path.stem}.*") if p != description)
+        for part in (*parts, description):
             with write_whole(path.with_name(part.name)) as whole:
                 part.rename(whole)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_graph(
+def write_graphs(
     detector: Detector,
     path: Path,
     *,
     format: Format,  # noqa: A002  # the word that users say
     categories: Sequence[str],
 ) -> None:
-    """Write a detector's graph alone.
+    """Write a detector's graphs alone: one for each size at which its categories are looked at.
+
+    All hold the same tensors; only the size of the image that they take differs.
 
     Raises:
         DataError: if the detector does not know a category, or is not on the CPU.
@@ -235,14 +247,23 @@ def write_graph(
         raise DataError("load the detector on the CPU to export it")
     network = ExportedNetwork(detector, categories).eval()
     try:
-        if format == "onnx":
-            _write_onnx(network, path, detector.input_size)
-        else:
-            _write_openvino(network, path, detector.input_size)
+        write = _write_onnx if format == "onnx" else _write_openvino
+        first, *others = list_sizes(detector, categories)
+        for size in (first, *others):
+            write(network, locate_graph(path, size, first=first), size)
     except ModuleNotFoundError as error:
         raise OneNIPError(
             f"--format {format} needs {error.name}; install onenip[export]"
         ) from error
+
+
+def list_sizes(detector: Detector, categories: Sequence[str]) -> list[tuple[int, int]]:
+    """Sizes (height, width) in px of the images that an export's graphs take.
+
+    The first is the smallest: that without zoom, by which a category is told, if there are several.
+    """
+    sizes = {detector.zoomed_size(name) for name in categories}
+    return sorted(sizes if len(categories) == 1 else sizes | {detector.input_size})
 
 
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
@@ -250,10 +271,12 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "model_digest": detector.digest,
-        "input_size": list(detector.input_size),
+        "map_size": list(detector.input_size),
+        "input_size": list(list_sizes(detector, categories)[0]),
         "categories": {
             name: {
                 "number": number,
+                "input_size": list(detector.zoomed_size(name)),
                 "image_threshold": known.image_threshold,
                 "review_threshold": known.review_threshold,
                 "pixel_threshold": known.pixel_threshold,
@@ -273,7 +296,10 @@ def locate_description(path: Path) -> Path:
 
 def write_description(path: Path, content: Mapping[str, Any]) -> None:
     """Write the description of an exported file, with the checksums of its parts and a seal over all."""
-    sha256 = {part.suffix: hash_file(part) for part in list_parts(path)}
+    first = tuple(content["input_size"])
+    sizes = {first} | {tuple(one["input_size"]) for one in content["categories"].values()}
+    parts = [p for s in sizes for p in list_parts(locate_graph(path, s, first=first))]
+    sha256 = {part.name.removeprefix(path.stem): hash_file(part) for part in parts}
     whole = {**content, "sha256": sha256}
     sealed = {**whole, "seal": compute_seal(whole)}
     text = json.dumps(sealed, indent=2, sort_keys=True, allow_nan=False) + "\n"

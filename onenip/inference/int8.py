@@ -18,8 +18,14 @@ from numpy.typing import NDArray
 from onenip.detector.detector import Detector
 from onenip.errors import DataError, OneNIPError
 from onenip.images import load_image, resize_image
-from onenip.inference.edge import EdgeDetector
-from onenip.inference.export import describe, draft_export, write_description, write_graph
+from onenip.inference.edge import EdgeDetector, locate_graph
+from onenip.inference.export import (
+    describe,
+    draft_export,
+    list_sizes,
+    write_description,
+    write_graphs,
+)
 
 MAX_CALIBRATION_IMAGES = 300
 
@@ -78,25 +84,28 @@ def export_int8(
     except ModuleNotFoundError as error:
         raise OneNIPError(f"--int8 needs {error.name}; install onenip[export,int8]") from error
     names = sorted(normals)
-    inputs = _load_inputs(detector, normals)
-    if not inputs:
+    if not any(normals.values()):
         raise DataError("INT8 needs normal images to calibrate on")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     content = describe(detector, names)
     path = out.with_suffix(".xml")
     with draft_export(path) as draft:
         wide = draft.with_name(f"fp32-{draft.name}")
-        write_graph(detector, wide, format="openvino", categories=names)
+        write_graphs(detector, wide, format="openvino", categories=names)
         write_description(wide, content)
-        graph = openvino.Core().read_model(str(wide))
-        quantized = nncf.quantize(
-            graph,
-            nncf.Dataset(inputs),
-            subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
-            ignored_scope=nncf.IgnoredScope(names=_list_exact(graph)),
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-        )
-        openvino.save_model(quantized, str(draft), compress_to_fp16=False)
+        first, *others = list_sizes(detector, names)
+        for size in (first, *others):
+            graph = openvino.Core().read_model(str(locate_graph(wide, size, first=first)))
+            inputs = _load_inputs(detector, normals, size)
+            quantized = nncf.quantize(
+                graph,
+                nncf.Dataset(inputs),
+                subset_size=min(len(inputs), MAX_CALIBRATION_IMAGES),
+                ignored_scope=nncf.IgnoredScope(names=_list_exact(graph)),
+                preset=nncf.QuantizationPreset.PERFORMANCE,
+            )
+            target = locate_graph(draft, size, first=first)
+            openvino.save_model(quantized, str(target), compress_to_fp16=False)
         write_description(draft, content)
         loss = measure_loss(EdgeDetector.load(wide), EdgeDetector.load(draft), tests)
         write_description(draft, {**content, "int8": asdict(loss)})
@@ -164,16 +173,17 @@ def _list_exact(graph: Any) -> list[str]:
 
 
 def _load_inputs(
-    detector: Detector, normals: Mapping[str, Sequence[Path]]
+    detector: Detector, normals: Mapping[str, Sequence[Path]], size: tuple[int, int]
 ) -> list[dict[str, NDArray[np.generic]]]:
-    """Inputs of the graph, taken in turn from the categories."""
+    """Inputs of the graph of a size, taken in turn from the categories."""
     names = sorted(normals)
     share = max(MAX_CALIBRATION_IMAGES // max(len(names), 1), 1)
     return [
         {
-            "image": resize_image(load_image(path), detector.input_size)[None],
+            "image": resize_image(load_image(path), size)[None],
             "category": np.array([number], np.int64),
         }
         for number, name in enumerate(names)
+        if size in (detector.zoomed_size(name), detector.input_size)
         for path in list(normals[name])[:share]
     ]

@@ -114,7 +114,7 @@ def _resize_map(x: Tensor, grid: tuple[int, int], pooling: Pooling) -> Tensor:
 def _create_model(name: str, indices: Sequence[int], input_size: tuple[int, int]) -> nn.Module:
     if name not in timm.list_models():
         raise ParamsError(f"model.backbone: timm has no model {name!r}", key="model.backbone")
-    sized: dict[str, Any] = {"img_size": input_size} if _takes_image_size(name) else {}
+    sized: dict[str, Any] = {"img_size": input_size} if takes_one_size(name) else {}
     try:
         if not indices:
             probe: Any = timm.create_model(name, pretrained=False, features_only=True, **sized)
@@ -145,7 +145,8 @@ def _read_config(name: str) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _takes_image_size(name: str) -> bool:
+def takes_one_size(name: str) -> bool:
+    """Whether a timm model is built for images of one size."""
     return bool(_read_config(name).get("fixed_input_size")) or name.startswith("vit_")
 
 

@@ -67,6 +67,9 @@ class CategoryMeasurements(Section):
     synthetic_scores: list[float] = Field(description="image scores of synthetic anomalies")
     prompt_names: list[str] = Field(description="images chosen as prompts, of the data set")
     prompt_scores: list[float] = Field(description="image scores of the prompts, to verify by")
+    zoom: float = Field(
+        1.0, description="multiple of model.input_size at which its images are looked at"
+    )
     is_provisional: bool = Field(description="whether the category was added without training")
 
 
@@ -198,6 +201,8 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
             raise CheckpointError(f"{path}: damaged, or changed by hand: its seal does not fit")
     if version == 1:
         values = _upgrade(values)
+    if isinstance(values.get("model"), dict):
+        values["model"].setdefault("zooms", [1.0])  # of models from before there were any
     try:
         return DetectorSpec.model_validate_json(json.dumps(values)), tensors_sha256
     except ValidationError as error:

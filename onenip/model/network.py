@@ -8,6 +8,7 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `C` channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -31,7 +32,8 @@ class Features:
 
     Attributes:
         coarse: [B, C, h, w] float, to be reconstructed; standardised per channel with `model.standardize`.
-        fine: [B, C, h8, w8] float, to be matched with the memory; C is 0 if nothing reads them.
+        fine: [B, C, h8, w8] float, to be matched with the memory; C is 0 if nothing reads them. Their grid
+            grows with the zoom at which images are looked at.
     """
 
     coarse: Tensor
@@ -57,26 +59,31 @@ class CategoryStatistics:
     memory: Tensor
 
     @classmethod
-    def measure(cls, fine: Tensor) -> Self:
-        """Statistics of normal images' fine features [B, C, h, w], with an empty memory."""
-        if fine.shape[1] == 0:
-            return cls(fine.new_zeros(0), fine.new_zeros(0), fine.new_zeros(0, 0))
-        total = fine.new_zeros(2, fine.shape[1], dtype=torch.float64)  # of values and of squares
-        for part in fine.split(_MEASURED_TOGETHER):
-            values = part.double()
-            total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
-        mean, square = total / (fine.numel() / fine.shape[1])
+    def measure(cls, features: Sequence[Tensor]) -> Self:
+        """Statistics of features [C, h, w] of each normal image, with an empty memory."""
+        channels = features[0].shape[0]
+        if channels == 0:
+            return cls(torch.zeros(0), torch.zeros(0), torch.zeros(0, 0))
+        total = torch.zeros(2, channels, dtype=torch.float64)  # of values and of squares
+        count = 0
+        for start in range(0, len(features), _MEASURED_TOGETHER):
+            parts = [one.flatten(1) for one in features[start : start + _MEASURED_TOGETHER]]
+            values = torch.cat(parts, dim=1).double()  # [C, positions]
+            total += torch.stack([values.sum(1), values.square().sum(1)]).cpu()
+            count += values.shape[1]
+        mean, square = total / count
         std = (square - mean.square()).clamp_min(0).sqrt().float()
-        memory = fine.new_zeros(0, fine.shape[1], dtype=torch.float32)
-        return cls(mean.float(), std + 1e-4 * std.mean() + 1e-6, memory)
+        memory = torch.zeros(0, channels)
+        found = cls(mean.float(), std + 1e-4 * std.mean() + 1e-6, memory)
+        return found.to(features[0].device)
 
     def with_memory(self, memory: Tensor) -> CategoryStatistics:
         """The same statistics with memory tokens [M, C]."""
         return replace(self, memory=memory)
 
-    def to(self, device: torch.device) -> CategoryStatistics:
+    def to(self, device: torch.device) -> Self:
         """The same statistics on a device."""
-        return CategoryStatistics(self.mean.to(device), self.std.to(device), self.memory.to(device))
+        return type(self)(self.mean.to(device), self.std.to(device), self.memory.to(device))
 
     def standardize(self, fine: Tensor) -> Tensor:
         """Fine features [B, C, h, w] with the category's own zero mean and unit variance."""
@@ -99,6 +106,9 @@ class Match:
 class Network(nn.Module):
     """Backbone, reconstruction and refiner.
 
+    An image is looked at with a zoom: it comes in at a multiple of the input size. The transformer's grid
+    and the maps stay the same, the grid of tokens that are matched and refined grows with it.
+
     Args:
         params: the architecture.
 
@@ -120,7 +130,7 @@ class Network(nn.Module):
             input_size=params.input_size,
             padding_size=params.padding_size,
         )
-        self.grid, self.fine_grid = _plan_grids(self.backbone, params.input_size)
+        self.grid, self.fine_grid, self._fine_level = _plan_grids(self.backbone, params.input_size)
         channels = sum(self.backbone.channels)
         self.channels = channels
         self.register_buffer("coarse_mean", torch.zeros(channels))
@@ -151,8 +161,13 @@ class Network(nn.Module):
         """True if a category needs a token memory."""
         return self.params.memory_tokens > 0
 
+    @property
+    def fine_stride(self) -> int:
+        """Px of a fine token."""
+        return self.params.input_size[0] // self.fine_grid[0]
+
     def embed(self, images: Tensor) -> Features:
-        """Features of images [B, H, W, 3] uint8, RGB, 0..255, at the input size."""
+        """Features of images [B, H, W, 3] uint8, RGB, 0..255, at the input size of a zoom."""
         return self.fuse(self.backbone(images))
 
     def fuse(self, levels: list[Tensor]) -> Features:
@@ -160,7 +175,9 @@ class Network(nn.Module):
         coarse = fuse_levels(levels, grid=self.grid, pooling=self.params.pooling)
         if isinstance(self.refiner, PaperRefiner) and not self.uses_memory:
             return Features(self.standardize(coarse), coarse[:, :0])
-        fine = fuse_levels(levels, grid=self.fine_grid, pooling="area")
+        finest = levels[self._fine_level]
+        grid = (finest.shape[-2], finest.shape[-1])
+        fine = fuse_levels(levels, grid=grid, pooling="area")
         return Features(self.standardize(coarse), fine)
 
     def standardize(self, coarse: Tensor) -> Tensor:
@@ -203,37 +220,35 @@ class Network(nn.Module):
     def refine(
         self,
         *,
-        coarse: Tensor,
-        restored: Tensor,
+        error: Tensor,
         fine: Tensor,
+        tokens: Tensor,
         distance: Tensor,
         matched: Tensor,
     ) -> Tensor:
         """Logits at the refiner's own resolution.
 
         Args:
-            coarse: features of the queries, [B, C, h, w].
-            restored: reconstructed features, [B, C, h, w].
-            fine: standardised fine features, [B, C, h8, w8].
-            distance: to the nearest memory tokens, [B, N8]; unread without a memory.
-            matched: those tokens themselves, [B, N8, C]; unread without a memory.
+            error: absolute error of the reconstruction, [B, C, h, w], or on the grid of `fine`.
+            fine: standardised fine features, [B, C, h8, w8], or a window of them.
+            tokens: the same averaged, [B, N8, C].
+            distance: of the tokens to the nearest memory tokens, [B, N8]; unread without a memory.
+            matched: those memory tokens, [B, N8, C]; unread without a memory.
 
         Returns:
             [B, 1, h', w'].
         """
-        error = (restored - coarse).abs()
         if isinstance(self.refiner, PaperRefiner):
             return self.refiner(error)
         size = (fine.shape[-2], fine.shape[-1])
         evidence: list[Tensor] = []
         for kind in self.params.evidence:
             if kind == "restoration":
-                evidence.append(_resize(error, size))
+                evidence.append(resize(error, size))
             elif kind == "distance":
                 evidence.append(distance.unflatten(1, size)[:, None] * (2 / self.channels**0.5))
             elif kind == "residual":
-                residual = (self.average_tokens(fine) - matched).abs()  # [B, N8, C]
-                evidence.append(residual.mT.unflatten(2, size))
+                evidence.append((tokens - matched).abs().mT.unflatten(2, size))
             else:
                 evidence.append(fine)
         return self.refiner(torch.cat(evidence, dim=1))
@@ -247,10 +262,8 @@ class Network(nn.Module):
         return upsample_logits(distance, self.params.input_size)
 
     def distance_map(self, distance: Tensor) -> Tensor:
-        """Distances to the nearest memory tokens [B, N8], at input size: [B, H, W]."""
-        return upsample_logits(
-            distance.unflatten(1, self.fine_grid)[:, None], self.params.input_size
-        )
+        """Distances to the nearest memory tokens [B, h8, w8], at input size: [B, H, W]."""
+        return upsample_logits(distance[:, None], self.params.input_size)
 
     def _count_evidence(self) -> int:
         return sum(1 if kind == "distance" else self.channels for kind in self.params.evidence)
@@ -273,8 +286,8 @@ def standardize(maps: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def _plan_grids(
     backbone: Backbone, input_size: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Token grids (h, w), coarse and fine, as the backbone really gives them."""
+) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Token grids (h, w), coarse and fine, as the backbone really gives them, and the fine one's level."""
     with torch.no_grad():
         levels = backbone(torch.zeros(1, *input_size, 3, dtype=torch.uint8))
     grids = {
@@ -282,8 +295,11 @@ def _plan_grids(
         for x, stride in zip(levels, backbone.strides, strict=True)
     }
     fine = min((stride for stride in grids if stride >= _FINE_STRIDE), default=max(grids))
-    return grids[max(grids)], grids[fine]
+    return grids[max(grids)], grids[fine], list(backbone.strides).index(fine)
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [B, C, h, w] on another grid, bilinear with aligned corners."""
+    if tuple(maps.shape[-2:]) == size:
+        return maps
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)

@@ -69,7 +69,7 @@ def collect_evidence(
         champion = None
     defects = [sample for sample in tested if sample.is_defective]
     compared = {sample.name for sample in tested} if defects else {s.name for s in normals}
-    size = challenger.input_size
+    size = challenger.zoomed_size(category)
     anomalies = [] if defects else _draw_anomalies(normals, params, size=size)
     models = [challenger] if champion is None else [challenger, champion]
     recorders = [_Recorder(category, params.gate) for _ in models]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from onenip.data.loading import count_cores, load_resized
+from onenip.data.loading import count_cores, load_zoomed
 from onenip.data.manifest import load_manifest
+from onenip.detector.zoom import choose_zooms
 from onenip.errors import DataError
 from onenip.folders import replace_folder
 from onenip.params import Params
@@ -35,8 +36,10 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     samples = [s for s in load_manifest(manifest, data_dir) if s.subset in ("fit", "calibration")]
     if not samples:
         raise DataError(f"{manifest}: no normal training images", path=manifest)
-    size, show = params.model.input_size, sys.stderr.isatty()
-    images = load_resized(samples, size, cache_dir=None, workers=count_cores(), progress=show)
+    show = sys.stderr.isatty()
+    zooms = choose_zooms(samples, params.model)
+    sizes = {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()}
+    images = load_zoomed(samples, sizes, cache_dir=None, workers=count_cores(), progress=show)
     entries = synthetic_bank.draw_entries(
         params.synthesize, samples, images, seed=params.seed, progress=show
     )

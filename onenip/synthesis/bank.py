@@ -39,7 +39,7 @@ class StoredAnomaly:
     """A row of the bank.
 
     Attributes:
-        image: the anomalous image's file, at the model's input size.
+        image: the anomalous image's file, at the input size of the category's zoom.
         mask: its mask's file.
         category: product category.
         kind: how it was made.
@@ -56,19 +56,21 @@ class StoredAnomaly:
 def draw_entries(
     params: SynthesizeParams,
     samples: Sequence[Sample],
-    images: NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]],
     *,
     seed: int,
     progress: bool,
 ) -> Iterator[Entry]:
-    """Synthetic anomalies of normal images [n, H, W, 3] uint8, `per_image` of each, one by one.
+    """Synthetic anomalies of normal images [H, W, 3] uint8, those of a category of one size, one by one.
+
+    There are `per_image` of each.
 
     An anomaly is a function of the seed, its image and the other images of its category.
 
     Raises:
         ParamsError: naming an image that no kind of anomaly changes visibly.
     """
-    synthesizer = build_synthesizer(params, size=(images.shape[1], images.shape[2]), seed=seed)
+    synthesizers = build_synthesizers(params, images, seed=seed)
     by_category = group_by_category(samples)
     for index in tqdm(range(len(samples)), desc="synthesize", disable=not progress, unit="image"):
         rng = np.random.default_rng([seed, 4, int(samples[index].sha256[:12], 16)])
@@ -76,7 +78,8 @@ def draw_entries(
         for variant in range(params.per_image):
             donors = [images[i] for i in rng.choice(mates, min(2, len(mates)))]
             try:
-                drawn = synthesizer.draw(images[index], rng, donors=donors)
+                height, width, _ = images[index].shape
+                drawn = synthesizers[height, width].draw(images[index], rng, donors=donors)
             except ParamsError as error:
                 raise ParamsError(f"{samples[index].name}: {error}", key=error.key) from error
             yield Entry(samples[index], variant, drawn)
@@ -87,6 +90,14 @@ def build_synthesizer(params: SynthesizeParams, *, size: tuple[int, int], seed: 
     folder = Path(params.textures) if params.textures else None
     textures = load_textures(folder, size=size, rng=np.random.default_rng([seed, 3]))
     return Synthesizer(params, textures=textures)
+
+
+def build_synthesizers(
+    params: SynthesizeParams, images: Sequence[NDArray[np.uint8]], *, seed: int
+) -> dict[tuple[int, int], Synthesizer]:
+    """A synthesizer for each size (H, W) in px that images [H, W, 3] have."""
+    sizes = {(image.shape[0], image.shape[1]) for image in images}
+    return {size: build_synthesizer(params, size=size, seed=seed) for size in sorted(sizes)}
 
 
 def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:

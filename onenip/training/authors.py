@@ -204,12 +204,12 @@ def _build_params(trained: dict[str, Tensor], *, origin: str) -> Params:
 
 
 def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed: int) -> Detector:
-    size = params.model.input_size
+    size = params.model.input_size  # the paper's model has no zoom
     fitted = select(samples, subset="fit")
     workers = count_cores()
     data = build_training_set(
         network,
-        load_resized(fitted, size, cache_dir=None, workers=workers, progress=False),
+        list(load_resized(fitted, size, cache_dir=None, workers=workers, progress=False)),
         names=[s.name for s in fitted],
         categories=[s.category for s in fitted],
         seed=seed,
@@ -219,7 +219,7 @@ def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed
     held_out = select(samples, subset="calibration") or fitted
     images = load_resized(held_out, size, cache_dir=None, workers=workers, progress=False)
     entries = synthetic_bank.draw_entries(
-        params.synthesize, held_out, images, seed=seed, progress=False
+        params.synthesize, held_out, list(images), seed=seed, progress=False
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bank"

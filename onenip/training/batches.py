@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,13 @@ from onenip.errors import DataError, DivergedError, ParamsError
 from onenip.folders import keep_newest, write_whole
 from onenip.model.features import Backbone
 from onenip.model.folding import fold_backbone
-from onenip.model.network import CategoryStatistics, Features, Network
+from onenip.model.network import CategoryStatistics, Features, Match, Network
 from onenip.model.weights import hash_backbone
 from onenip.synthesis.anomalies import Synthesizer
 from onenip.version import hash_code
 
 _EMBED_BATCH = 8
-_KEPT_ENTRIES = 3  # of the cache of features
+_KEPT_ENTRIES = 6  # of the cache of features: one for each input size of a training
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
 
 log = logging.getLogger(__name__)
@@ -44,26 +44,24 @@ class TrainingSet:
     """Normal images to fit to, and everything computed from them once.
 
     Attributes:
-        images: [n, H, W, 3] uint8 at input size.
+        images: n of [H, W, 3] uint8, each at the input size of its category's zoom.
         names: [n] of the images, for messages.
         categories: [n] name of each image's category.
-        features: coarse float32 [n, C, h, w] and fine float16 [n, C, h8, w8], both raw; on disk where they
-            are cached.
+        features: n of one image each, coarse float32 [1, C, h, w] and fine float16 [1, C, h8, w8], both raw;
+            on disk where they are cached.
         embeddings: [n, C] float, global.
         statistics: by category.
-        distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
-        matches: [n, N8] int64, those tokens' indices; empty without memory.
+        matches: n of one image each, to the nearest memory tokens of other images; empty without memory.
         owners: by category, the index of the image that each memory token comes from.
     """
 
-    images: NDArray[np.uint8]
+    images: Sequence[NDArray[np.uint8]]
     names: list[str]
     categories: list[str]
-    features: Features
+    features: list[Features]
     embeddings: Tensor
     statistics: dict[str, CategoryStatistics]
-    distances: Tensor
-    matches: Tensor
+    matches: list[Match]
     owners: dict[str, Tensor]
 
     def list_indices(self, category: str) -> NDArray[np.intp]:
@@ -73,7 +71,7 @@ class TrainingSet:
 
 def build_training_set(
     network: Network,
-    images: NDArray[np.uint8],
+    images: Sequence[NDArray[np.uint8]],
     *,
     names: list[str],
     categories: list[str],
@@ -85,7 +83,7 @@ def build_training_set(
 
     Args:
         network: with its backbone's weights; its `coarse_mean` and `coarse_std` are set.
-        images: [n, H, W, 3] uint8 at input size.
+        images: n of [H, W, 3] uint8, each at the input size of its category's zoom.
         names: [n].
         categories: [n].
         seed: root of the memories' choice.
@@ -97,41 +95,43 @@ def build_training_set(
     """
     network.coarse_mean.zero_()
     network.coarse_std.fill_(1)
-    raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
+    raw: list[Features] = [Features(torch.empty(0), torch.empty(0))] * len(images)
+    for shape in sorted({image.shape for image in images}):
+        rows = [i for i, image in enumerate(images) if image.shape == shape]
+        group = [images[i] for i in rows]
+        embedded = embed_cached(network, group, cache_dir=cache_dir, progress=progress)
+        for place, i in enumerate(rows):
+            raw[i] = embedded[place : place + 1]
     _check_finite(raw, names)
     if network.params.standardize:
-        overall = CategoryStatistics.measure(raw.coarse)
+        overall = CategoryStatistics.measure([one.coarse[0] for one in raw])
         network.coarse_mean.copy_(overall.mean)
         network.coarse_std.copy_(overall.std)
     statistics: dict[str, CategoryStatistics] = {}
     owners = {}
-    size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
-    distances = torch.zeros(len(images), size)
-    matches = torch.zeros(len(images), size, dtype=torch.int64)
+    empty = Match(torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.int64))
+    matches = [empty] * len(images)
     with torch.inference_mode():
         for number, category in enumerate(sorted(set(categories))):
             indices = np.flatnonzero(np.array(categories) == category)
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            own, owner = measure_statistics(network, _take(raw.fine, indices), generator=generator)
+            fine = [raw[i].fine[0] for i in indices]
+            own, owner = measure_statistics(network, fine, generator=generator)
             statistics[category], owners[category] = own, torch.tensor(indices)[owner]
             if not network.uses_memory:
                 continue
             for index in indices:
-                fine = own.standardize(raw.fine[index][None])
+                tokens = network.average_tokens(own.standardize(raw[index].fine))
                 excluded = (owners[category] == int(index))[None]
-                match = network.match(network.average_tokens(fine), own.memory, excluded=excluded)
-                distances[index], matches[index] = match.distance[0], match.index[0]
+                matches[index] = network.match(tokens, own.memory, excluded=excluded)
     return TrainingSet(
         images=images,
         names=names,
         categories=categories,
         features=raw,
-        embeddings=torch.cat(
-            [embed_globally(network.standardize(part)) for part in raw.coarse.split(_EMBED_BATCH)]
-        ),
+        embeddings=torch.cat([embed_globally(network.standardize(one.coarse)) for one in raw]),
         statistics=statistics,
-        distances=distances.clone(),
-        matches=matches.clone(),
+        matches=[Match(one.distance.clone(), one.index.clone()) for one in matches],
         owners=owners,
     )
 
@@ -145,7 +145,7 @@ def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Featur
     Args:
         network: standardises coarse features, if its standardisation is set.
         backbone: the network's, folded.
-        images: [B, H, W, 3] uint8 at input size, on the network's device.
+        images: [B, H, W, 3] uint8 at the input size of a zoom, on the network's device.
 
     Returns:
         coarse float32 and fine float16, on the network's device.
@@ -156,16 +156,20 @@ def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Featur
 
 
 def embed_cached(
-    network: Network, images: NDArray[np.uint8], *, cache_dir: Path | None, progress: bool
+    network: Network,
+    images: Sequence[NDArray[np.uint8]],
+    *,
+    cache_dir: Path | None,
+    progress: bool,
 ) -> Features:
-    """Raw features of images, from the cache if it holds the features of these very images.
+    """Raw features of images of one size, from the cache if it holds the features of these very images.
 
     An entry is a folder, named by a digest of everything that features depend on. The entries used last
     are kept, the others deleted.
 
     Args:
         network: whose standardisation is off (zero mean, unit deviation).
-        images: [n, H, W, 3] uint8 at input size.
+        images: n of [H, W, 3] uint8 at the input size of a zoom.
         cache_dir: folder of the cache; None for no cache.
         progress: whether to show a bar.
 
@@ -197,22 +201,23 @@ def embed_cached(
     return Features(*map(torch.from_numpy, found))
 
 
-def _name_entry(network: Network, images: NDArray[np.uint8]) -> str:
+def _name_entry(network: Network, images: Sequence[NDArray[np.uint8]]) -> str:
     """Digest of everything that features depend on: code, libraries, weights, settings, device, images."""
     facts = (
         hash_code("model", libraries=("timm", "torch")),
         hash_backbone(network.backbone),
         network.params.model_dump_json(),
         network.coarse_mean.device.type,
-        images.shape,
+        (len(images), *images[0].shape),
     )
     key = hashlib.sha256(repr(facts).encode())
-    key.update(np.ascontiguousarray(images).data)
+    for image in images:
+        key.update(np.ascontiguousarray(image).data)
     return key.hexdigest()[:32]
 
 
 def _embed_parts(
-    network: Network, images: NDArray[np.uint8], *, progress: bool
+    network: Network, images: Sequence[NDArray[np.uint8]], *, progress: bool
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float16]]]:
     """Coarse and fine features of a few images at a time, [b, C, h, w] each, C-contiguous.
 
@@ -222,7 +227,7 @@ def _embed_parts(
     device = network.coarse_mean.device
     starts = range(0, len(images), _EMBED_BATCH)
     for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
-        batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
+        batch = torch.from_numpy(np.stack(images[start : start + _EMBED_BATCH]))
         embedded = embed_images(network, backbone, batch.to(device))
         coarse, fine = embedded.coarse.cpu(), embedded.fine.cpu()
         yield np.ascontiguousarray(coarse.numpy()), np.ascontiguousarray(fine.numpy())
@@ -254,22 +259,9 @@ def _write_arrays(
                     stream.write(array.data)
 
 
-def _take(features: Tensor, indices: NDArray[np.intp]) -> Tensor:
-    """Rows of features; no copy is made where they follow each other, as those of a category do."""
-    first, last = int(indices[0]), int(indices[-1])
-    if last - first + 1 == len(indices):
-        return features[first : last + 1]
-    return features[torch.from_numpy(indices)]
-
-
-def _check_finite(features: Features, names: Sequence[str]) -> None:
-    finite = torch.stack(
-        [
-            torch.cat([part.isfinite().flatten(1).all(1) for part in one.split(_EMBED_BATCH)])
-            for one in (features.coarse, features.fine)
-        ]
-    )
-    bad = (~finite.all(0)).nonzero()[:, 0]
+def _check_finite(features: Sequence[Features], names: Sequence[str]) -> None:
+    finite = [bool(f.coarse.isfinite().all() and f.fine.isfinite().all()) for f in features]
+    bad = (~torch.tensor(finite)).nonzero()[:, 0]
     if len(bad):
         raise DivergedError(
             f"features of {len(bad)} of {len(names)} normal images are not finite, "
@@ -283,15 +275,19 @@ class Batch(NamedTuple):
     Attributes:
         indices: [B] int64, of the normal images.
         prompts: [B] int64, of the images that prompt them.
-        anomalous: [B, H, W, 3] uint8.
-        masks: [B, H, W] bool.
+        anomalous: B of [H, W, 3] uint8, each at the input size of its category's zoom.
+        masks: [B, H, W] bool, of the windows of the anomalous images, at input size.
+        corners: [2B, 2] int64, row and column of the fine token at which the window begins that the refiner
+            is trained on, of the normal images, then of the anomalous ones; 0 for images without zoom, of
+            which the window is all.
         seeds: [B] int64, roots of each sample's further noise.
     """
 
     indices: Tensor
     prompts: Tensor
-    anomalous: Tensor
+    anomalous: list[Tensor]
     masks: Tensor
+    corners: Tensor
     seeds: Tensor
 
 
@@ -304,7 +300,9 @@ class BatchPlan(Dataset[Batch]):
 
     Args:
         data: the training set.
-        synthesizer: draws the anomalies.
+        synthesizers: draw the anomalies, by input size.
+        window: (height, width) in px that the refiner sees of each image: the input size without zoom.
+        stride: px of a fine token.
         batch_size: `B`, on each device.
         seed: root of every choice.
         prompt_choice: `random` or `nearest` image of the category, never the image itself.
@@ -316,8 +314,10 @@ class BatchPlan(Dataset[Batch]):
     def __init__(
         self,
         data: TrainingSet,
-        synthesizer: Synthesizer,
+        synthesizers: Mapping[tuple[int, int], Synthesizer],
         *,
+        window: tuple[int, int],
+        stride: int,
         batch_size: int,
         seed: int,
         prompt_choice: str,
@@ -326,7 +326,9 @@ class BatchPlan(Dataset[Batch]):
         accumulate_steps: int = 1,
     ) -> None:
         self.data = data
-        self.synthesizer = synthesizer
+        self.synthesizers = synthesizers
+        self.window = window
+        self.stride = stride
         self.batch_size = batch_size
         self.seed = seed
         self.prompt_choice = prompt_choice
@@ -358,6 +360,7 @@ class BatchPlan(Dataset[Batch]):
         start = offset * self.samples_per_step
         picks = np.take(order, [start + place for place in places], mode="wrap")
         prompts, images, masks, seeds = [], [], [], []
+        normal_corners, corners = [], []
         for pick, place in zip(picks, places, strict=True):
             rng = np.random.default_rng([self.seed, 2, step, place])
             mates = self._mates[self.data.categories[pick]]
@@ -365,19 +368,43 @@ class BatchPlan(Dataset[Batch]):
             prompts.append(self._choose_prompt(int(pick), others, rng))
             donors = [self.data.images[i] for i in rng.choice(others, min(_DONORS, len(others)))]
             try:
-                drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+                image = self.data.images[pick]
+                synthesizer = self.synthesizers[image.shape[0], image.shape[1]]
+                drawn = synthesizer.draw(image, rng, donors=donors)
             except ParamsError as error:
                 raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
-            images.append(drawn.image)
-            masks.append(drawn.mask)
+            images.append(torch.from_numpy(drawn.image))
             seeds.append(int(rng.integers(2**62)))
+            normal_corners.append(self._choose_corner(None, image, rng))
+            corners.append(self._choose_corner(drawn.mask, image, rng))
+            top, left = (place * self.stride for place in corners[-1])
+            masks.append(drawn.mask[top : top + self.window[0], left : left + self.window[1]])
         return Batch(
             torch.tensor(picks),
             torch.tensor(prompts),
-            torch.tensor(np.stack(images)),
+            images,
             torch.tensor(np.stack(masks)),
+            torch.tensor(normal_corners + corners),
             torch.tensor(seeds),
         )
+
+    def _choose_corner(
+        self, mask: NDArray[np.bool_] | None, image: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[int, int]:
+        """Row and column of the first fine token of a window; one around a masked pixel if there are any."""
+        around = None if mask is None else rng.choice(np.argwhere(mask))
+        corner = []
+        for axis in (0, 1):
+            last = (image.shape[axis] - self.window[axis]) // self.stride
+            if last <= 0:
+                corner.append(0)
+                continue
+            low, high = 0, last
+            if around is not None:
+                high = min(last, int(around[axis]) // self.stride)
+                low = max(0, -(-(int(around[axis]) + 1 - self.window[axis]) // self.stride))
+            corner.append(int(rng.integers(min(low, high), high + 1)))
+        return corner[0], corner[1]
 
     def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:
         if self.prompt_choice == "random":

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from onenip.data.manifest import Sample, select
@@ -15,10 +16,11 @@ from onenip.detector.calibration import (
     MIN_CALIBRATION_IMAGES,
     CalibrationImage,
     choose_prompts,
+    measure_statistics,
 )
 from onenip.detector.category import CategoryState, embed_globally
 from onenip.images import load_image, resize_image
-from onenip.model.network import Features, Network
+from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
 
@@ -44,9 +46,10 @@ def choose_state(
     device = network.coarse_mean.device
     picks = choose_prompts(data.embeddings[indices], count=prompts)
     chosen = [int(indices[i]) for i in picks]
-    coarse = network.standardize(data.features.coarse[chosen].to(device))
+    coarse = torch.cat([data.features[i].coarse for i in chosen])
+    coarse = network.standardize(coarse.to(device))
     state = CategoryState(
-        prompts=torch.tensor(data.images[chosen]),
+        prompts=torch.tensor(np.stack([data.images[i] for i in chosen])),
         encoded=torch.cat([network.encode(one[None]) for one in coarse]),
         embeddings=embed_globally(coarse),
         statistics=data.statistics[category].to(device),
@@ -87,12 +90,15 @@ def gather_normals(
     category: str,
     *,
     prompts: Container[str],
+    zoom: float,
     selects: bool,
-) -> dict[str, CalibrationImage]:
-    """All normal images of a category to calibrate on, by name: held-out ones first, then fitted ones.
+    seed: int,
+) -> tuple[dict[str, CalibrationImage], CategoryStatistics]:
+    """All normal images of a category to calibrate on, and the statistics and memory that they give.
 
-    A fitted one is judged without its own memory tokens, a prompt, which would be judged by itself, not at
-    all. An image that weights were selected on counts as fitted.
+    Each is judged without its own memory tokens, a prompt, which would be judged by itself, not at all. An
+    image that weights were selected on counts as fitted. A category that training has seen very many normals
+    of keeps the statistics and memory of those.
 
     Args:
         network: trained.
@@ -100,7 +106,12 @@ def gather_normals(
         data: the training set.
         category: one of its categories.
         prompts: names of the category's prompts.
+        zoom: of the category.
         selects: whether weights were selected on held-out images.
+        seed: root of the memory's choice.
+
+    Returns:
+        The images by name, held-out ones first, then fitted ones, and the statistics.
     """
     held_out = split_held_out(samples, category, selects=selects)
     if len(held_out.calibration) < MIN_CALIBRATION_IMAGES:
@@ -109,19 +120,31 @@ def gather_normals(
             category,
             len(held_out.calibration),
         )
-    fresh = embed_files(network, [sample.path for sample in held_out.calibration])
+    fresh = embed_files(network, [sample.path for sample in held_out.calibration], zoom=zoom)
     found = {s.name: image for s, image in zip(held_out.calibration, fresh, strict=True)}
-    seen = embed_files(network, [sample.path for sample in held_out.selection])
+    seen = embed_files(network, [sample.path for sample in held_out.selection], zoom=zoom)
     for sample, image in zip(held_out.selection, seen, strict=True):
         found[sample.name] = replace(image, is_fitted=True)
     fitted = _reuse_fitted(network, data, category)
+    statistics = data.statistics[category]
+    if network.uses_memory and len(fitted) < MAX_CALIBRATION_IMAGES:
+        found |= fitted
+        fine = [image.features.fine[0].cpu().half() for image in found.values()]
+        generator = torch.Generator().manual_seed(seed)
+        statistics, owners = measure_statistics(network, fine, generator=generator)
+        found = {
+            name: replace(image, excluded=owners == number)
+            for number, (name, image) in enumerate(found.items())
+        }
+        fitted = {name: image for name, image in found.items() if name in fitted}
     judged = {name: image for name, image in fitted.items() if name not in prompts}
-    return found | (judged or ({} if found else fitted))
+    held = {name: image for name, image in found.items() if name not in fitted}
+    return held | (judged or ({} if held else fitted)), statistics.to(network.coarse_mean.device)
 
 
-def embed_files(network: Network, paths: Iterable[Path]) -> list[CalibrationImage]:
+def embed_files(network: Network, paths: Iterable[Path], *, zoom: float) -> list[CalibrationImage]:
     """Features of image files kept out of fitting: held-out normals, or synthetic anomalies."""
-    size, device = network.params.input_size, network.coarse_mean.device
+    size, device = network.params.zoomed_size(zoom), network.coarse_mean.device
     images = (torch.tensor(resize_image(load_image(path), size)) for path in paths)
     return [CalibrationImage(network.embed(image[None].to(device))) for image in images]
 
@@ -146,10 +169,9 @@ def _reuse_fitted(
 ) -> dict[str, CalibrationImage]:
     indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
     owners = data.owners[category]
-    features = data.features
     return {
         data.names[i]: CalibrationImage(
-            Features(network.standardize(features.coarse[i][None]), features.fine[i][None]),
+            Features(network.standardize(data.features[i].coarse), data.features[i].fine),
             owners == int(i),
             is_fitted=True,
         )

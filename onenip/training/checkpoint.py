@@ -161,7 +161,8 @@ def identify(
         hash_tensors(trained_tensors(network)),
         network.params.model_dump(mode="json"),
         params.model_dump(mode="json", exclude=_ASIDE),
-        plan.synthesizer.params.model_dump(mode="json"),
+        [one.params.model_dump(mode="json") for one in plan.synthesizers.values()],
+        [image.shape for image in plan.data.images],
         plan.data.names,
         plan.data.categories,
         plan.world_size,
@@ -171,8 +172,9 @@ def identify(
         selected_on,
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for images in (plan.data.images, *plan.synthesizer.textures):
-        digest.update(np.ascontiguousarray(images).data)
+    textures = (texture for one in plan.synthesizers.values() for texture in one.textures)
+    for image in (*plan.data.images, *textures):
+        digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip.data.loading import count_cores, load_resized
+from onenip.data.loading import count_cores, load_zoomed
 from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import measure_category
 from onenip.detector.category import CategoryState
 from onenip.detector.detector import Detector
 from onenip.detector.devices import VARIABLE, choose_device
 from onenip.detector.operating_points import decide, describe_doubts
+from onenip.detector.zoom import choose_zooms
 from onenip.errors import CheckpointError, DataError, ParamsError
 from onenip.model.file import CategoryMeasurements, DetectorSpec, read_model
 from onenip.model.folding import fold_network
@@ -90,9 +91,10 @@ def fit_detector(
     set_determinism(params.seed, is_deterministic=params.train.deterministic)
     network = build_network(params, fabric)
     fitted = select(samples, subset="fit")
-    images = load_resized(
+    zooms = choose_zooms(samples, params.model)
+    images = load_zoomed(
         fitted,
-        params.model.input_size,
+        {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()},
         cache_dir=cache_dir / "images" if cache_dir else None,
         workers=count_cores(),
         progress=progress,
@@ -110,9 +112,9 @@ def fit_detector(
     _warm_start(network, params.train.warm_start)
     plan = BatchPlan(
         data,
-        synthetic_bank.build_synthesizer(
-            params.synthesize, size=params.model.input_size, seed=params.seed
-        ),
+        synthetic_bank.build_synthesizers(params.synthesize, images, seed=params.seed),
+        window=params.model.input_size,
+        stride=network.fine_stride,
         batch_size=params.train.batch_size,
         seed=params.seed,
         prompt_choice=params.train.prompt_choice,
@@ -120,7 +122,9 @@ def fit_detector(
         world_size=fabric.world_size,
         accumulate_steps=params.train.accumulate_steps,
     )
-    selection = _prepare_selection(network, params, samples=samples, data=data, bank=bank)
+    selection = _prepare_selection(
+        network, params, samples=samples, data=data, bank=bank, zooms=zooms
+    )
     record = fit(
         network,
         plan,
@@ -159,22 +163,33 @@ def calibrate_detector(
     states: dict[str, CategoryState] = {}
     folded = fold_network(network)  # as the detector will score
     selects = params.train.selection_trials > 0
+    zooms = choose_zooms(samples, params.model)
     with torch.inference_mode():
-        for category in list_categories(samples):
+        for number, category in enumerate(list_categories(samples)):
+            zoom = zooms[category]
             state, names = choose_state(folded, data, category, prompts=params.calibrate.prompts)
             held_out = split_held_out(samples, category, selects=selects).calibration
             anomalies = pick_anomalies(bank, category, held_out={s.name for s in held_out})
-            normals = gather_normals(
-                folded, samples, data, category, prompts=names, selects=selects
+            normals, statistics = gather_normals(
+                folded,
+                samples,
+                data,
+                category,
+                prompts=names,
+                zoom=zoom,
+                selects=selects,
+                seed=params.seed * 1009 + number,
             )
+            state = replace(state, statistics=statistics)
             measured[category] = measure_category(
                 folded,
                 params.calibrate,
                 state=state,
                 normals=list(normals.values()),
-                anomalies=embed_files(folded, [stored.image for stored in anomalies]),
+                anomalies=embed_files(folded, [stored.image for stored in anomalies], zoom=zoom),
                 names=list(normals),
                 prompt_names=names,
+                zoom=zoom,
                 is_provisional=False,
             )
             states[category] = state
@@ -288,11 +303,14 @@ def _prepare_selection(
     samples: Sequence[Sample],
     data: TrainingSet,
     bank: Sequence[StoredAnomaly],
+    zooms: Mapping[str, float],
 ) -> SelectionSet | None:
     """Images to select weights on; None without selection, or without such images."""
     if params.train.selection_trials == 0:
         return None
-    found = SelectionSet(network, params.calibrate, samples=samples, data=data, bank=bank)
+    found = SelectionSet(
+        network, params.calibrate, samples=samples, data=data, bank=bank, zooms=zooms
+    )
     if found.categories:
         return found
     log.warning(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from onenip.data.manifest import Sample, list_categories
 from onenip.detector.calibration import CalibrationImage, fuse_calibration_maps
-from onenip.images import hash_file, load_mask
+from onenip.images import hash_file, load_mask, resize_mask
 from onenip.model.network import Network
 from onenip.params import CalibrateParams
 from onenip.synthesis.bank import StoredAnomaly
@@ -54,6 +54,7 @@ class SelectionSet:
             comes from them.
         data: the training set.
         bank: synthetic anomalies.
+        zooms: by category.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SelectionSet:
         samples: Sequence[Sample],
         data: TrainingSet,
         bank: Sequence[StoredAnomaly],
+        zooms: Mapping[str, float],
     ) -> None:
         self.params = params
         self.data = data
@@ -77,9 +79,16 @@ class SelectionSet:
                 if not held_out or not stored:
                     continue
                 self._images[category] = _Images(
-                    normals=embed_files(network, [sample.path for sample in held_out]),
-                    anomalies=embed_files(network, [one.image for one in stored]),
-                    masks=np.stack([load_mask(one.mask) for one in stored]),
+                    normals=embed_files(network, [s.path for s in held_out], zoom=zooms[category]),
+                    anomalies=embed_files(
+                        network, [one.image for one in stored], zoom=zooms[category]
+                    ),
+                    masks=np.stack(
+                        [
+                            resize_mask(load_mask(one.mask), network.params.input_size)
+                            for one in stored
+                        ]
+                    ),
                 )
                 files = [file for one in stored for file in (one.image, one.mask)]
                 hashes = [s.sha256 for s in held_out] + [hash_file(file) for file in files]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from onenip.detector.calibration import (
     MIN_CALIBRATION_IMAGES,
+    CalibrationImage,
     fuse_calibration_maps,
     measure_pixel_threshold,
 )
@@ -18,12 +19,14 @@ from onenip.detector.detector import Detector
 from onenip.detector.operating_points import decide
 from onenip.images import hash_file
 from onenip.model.file import CategorySpec, MapScale
+from onenip.model.memory import match_tokens
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.calibration_images import embed_files, pick_anomalies
 
 _RELATIVE = 1e-3  # scores on another processor differ in their last digits
 _ABSOLUTE = 1e-3
+_SAME = 0.02  # standard deviations of a channel: tokens nearer than that are of one image
 
 
 @dataclass(frozen=True)
@@ -159,12 +162,13 @@ def _check_calibration(
         ]
     stored = pick_anomalies(bank, name, held_out=set(own))
     with torch.inference_mode():
+        normals = embed_files(detector.folded, [data_dir / n for n in own], zoom=known.zoom)
         fused = fuse_calibration_maps(
             detector.folded,
             detector.spec.calibrate,
             state=detector.state(name),
-            normals=embed_files(detector.folded, [data_dir / n for n in own]),
-            anomalies=embed_files(detector.folded, [one.image for one in stored]),
+            normals=[_without_own(detector, name, image) for image in normals],
+            anomalies=embed_files(detector.folded, [one.image for one in stored], zoom=known.zoom),
         )
     findings = [
         _compare_all(f"{name}: {what}", stated, found)
@@ -190,6 +194,16 @@ def _check_calibration(
             fused.anomaly_scores,
         ),
     ]
+
+
+def _without_own(detector: Detector, name: str, image: CalibrationImage) -> CalibrationImage:
+    """An image that may not match its own memory tokens, which are those that equal one of its tokens."""
+    network, statistics = detector.folded, detector.state(name).statistics
+    if not network.uses_memory:
+        return image
+    tokens = network.average_tokens(statistics.standardize(image.features.fine.half()))[0]
+    distance, _ = match_tokens(statistics.memory, tokens.half().float())
+    return replace(image, excluded=distance < _SAME * tokens.shape[1] ** 0.5)
 
 
 def _list_scales(scales: Mapping[str, MapScale]) -> list[float]:

@@ -115,7 +115,7 @@ def test_what_is_not_a_number_is_never_normal(score):
             score=score,
             size=(8, 8),
             input_size=(4, 4),
-            limits=ExportedCategory(0, 1.0, 1.0, is_provisional=False),
+            limits=ExportedCategory(0, (4, 4), 1.0, 1.0, is_provisional=False),
             category="nut",
             category_inferred=False,
             seconds=0.0,

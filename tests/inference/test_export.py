@@ -205,7 +205,8 @@ def test_a_threshold_that_is_no_finite_number_is_refused(onnx_file, tmp_path, va
 @pytest.mark.parametrize("key", ["image_threshold", "pixel_threshold", "review_threshold"])
 def test_no_threshold_of_an_exported_category_is_infinite_or_none(key):
     """Not even the threshold of reviews, which may be left out."""
-    values = {"number": 0, "image_threshold": 2.0, "pixel_threshold": 2.0, "is_provisional": False}
+    values = {"number": 0, "input_size": (8, 8), "image_threshold": 2.0, "pixel_threshold": 2.0}
+    values["is_provisional"] = False
 
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="thresholds"):
