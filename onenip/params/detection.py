@@ -28,7 +28,7 @@ class ModelParams(Section):
         (224, 224), description="height and width of the network's input in px"
     )
     zooms: tuple[float, ...] = Field(
-        (1.0, 1.5, 2.0),
+        (1.0,),
         description="multiples of input_size at which a category may be looked at; each gets the "
         "largest that its photographs have the pixels for; the refiner `paper`, and backbones that take "
         "images of one size, have no zoom",
@@ -102,7 +102,7 @@ class ModelParams(Section):
 class TrainParams(Section):
     """Training: schedule, losses, devices."""
 
-    epochs: int = Field(30, ge=1, description="passes over the normal training images")
+    epochs: int = Field(36, ge=1, description="passes over the normal training images")
     max_steps: int | None = Field(
         None, ge=1, description="maximum number of optimiser steps; null: as `epochs` gives"
     )
