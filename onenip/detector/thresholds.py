@@ -32,6 +32,7 @@ _MIN_MEASURED = 4  # scores of each kind that a difference is measured from
 _OWN_TAIL = 2.0  # normals beyond the threshold at which a category's own tail counts for half
 _USUAL_SPREAD = 6.0  # images of a category that the spread of the others counts for
 _PRIOR_TAIL = 40  # normals that the assumed tail counts for
+_UNRELIABLE = 3  # normals next above a threshold, which say nothing of the least to expect
 _TINY = 1e-6
 
 
@@ -115,13 +116,13 @@ class Distribution:
     def interval(self, threshold: float, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
         """Interval of the false-alarm rate at a threshold, by Clopper and Pearson.
 
-        It is widened by the uncertainty of the shift. For the lower end outliers do not count, nor does
-        the lowest normal above the threshold: too few are there to rely on each.
+        It is widened by the uncertainty of the shift. For the lower end outliers do not count, nor do the
+        lowest normals above the threshold, which was chosen among them: too few are there to rely on each.
         """
         reach = float(special.ndtri((1 + confidence) / 2)) * self.uncertainty
         count = len(self.scores)
         usual = self.scores[~find_outliers(self.scores)]
-        fewest = max(int((usual > threshold + reach).sum()) - 1, 0)
+        fewest = max(int((usual > threshold + reach).sum()) - _UNRELIABLE, 0)
         most = int((self.scores > threshold - reach).sum())
         low = binomial_interval(fewest, count, confidence=confidence)[0]
         return low, binomial_interval(most, count, confidence=confidence)[1]
