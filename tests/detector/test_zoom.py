@@ -52,7 +52,7 @@ def detector(zoomed):
 )
 def test_a_zoom_needs_no_more_pixels_than_the_photographs_have(sizes, zoom):
     """The largest zoom is taken whose input has at most as many pixels as the median image."""
-    assert choose_zoom(sizes, ModelParams()) == zoom
+    assert choose_zoom(sizes, ModelParams(zooms=(1.0, 1.5, 2.0))) == zoom
 
 
 def test_each_category_gets_its_own_zoom(detector, mixed_data):
@@ -126,4 +126,4 @@ def test_an_export_looks_at_each_category_as_the_detector_does(
 )
 def test_what_can_not_zoom_does_not(model):
     """A vision transformer is built for one input size, and the paper's refiner for one grid."""
-    assert choose_zoom([(4000, 3000)], ModelParams(**model)) == 1.0
+    assert choose_zoom([(4000, 3000)], ModelParams(zooms=(1.0, 2.0), **model)) == 1.0
