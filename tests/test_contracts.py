@@ -164,9 +164,9 @@ def test_a_prediction_has_one_dict_form():
 
     def is_prediction(node):
         keys = {getattr(key, "value", None) for key in getattr(node, "keys", ())}
-        return isinstance(node, ast.Dict) and {"score", "verdict"} <= keys
+        return isinstance(node, ast.Dict) and {"score", "verdict", "regions"} <= keys
 
-    assert find_modules(is_prediction) <= {"onenip/detector/prediction.py"}
+    assert find_modules(is_prediction) == {"onenip/detector/prediction.py"}
 
 
 def test_params_yaml_is_the_default_preset():
