@@ -92,7 +92,7 @@ class _StepHandler(logging.Handler):
             level, text = record.levelname, record.getMessage()
         if level in _BAD:
             self._console.print(f"{'':22} {'':10}   {level.lower()}: {text}", markup=False)
-        elif level == _INFO:
+        elif level == _INFO and " onenip.stages." not in record.getMessage():  # a stage's last word
             self._say(text)
 
     def _say(self, text: str) -> None:
