@@ -41,10 +41,6 @@ BENCHMARKS = {
         "one image while a training runs beside it, with and without lower priority",
         ("--rounds", "15"),
     ),
-    "drill": Benchmark(
-        "kills, damaged images and mixed requests: how many went wrong",
-        ("--kills", "3", "--images", "500", "--requests", "50"),
-    ),
     "metrics": Benchmark(
         "pixel figures of many maps: time and memory",
         ("--maps", "500", "--runs", "1", "--beside", "100"),

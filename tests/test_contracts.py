@@ -220,7 +220,7 @@ def test_the_makefile_has_its_fixed_targets():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
 
     assert {"help", "install", "demo", "test", "check", "fix", "up", "down"} <= targets
-    assert {"docs", "bench", "drill", "lock", "sbom", "audit", "acceptance"} <= targets
+    assert {"docs", "bench", "lock", "sbom", "audit", "acceptance"} <= targets
 
 
 def test_all_that_is_installed_is_pinned_and_hashed():
