@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import streamlit as st
+from PIL import Image
 
 from onenip.errors import OneNIPError
 from onenip.pages import data, decide, inspect, operator, overview, review
@@ -18,9 +18,7 @@ _PAGES = (
     ("Data", "database", data.draw),
     ("Operator", "tv", operator.draw),
 )
-_ICON = np.full(
-    (32, 32, 3), (29, 78, 216), np.uint8
-)  # a name of an icon is fetched from the internet
+_ICON = Image.new("RGB", (32, 32), (29, 78, 216))  # an icon by name is fetched from the internet
 _STYLE = """
 <style>
 .block-container {padding-top: 3.2rem; padding-bottom: 3rem; max-width: 1500px}
