@@ -21,7 +21,8 @@ _OPTIONS = {
     "client.toolbarMode": "minimal",
     "client.showErrorDetails": "none",
     "logger.level": "warning",
-    "theme.primaryColor": "#1d4ed8",  # red and green are the verdicts'
+    "theme.light.primaryColor": "#1d4ed8",  # red and green are the verdicts'
+    "theme.dark.primaryColor": "#60a5fa",
 }
 _HEADERS = {
     b"x-frame-options": b"SAMEORIGIN",
