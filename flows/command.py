@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import httpx
 import typer
 
+from onenip.addresses import describe_proxy, pass_by_proxy
 from onenip.errors import OneNIPError, UnreachableError
 
 _ANSWER_SECONDS = 10.0
@@ -23,10 +24,12 @@ def run_command(command: Callable[..., None], arguments: Sequence[str] | None = 
     """
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(command)
+    pass_by_proxy()
     try:
         app(arguments)
     except OneNIPError as error:
-        typer.echo(f"onenip: {error}", err=True)
+        proxy = describe_proxy() if isinstance(error, UnreachableError) else ""
+        typer.echo(f"onenip: {error}{proxy}", err=True)
         sys.exit(2)
 
 

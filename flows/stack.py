@@ -26,6 +26,7 @@ from flows.databases import MLFLOW, PREFECT, describe_database, read_databases
 from flows.local_s3 import start_s3
 from flows.services import ServiceError, Services
 from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL
+from onenip.addresses import pass_by_proxy
 from onenip.errors import BusyError, OneNIPError
 from onenip.folders import write_whole
 from onenip.params import Params
@@ -252,6 +253,7 @@ def _print(services: Services, databases: Mapping[str, str]) -> None:
 
 
 if __name__ == "__main__":
+    pass_by_proxy()
     try:
         app()
     except OneNIPError as error:

@@ -1,6 +1,6 @@
 """Addresses as they may be shown and kept: without password, token or signature.
 
-In their place stands `${NAME}`, for what the environment variable NAME holds.
+In their place stands `${NAME}`, for what the environment variable NAME holds. Knows the proxies before them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from urllib.parse import urlsplit, urlunsplit
 from onenip.errors import SourceError
 
 HIDDEN = "***"
+_PROXIES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY")
+_LOCAL = ("localhost", "127.0.0.1", "::1")
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
@@ -68,3 +70,26 @@ def fill_in(address: str) -> str:
         return value
 
     return _VARIABLE.sub(read, address) if "://" in address else address
+
+
+def pass_by_proxy() -> None:
+    """Let requests to servers on this machine pass by a proxy that the environment names."""
+    if not _find_proxy():
+        return
+    for name in ("no_proxy", "NO_PROXY"):  # libraries read the one or the other
+        known = [one.strip() for one in os.environ.get(name, "").split(",") if one.strip()]
+        os.environ[name] = ",".join([*known, *(one for one in _LOCAL if one not in known)])
+
+
+def describe_proxy() -> str:
+    """Which proxy may be in the way of a server that does not answer, as the end of a line; else empty."""
+    name = _find_proxy()
+    if not name:
+        return ""
+    address = hide_secrets(os.environ[name])
+    return f"; {name} sends requests through {address}: if that is in the way, name the server in NO_PROXY"
+
+
+def _find_proxy() -> str:
+    names = (form for name in _PROXIES for form in (name, name.lower()))
+    return next((name for name in names if os.environ.get(name)), "")

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,31 +31,49 @@ IMAGE_SUFFIXES = frozenset(
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")  # JPEG opens MPO, too
 MAX_PIXELS = 100_000_000  # 10,000 x 10,000 px: larger images are refused before they are decoded
 
-_Value = TypeVar("_Value", bound=np.generic)
+# values of black and of white, of samples of more than 8 bits; white may be the lower one
+SampleRange = tuple[float, float]
+FULL_WHITE = 65535  # of samples that use all of 16 bits
+UNCLEAR_RANGE: SampleRange = (
+    math.nan,
+    math.nan,
+)  # categories differ, and which one it is is not known
+
+_Result = TypeVar("_Result")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_SUBFILE_TYPE, _PHOTOMETRIC = 254, 262  # tags of TIFF
-_WHITE_IS_ZERO = 0
+# tags of TIFF, and values of the last three
+_SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
+_WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, 2
 _COLOUR_16_BIT = ("16B", "16L", "16N")  # ends of the raw modes
 _UINT8_MAX = 255
 _UINT12_MAX = 4095
-_UINT16_MAX = 65535
+_WHITES = (255, 1023, _UINT12_MAX, 16383, FULL_WHITE)  # of cameras of 8, 10, 12, 14 and 16 bits
 _LEAST_16_BIT = 1 << 14  # a brightest value below it comes of a camera of 10, 12 or 14 bits
 _FLOAT_SLACK = 0.01  # by which filtering may overshoot 0..1
+_REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
 
 
-def load_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def load_image(
+    source: Path | str | bytes,
+    *,
+    sample_range: SampleRange | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
     """Upright RGB pixels of an image file.
 
-    Grey is repeated over three channels, 16 bits are scaled to 8 over their full range, floats over 0..1,
-    CMYK is converted, transparency is composed onto black, and EXIF orientation is applied. Of a
-    multi-picture JPEG (MPO) the primary picture is taken.
+    Grey is repeated over three channels, samples of more than 8 bits are scaled to 8, CMYK is converted,
+    transparency is composed onto black, and EXIF orientation is applied. Of a multi-picture JPEG (MPO) the
+    primary picture is taken.
 
-    Nothing is guessed from one image: values whose range cannot be known are refused, such as 12 bits stored
-    in 16, floats beyond 0..1, signed and 32-bit integers. So is a file of several frames.
+    Nothing is guessed from one image. Samples of more than 8 bits are read over the range that is given;
+    without one, 16 bits over their full range and floats over 0..1, and those whose range cannot be known are
+    refused: 12 bits stored in 16, floats beyond 0..1, signed and 32-bit integers. So are samples beyond the
+    range, and a file of several frames.
 
     Args:
         source: a file, or the bytes of one.
+        sample_range: of the image's category; see `decide_range`.
         max_pixels: images of more pixels (height times width) are refused before decoding.
 
     Returns:
@@ -62,7 +83,7 @@ def load_image(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> N
         ImageError: if the file is missing, no image of a known format, truncated, empty, too large, of
             several frames, or of values whose range cannot be known.
     """
-    return _decode(source, max_pixels, to_rgb)
+    return _decode(source, max_pixels, lambda image: to_rgb(image, sample_range))
 
 
 def read_header(source: Path | str | bytes) -> tuple[int, int, str, str]:
@@ -76,23 +97,92 @@ def read_header(source: Path | str | bytes) -> tuple[int, int, str, str]:
         return image.width, image.height, image.mode, image.format or ""
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def read_size(source: Path | str | bytes) -> tuple[int, int]:
+    """Height and width in px of an image file, upright.
+
+    Raises:
+        ImageError: as `load_image`, but for the range of its samples.
+    """
+    width, height = _decode(source, MAX_PIXELS, lambda image: ImageOps.exif_transpose(image).size)
+    return height, width
+
+
+def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArray[np.uint8]:
     """Upright RGB pixels of a PIL image of any mode: [H, W, 3] uint8, 0..255.
 
     Raises:
-        ImageError: if the range of its values cannot be known.
+        ImageError: if the range of its values cannot be known, or they are beyond the one that is given.
     """
-    raw_mode, is_inverted = _find_raw_mode(image), _is_white_zero(image)
+    samples = _read_samples(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = _to_uint8(np.asarray(image), raw_mode)
-        return np.repeat((_UINT8_MAX - grey if is_inverted else grey)[:, :, None], 3, axis=2)
-    if raw_mode.endswith(_COLOUR_16_BIT):  # Pillow keeps the upper byte only
-        _refuse_few_bits(int(np.asarray(image).max(initial=0)) * 256 + 1)
+    if samples is not None:
+        scaled = Image.fromarray(_to_uint8(samples, sample_range))
+        if samples.alpha is not None:
+            scaled.putalpha(Image.fromarray(samples.alpha))
+        image = scaled
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
     return np.asarray(image.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class SampleExtent:
+    """Lowest and highest sample of an image of more than 8 bits, and whether they are floats."""
+
+    low: float
+    high: float
+    is_float: bool
+
+
+def measure_samples(source: Path | str | bytes) -> SampleExtent | None:
+    """Extent of the samples of an image file; None if it has 8 bits.
+
+    Raises:
+        ImageError: as `load_image`, but for their range.
+    """
+    samples = _decode(source, MAX_PIXELS, _read_samples)
+    if samples is None:
+        return None
+    values = samples.values
+    high = samples.own_white or float(values.max())
+    return SampleExtent(float(values.min()), high, values.dtype.kind == "f")
+
+
+def decide_range(extents: Iterable[SampleExtent | None]) -> SampleRange | None:
+    """Range that the samples of a category are read over, decided on all its normal images together.
+
+    Integers: 0 to the white of a camera of 8, 10, 12, 14 or 16 bits; floats: 0..1, or the same whites.
+
+    Args:
+        extents: of all the images; None for one of 8 bits, which needs no range.
+
+    Returns:
+        None where all have 8 bits, or nothing says what black and white are: floats and integers are mixed,
+        some are negative or not finite, or more than 16 bits are used.
+    """
+    deep = [one for one in extents if one is not None and one.high != one.low]
+    if not deep or len({one.is_float for one in deep}) > 1:
+        return None
+    low, high = min(one.low for one in deep), max(one.high for one in deep)
+    slack = _FLOAT_SLACK if deep[0].is_float else 0.0
+    if not (low >= -slack and math.isfinite(high)):
+        return None
+    if deep[0].is_float and high <= 1 + slack:
+        return 0.0, 1.0
+    white = next((white for white in _WHITES if high <= white * (1 + slack)), None)
+    if white is None or (deep[0].is_float and high < white / 4):
+        return None
+    return 0.0, float(white)
+
+
+def share_range(ranges: Iterable[SampleRange | None]) -> SampleRange | None:
+    """The range that categories have in common, for an image whose category is not known.
+
+    Where they differ, `UNCLEAR_RANGE`: then only an image of 8 bits can be read.
+    """
+    distinct = set(ranges)
+    return distinct.pop() if len(distinct) == 1 else UNCLEAR_RANGE
 
 
 def load_mask(source: Path | str | bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
@@ -166,8 +256,8 @@ def hash_file(path: Path) -> str:
 def _decode(
     source: Path | str | bytes,
     max_pixels: int,
-    convert: Callable[[Image.Image], NDArray[_Value]],
-) -> NDArray[_Value]:
+    convert: Callable[[Image.Image], _Result],
+) -> _Result:
     name = "<bytes>" if isinstance(source, bytes) else source
     with _explain(name, source, max_pixels), _open(source) as image:
         if image.width * image.height > max_pixels:
@@ -228,46 +318,133 @@ def _find_raw_mode(image: Image.Image) -> str:
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments or "")
 
 
-def _is_white_zero(image: Image.Image) -> bool:
-    """Whether 0 is white, which Pillow turns round in images of 8 bits only."""
-    tags = getattr(image, "tag_v2", None)
-    return tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+@dataclass(frozen=True)
+class _Samples:
+    """Samples of more than 8 bits, upright.
+
+    Attributes:
+        values: [H, W] or [H, W, 3], as stored.
+        own_white: white by the file's own word, None where it says nothing.
+        is_inverted: whether the file counts from white.
+        alpha: [H, W] uint8, None if all is opaque.
+    """
+
+    values: NDArray[np.generic]
+    own_white: float | None = None
+    is_inverted: bool = False
+    alpha: NDArray[np.uint8] | None = None
 
 
-def _to_uint8(values: NDArray[np.generic], raw_mode: str) -> NDArray[np.uint8]:
-    """Grey values of 16 bits or of floats in 0..1 as 0..255.
+def _read_samples(image: Image.Image) -> _Samples | None:
+    """Samples of an image of more than 8 bits; None for one of 8.
 
     Raises:
-        ImageError: if their range cannot be known.
+        ImageError: if they cannot be read exactly, or are not numbers.
     """
-    numbers = values.astype(np.float64)
-    if np.issubdtype(values.dtype, np.floating):
-        if not np.isfinite(numbers).all():
-            raise ImageError("image", "it holds values that are not numbers")
-        low, high = float(numbers.min()), float(numbers.max())
+    raw_mode, tags = _find_raw_mode(image), getattr(image, "tag_v2", {})
+    if tags.get(_PLANAR) == _APART and max(tags.get(_BITS, (8,))) > 8:
+        raise ImageError(
+            "image", "its channels of more than 8 bits are stored apart; save them together"
+        )
+    if raw_mode.endswith(_COLOUR_16_BIT) and not image.mode.startswith("I"):
+        return _read_colour(image, raw_mode)
+    is_inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow turns 8 bits round itself
+    is_signed_byte = image.mode == "L" and max(tags.get(_SAMPLE_FORMAT, (1,))) == _SIGNED
+    if not (image.mode.startswith("I") or image.mode == "F" or is_signed_byte):
+        return None
+    values: NDArray[np.generic] = np.asarray(ImageOps.exif_transpose(image))
+    if is_signed_byte:
+        values = values.view(np.int8)
+    elif raw_mode.startswith("I;32") and not raw_mode.endswith("S"):
+        values = values.view(np.uint32)
+    elif values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageError("image", "it holds values that are not numbers")
+    return _Samples(values, _UINT12_MAX if raw_mode.endswith(";12") else None, is_inverted)
+
+
+def _read_colour(image: Image.Image, raw_mode: str) -> _Samples:
+    """Colour samples of 16 bits, of which Pillow keeps the upper byte: the file is decoded twice."""
+    other = {
+        "RGB;16B": "RGB;16L",
+        "RGBA;16B": "RGBA;16L",
+        "LA;16B": "RGBA",  # all four bytes of a pixel
+        "RGB;16L": "RGB;16B",
+        "RGBA;16L": "RGBA;16B",
+        "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+        "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
+    }.get(raw_mode)
+    file = getattr(image, "fp", None)
+    if other is None or file is None:
+        raise ImageError("image", f"16 bits a channel of the kind {raw_mode} are not supported")
+    position = file.tell()
+    file.seek(0)
+    lower = Image.open(io.BytesIO(file.read()), formats=FORMATS)
+    file.seek(position)
+    lower.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
+        for tile in lower.tile
+    ]
+    high, low = (np.asarray(ImageOps.exif_transpose(i)).astype(np.uint16) for i in (image, lower))
+    if raw_mode.startswith("LA"):
+        return _Samples(low[:, :, 0] << 8 | low[:, :, 1], alpha=low[:, :, 2].astype(np.uint8))
+    alpha = high[:, :, 3].astype(np.uint8) if raw_mode.startswith("RGBA") else None
+    return _Samples((high << 8 | low)[:, :, :3], alpha=alpha)
+
+
+def _to_uint8(samples: _Samples, sample_range: SampleRange | None) -> NDArray[np.uint8]:
+    """Samples as 0..255.
+
+    Raises:
+        ImageError: if their range cannot be known, or they are beyond the one that is given.
+    """
+    values = samples.values
+    black, white = sample_range or _find_range(samples)
+    low, high = float(values.min()), float(values.max())
+    if not black - white:
+        raise ImageError("image", f"black and white are both {black:g}")
+    if math.isnan(black):
+        reason = "its samples have more than 8 bits, which categories read over different ranges"
+        raise ImageError("image", f"{reason}; name its category")
+    is_float = values.dtype.kind == "f"
+    slack = _FLOAT_SLACK * abs(white - black) if is_float else 0.0
+    if low < min(black, white) - slack or high > max(black, white) + slack:
+        reason = f"its values of {low:g} to {high:g} are beyond {black:g} to {white:g}"
+        raise ImageError("image", f"{reason}, the range of its category; {_REMEDY}")
+    if (
+        is_float
+        and abs(white - black) >= _UINT8_MAX
+        and -_FLOAT_SLACK <= low <= high <= 1 + _FLOAT_SLACK
+    ):
+        reason = f"its values are floats of {low:g} to {high:g}"
+        raise ImageError("image", f"{reason}, but those of its category go to {white:g}; {_REMEDY}")
+    scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(
+        _UINT8_MAX / (white - black)
+    )
+    grey = np.clip(np.rint(scaled), 0, _UINT8_MAX).astype(np.uint8)
+    return _UINT8_MAX - grey if samples.is_inverted else grey
+
+
+def _find_range(samples: _Samples) -> SampleRange:
+    """Range of samples by their type alone.
+
+    Raises:
+        ImageError: if it does not follow from that.
+    """
+    kind, size = samples.values.dtype.kind, samples.values.dtype.itemsize
+    low, high = float(samples.values.min()), float(samples.values.max())
+    if kind == "f":
         if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
-            reason = (
-                f"its values are floats of {low:g} to {high:g}; scale them to 0..1, or to 8 bits"
-            )
-            raise ImageError("image", reason)
-        full = 1.0
-    elif values.dtype.itemsize == 2 and values.dtype.kind == "u":
-        full = _UINT16_MAX
-        if raw_mode.endswith(";12"):  # packed, so that the file itself names its range
-            full = _UINT12_MAX
-        else:
-            _refuse_few_bits(int(numbers.max(initial=0)))
-    else:
-        raise ImageError("image", "its values are signed or of 32 bits; scale them to 8 or 16 bits")
-    return np.clip(np.rint(numbers * (_UINT8_MAX / full)), 0, _UINT8_MAX).astype(np.uint8)
-
-
-def _refuse_few_bits(highest: int) -> None:
-    """Refuse an image of 16 bits that seems to use fewer; a black one is left to validation."""
-    if 0 < highest < _LEAST_16_BIT:
-        bits = max(highest.bit_length(), 8)
-        reason = f"it looks like {bits} bits stored in 16: no value is above {highest}"
-        raise ImageError("image", f"{reason}; scale it to 8 bits, or to all of 16")
+            raise ImageError("image", f"its values are floats of {low:g} to {high:g}; {_REMEDY}")
+        return 0.0, 1.0
+    if kind != "u" or size != 2:
+        raise ImageError("image", f"its values are signed or of 32 bits; {_REMEDY}")
+    if samples.own_white is not None:
+        return 0.0, samples.own_white
+    if 0 < high < _LEAST_16_BIT:  # a black one is left to validation
+        bits = max(int(high).bit_length(), 8)
+        reason = f"it looks like {bits} bits stored in 16: no value is above {high:g}"
+        raise ImageError("image", f"{reason}; {_REMEDY}")
+    return 0.0, float(FULL_WHITE)
 
 
 def _to_mask(image: Image.Image) -> NDArray[np.bool_]:

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from onenip.errors import OneNIPError
+from onenip.addresses import describe_proxy, pass_by_proxy
+from onenip.errors import OneNIPError, UnreachableError
 from onenip.printing import LineFormatter, show
 from onenip.version import __version__
 
@@ -219,10 +220,12 @@ def main() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }.items():
         os.environ.setdefault(key, value)
+    pass_by_proxy()
     try:
         app()
     except OneNIPError as error:
-        typer.echo(f"onenip: {show(str(error))}", err=True)
+        proxy = describe_proxy() if isinstance(error, UnreachableError) else ""
+        typer.echo(f"onenip: {show(str(error) + proxy)}", err=True)
         sys.exit(2)
     except OSError as error:
         if error.errno not in _REMEDIES:

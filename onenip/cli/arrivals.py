@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onenip.cli.options import PARAMS, ParamsOption
+from onenip.data.labels import clean_name
 from onenip.printing import show
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def ingest(*, params: ParamsOption = PARAMS) -> None:
 
 def notify(
     categories: Annotated[
-        list[str], typer.Argument(metavar="CATEGORY", help="Categories that got new images.")
+        list[str],
+        typer.Argument(
+            metavar="CATEGORY", help="Categories that got new images.", parser=clean_name
+        ),
     ],
 ) -> None:
     """Announce new images to Prefect's server (PREFECT_API_URL), which looks into the inbox at once."""
@@ -100,7 +104,6 @@ def release(
     """
     from datetime import UTC, datetime
 
-    from onenip.data.labels import clean_name
     from onenip.errors import SourceError
     from onenip.params import Params
     from onenip.sources.inbox import NOTE_SUFFIX

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from onenip.cli.predict import TileNormals, TileOverlap, calibrate_tiles
+from onenip.data.labels import clean_name
 from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
@@ -34,7 +35,11 @@ def export(
     category: Annotated[
         list[str] | None,
         typer.Option(
-            "--category", "-c", metavar="CATEGORY", help="Only this one; repeatable. [default: all]"
+            "--category",
+            "-c",
+            metavar="CATEGORY",
+            help="Only this one; repeatable. [default: all]",
+            parser=clean_name,
         ),
     ] = None,
     int8: Annotated[

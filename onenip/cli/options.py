@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from onenip.data.labels import clean_name
+
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 
@@ -31,7 +33,8 @@ EvaluationOption = Annotated[
     typer.Option("--evaluation", metavar="FOLDER", help="Folder written by `onenip evaluate`."),
 ]
 CategoryArgument = Annotated[
-    str, typer.Argument(metavar="CATEGORY", help="Product category, such as bottle.")
+    str,
+    typer.Argument(metavar="CATEGORY", help="Product category, such as bottle.", parser=clean_name),
 ]
 ByOption = Annotated[
     str, typer.Option("--by", metavar="NAME", help="Who decides; kept in the audit trail.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from onenip.data.labels import clean_name
+
 if TYPE_CHECKING:
     from onenip.inference.tiling import TiledDetector
     from onenip.serving.files import Predictor
@@ -47,6 +49,7 @@ def predict(
             "-c",
             metavar="CATEGORY",
             help="Category of all images. [default: inferred]",
+            parser=clean_name,
         ),
     ] = None,
     model: Annotated[

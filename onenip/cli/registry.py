@@ -16,6 +16,7 @@ from onenip.cli.options import (
     ParamsOption,
     ReasonOption,
 )
+from onenip.data.labels import clean_name
 from onenip.data.outputs import OUTPUTS
 from onenip.printing import open_console
 
@@ -200,7 +201,9 @@ def threshold(
 def audit(
     category: Annotated[
         str | None,
-        typer.Argument(metavar="CATEGORY", help="Only this category. [default: all]"),
+        typer.Argument(
+            metavar="CATEGORY", help="Only this category. [default: all]", parser=clean_name
+        ),
     ] = None,
 ) -> None:
     """Print the audit trail: who did what, when and why.

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from onenip.data.manifest import Sample
+from onenip.data.manifest import Sample, format_range
 from onenip.folders import keep_newest, write_whole
-from onenip.images import load_image, resize_image
+from onenip.images import resize_image
 from onenip.version import hash_code
 
 _KEPT_FOLDERS = 6  # of the cache: an input size and a state of the code each
@@ -95,11 +95,12 @@ def load_zoomed(
 
 def _load_one(sample: Sample, size: tuple[int, int], folder: Path | None) -> NDArray[np.uint8]:
     if folder is None:
-        return resize_image(load_image(sample.path), size)
-    file = folder / f"{sample.sha256}.npy"
+        return resize_image(sample.load_image(), size)
+    own = format_range(sample.sample_range).replace(" ", "-")
+    file = folder / f"{sample.sha256}{own and '-'}{own}.npy"
     image = _read(file, size)
     if image is None:
-        image = resize_image(load_image(sample.path), size)
+        image = resize_image(sample.load_image(), size)
         with write_whole(file) as draft:
             np.save(draft, image)
     return image

@@ -14,9 +14,12 @@ from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from onenip.data.labels import GOOD, find_masked_stem, is_normal_label
 from onenip.errors import DataError
-from onenip.images import find_images, hash_file
+from onenip.images import SampleRange, find_images, hash_file, load_image
 
 Subset = Literal["fit", "calibration", "holdout", "test"]
 DATA_DIR = Path("data")  # below the checkout, as in dvc.yaml; versioned by data.dvc
@@ -32,6 +35,7 @@ MANIFEST_COLUMNS = (
     "width",  # px, as stored
     "height",
     "mode",  # PIL's mode of the file
+    "sample_range",  # black and white of its category's samples of more than 8 bits, empty if unknown
     "bytes",
     "sha256",
     "phash",  # 16 hex digits, perceptual hash
@@ -57,6 +61,7 @@ class Sample:
             hash of their content; images under `test/` are "test".
         mask: the defect mask's file, for defective test images that have one.
         sha256: 64 hex digits of the image file's bytes.
+        sample_range: that its category's samples of more than 8 bits are read over.
     """
 
     path: Path
@@ -66,6 +71,15 @@ class Sample:
     subset: Subset
     mask: Path | None
     sha256: str
+    sample_range: SampleRange | None = None
+
+    def load_image(self) -> NDArray[np.uint8]:
+        """Its pixels, [H, W, 3] uint8, as `onenip.images.load_image` reads them.
+
+        Raises:
+            ImageError: if it cannot be used.
+        """
+        return load_image(self.path, sample_range=self.sample_range)
 
     @property
     def is_defective(self) -> bool:
@@ -106,6 +120,16 @@ def find_quarantined(path: Path) -> set[str]:
     return {row["sha256"] for row in _read_rows(path) if row["status"] != "ok"}
 
 
+def read_ranges(path: Path) -> dict[str, SampleRange]:
+    """Ranges of samples that the latest validation decided on, by category; none without a manifest."""
+    try:
+        samples = load_manifest(path, DATA_DIR)
+    except DataError:  # validation comes later, or wrote it for another version
+        return {}
+    found = {sample.category: sample.sample_range for sample in samples}
+    return {name: known for name, known in found.items() if known is not None}
+
+
 def assign_subset(sha256: str, *, calibration_fraction: float, holdout_fraction: float) -> Subset:
     """Subset of a normal training image, as a function of its content alone.
 
@@ -137,24 +161,43 @@ def scan_layout(
     samples = []
     images = {path.relative_to(data_dir).as_posix(): path for path in find_images(data_dir)[0]}
     masks = match_masks(images, [name for name in images if "/ground_truth/" in name])
-    for name, path in images.items():
-        parts = name.split("/")
-        if len(parts) != _DEPTH or parts[1] not in ("train", "test"):
-            continue
-        category, split, label = parts[0], parts[1], GOOD if is_normal_label(parts[2]) else parts[2]
-        digest = hash_file(path)
+    for one in list_placed(data_dir):
+        digest = hash_file(one.path)
         subset: Subset = "test"
-        if split == "train":
+        if one.split == "train":
             subset = assign_subset(
                 digest,
                 calibration_fraction=calibration_fraction,
                 holdout_fraction=holdout_fraction,
             )
-        mask = images[masks[name]] if label != GOOD and name in masks else None
-        samples.append(Sample(path, name, category, label, subset, mask, digest))
+        mask = images[masks[one.name]] if one.label != GOOD and one.name in masks else None
+        samples.append(Sample(one.path, one.name, one.category, one.label, subset, mask, digest))
     if not samples:
         raise DataError(f"{data_dir}: no <category>/train/{GOOD} images", path=data_dir)
     return samples
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image file of the data folder that is no mask, and what its place says; `label` is cleaned."""
+
+    path: Path
+    name: str
+    category: str
+    split: str
+    label: str
+
+
+def list_placed(data_dir: Path) -> list[PlacedImage]:
+    """Images in `<category>/{train,test}/<label>/` below a folder, sorted; none where it is missing."""
+    found = []
+    for path in find_images(data_dir)[0] if data_dir.is_dir() else ():
+        name = path.relative_to(data_dir).as_posix()
+        parts = name.split("/")
+        if len(parts) == _DEPTH and parts[1] in ("train", "test"):
+            label = GOOD if is_normal_label(parts[2]) else parts[2]
+            found.append(PlacedImage(path, name, parts[0], parts[1], label))
+    return found
 
 
 def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
@@ -210,4 +253,18 @@ def _to_sample(row: dict[str, str], data_dir: Path) -> Sample:
         subset=row["subset"],  # type: ignore[arg-type]  # checked when the manifest was written
         mask=data_dir / row["mask"] if row["mask"] else None,
         sha256=row["sha256"],
+        sample_range=parse_range(row["sample_range"]),
     )
+
+
+def format_range(sample_range: SampleRange | None) -> str:
+    """Black and white as a cell of the manifest, such as `0 4095`; empty for None."""
+    return " ".join(f"{value:.17g}" for value in sample_range or ())
+
+
+def parse_range(text: str) -> SampleRange | None:
+    """What `format_range` wrote."""
+    if not text:
+        return None
+    black, white = text.split()
+    return float(black), float(white)

@@ -14,6 +14,9 @@ from onenip.detector.scoring import Fusion
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.refiner import upsample_logits
 
+_MIN_REACH_PROMPTS, _MIN_REACH_NORMALS = 3, 5  # with fewer their spread says little
+_REACH_SPREADS = 4.0  # of training images: those of another product lie 12 spreads away and more
+
 
 @dataclass(frozen=True)
 class CategoryState:
@@ -114,6 +117,23 @@ def draw_restored(
 def embed_globally(coarse: Tensor) -> Tensor:
     """Mean of coarse features [B, C, h, w] over positions, [B, C]: a description of the whole image."""
     return coarse.float().mean((2, 3))
+
+
+def measure_reach(state: CategoryState, *, normals: int) -> float | None:
+    """Distance from a category's nearest prompt beyond which an image shows something else.
+
+    The last prompt is the normal image that lies farthest from the others, so no normal image of the training
+    lies farther; defects may, and further normal images, by a part of it.
+
+    Args:
+        state: of the category.
+        normals: how many normal images the prompts were chosen from; None with few, or with few prompts.
+    """
+    embeddings = state.embeddings
+    if len(embeddings) < _MIN_REACH_PROMPTS or normals < _MIN_REACH_NORMALS:
+        return None
+    spread = float((embeddings[:-1] - embeddings[-1]).norm(dim=1).min())
+    return _REACH_SPREADS * spread
 
 
 def measure_distances(embeddings: Tensor, prompts: Tensor) -> Tensor:

@@ -29,14 +29,15 @@ from onenip.detector.category import (
     draw_restored,
     embed_globally,
     measure_distances,
+    measure_reach,
 )
 from onenip.detector.devices import choose_device
-from onenip.detector.image_like import ImageLike, to_array
+from onenip.detector.image_like import ImageLike, decide_given, to_array
 from onenip.detector.operating_points import decide, move
-from onenip.detector.prediction import Prediction, make_prediction
+from onenip.detector.prediction import Prediction, choose_category, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
-from onenip.images import resize_image
+from onenip.images import SampleRange, resize_image, share_range
 from onenip.model.file import DetectorSpec, read_model, write_model
 from onenip.model.folding import fold_network
 from onenip.model.network import CategoryStatistics, Features, Network
@@ -173,6 +174,26 @@ class Detector:
         """Device that it runs on."""
         return self.network.coarse_mean.device
 
+    def sample_range(self, category: str | None) -> SampleRange | None:
+        """Black and white of a category's samples of more than 8 bits; None for what all have in common.
+
+        Raises:
+            DataError: if the detector does not know the category.
+        """
+        if category is None:
+            return share_range(known.sample_range for known in self.spec.categories.values())
+        self.state(category)
+        return self.spec.categories[category].sample_range
+
+    @property
+    def reaches(self) -> dict[str, float | None]:
+        """By category, the distance from its prompts up to which an image may show it; None: not known."""
+        known = self.spec.categories
+        return {
+            name: measure_reach(state, normals=len(known[name].normal_names))
+            for name, state in self._states.items()
+        }
+
     def prompt_images(self, category: str) -> NDArray[np.uint8]:
         """The category's prompts, [K, H, W, 3] uint8, RGB, at the size that its images are resized to."""
         prompts: NDArray[np.uint8] = self.state(category).prompts.cpu().numpy()
@@ -210,16 +231,19 @@ class Detector:
 
         Raises:
             DataError: if the category is unknown.
-            ImageError: if an image cannot be read.
+            ImageError: if an image cannot be read, or none of the categories is inferred from it.
         """
         starts = range(0, len(images), batch_size)
         batches = (self._predict(images[at : at + batch_size], category) for at in starts)
         return [prediction for batch in batches for prediction in batch]
 
     def infer_category(self, image: NDArray[np.uint8]) -> str:
-        """Category whose nearest prompt is nearest to an image [H, W, 3] uint8."""
-        distances = self.measure_distances(image)
-        return min(distances, key=lambda name: distances[name])
+        """Category whose nearest prompt is nearest to an image [H, W, 3] uint8.
+
+        Raises:
+            ForeignImageError: if it looks like none of them.
+        """
+        return choose_category(self.measure_distances(image), self.reaches)
 
     def measure_distances(self, image: NDArray[np.uint8]) -> dict[str, float]:
         """Distance of an image [H, W, 3] uint8 from each category's nearest prompt, by category."""
@@ -262,6 +286,7 @@ class Detector:
         normal_images: Sequence[ImageLike],
         *,
         siblings: NDArray[np.bool_] | None = None,
+        sample_range: SampleRange | None = None,
     ) -> Detector:
         """A detector with one more category, without training.
 
@@ -270,24 +295,29 @@ class Detector:
             normal_images: at least one; prompts, memory and thresholds come from them.
             siblings: [n, n] bool, images that show the same thing in part, as tiles of one photograph do:
                 they are not calibrated with each other. None if no two are.
+            sample_range: of samples of more than 8 bits; None to decide it on the files among the images.
 
         Returns:
             A new detector that shares this one's network; the category is marked as provisional.
 
         Raises:
             DataError: if the name is taken or no image is given.
+            ImageError: if an image cannot be read.
         """
         name = check_category(name)
         if name in self._states:
             raise DataError(f"category {name!r} is there already")
         if not normal_images:
             raise DataError(f"category {name!r} needs at least one normal image")
+        if sample_range is None:
+            sample_range = decide_given(normal_images)
         state, measured = calibrate_given(
             self.folded,
             self.spec.calibrate,
-            [to_array(image) for image in normal_images],
+            [to_array(image, sample_range) for image in normal_images],
             siblings=siblings,
         )
+        measured = measured.model_copy(update={"sample_range": sample_range})
         states = {**self._states, name: state}
         known = decide({**self.spec.categories, name: measured}, self.spec.calibrate)[name]
         return type(self)(
@@ -322,7 +352,8 @@ class Detector:
     def _predict(self, images: Sequence[ImageLike], category: str | None) -> list[Prediction]:
         """Predictions of images that go through the network together."""
         started_at = time.perf_counter()
-        pixels = [to_array(image) for image in images]
+        sample_range = self.sample_range(category)
+        pixels = [to_array(image, sample_range) for image in images]
         with torch.inference_mode():
             features = None if category else self._embed(pixels, self.input_size)
             names = [
@@ -381,8 +412,7 @@ class Detector:
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
 
     def _infer_category(self, features: Features) -> str:
-        distances = self._measure_distances(features)
-        return min(distances, key=lambda name: distances[name])
+        return choose_category(self._measure_distances(features), self.reaches)
 
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)

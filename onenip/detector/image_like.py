@@ -6,6 +6,7 @@ Imports no torch, so that exported models on the edge take the same inputs as th
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, Self, TypeGuard
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onenip.errors import DataError
-from onenip.images import load_image, to_rgb
+from onenip.images import SampleRange, decide_range, load_image, measure_samples, to_rgb
 
 _GREY_AXES = 2
 _RANGE_SLACK = 1e-2  # resizing may overshoot 0..1 by this
@@ -47,21 +48,22 @@ class TensorLike(Protocol):
 ImageLike = Path | str | Image.Image | NDArray[np.uint8] | TensorLike
 
 
-def to_array(image: ImageLike) -> NDArray[np.uint8]:
+def to_array(image: ImageLike, sample_range: SampleRange | None = None) -> NDArray[np.uint8]:
     """Any image as [H, W, 3] uint8, RGB.
 
     Args:
         image: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a torch tensor [3, H, W]
             (uint8 0..255, or float 0..1).
+        sample_range: of the image's category, for files and PIL images of more than 8 bits.
 
     Raises:
-        ImageError: if a path cannot be read.
+        ImageError: if a path cannot be read, or a PIL image not be scaled.
         DataError: if an array or tensor has another shape or type.
     """
     if isinstance(image, (str, Path)):
-        return load_image(image)
+        return load_image(image, sample_range=sample_range)
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return to_rgb(image, sample_range)
     if _is_tensor(image):
         return _tensor_to_array(image.detach().cpu())
     array = np.asarray(image)
@@ -72,6 +74,15 @@ def to_array(image: ImageLike) -> NDArray[np.uint8]:
             f"an image array must be [H, W, 3] or [H, W] uint8, not {list(array.shape)} {array.dtype}"
         )
     return array
+
+
+def decide_given(images: Iterable[ImageLike]) -> SampleRange | None:
+    """Range of samples of a category, decided on those of its normal images that are files.
+
+    Raises:
+        ImageError: if a file cannot be read.
+    """
+    return decide_range(measure_samples(i) for i in images if isinstance(i, (str, Path)))
 
 
 def _is_tensor(image: object) -> TypeGuard[TensorLike]:

@@ -5,6 +5,7 @@ Uses numpy and scipy only, so that exported models on the edge answer with the s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from onenip.errors import CheckpointError
+from onenip.errors import CheckpointError, ForeignImageError
 
 Verdict = Literal["normal", "review", "anomalous", "unsure"]
 
@@ -152,6 +153,25 @@ def judge(
         return "anomalous"
     is_near = review_threshold is not None and score > review_threshold
     return "review" if is_near else "normal"
+
+
+def choose_category(distances: Mapping[str, float], reaches: Mapping[str, float | None]) -> str:
+    """Category whose prompts are nearest to an image.
+
+    Args:
+        distances: of the image from each category's nearest prompt, by category.
+        reaches: distance up to which an image may show the category; None where that is not known.
+
+    Raises:
+        ForeignImageError: if it is farther from every category than that: it shows another product.
+    """
+    known = {name: reaches.get(name) for name in distances}
+    if all(reach is not None and distances[name] > reach for name, reach in known.items()):
+        names = ", ".join(sorted(distances))
+        raise ForeignImageError(
+            "image", f"looks like none of {names}; name its category if it is one"
+        )
+    return min(distances, key=lambda name: distances[name])
 
 
 def make_prediction(

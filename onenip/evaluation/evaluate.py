@@ -25,7 +25,7 @@ from onenip.evaluation.category import CategoryScores, CategorySummary, summariz
 from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.gallery import Gallery, Picture, write_index
 from onenip.evaluation.results import ImageResult, write_grids, write_scores
-from onenip.images import load_image, load_mask
+from onenip.images import load_mask
 from onenip.params import EvaluateParams
 
 
@@ -140,7 +140,7 @@ def _score_category(
 ) -> tuple[CategoryScores, Gallery]:
     scores, gallery = CategoryScores(spool), Gallery(params.pictures)
     for sample in samples:
-        image = load_image(sample.path)
+        image = sample.load_image()
         prediction = detector.predict([image], category=category)[0]
         result = ImageResult(
             name=sample.name,

@@ -7,6 +7,7 @@
      "defects": {<category>: [{"defect": ..., "images": ..., <figure>: ...}, ...]},
      "thresholds": {<category>: {"image": ..., "pixel": ...}}, "images": {<category>: {...}},
      "original": {<category>: counts and figures of images, without those that people added since},
+     "doubts": {<category>: [labels that may be wrong, in words]},
      "confidence": ..., "resolution": ..., "data_version": ..., "model_digest": ...}
 
 Intervals of verdict figures are exact (Clopper-Pearson), those of the others bootstrapped. The few figures
@@ -34,6 +35,10 @@ from onenip.evaluation.metrics import (
     mean_figure,
     resampling,
 )
+
+_MIN_DOUBTED = 3  # images of a kind of defect, below which chance explains much
+_ALIKE_AUROC = 0.7  # below it a kind of defect is hardly told from normal images
+_ALIKE_MISSED = 0.8  # share of them called normal
 
 
 def describe(
@@ -79,6 +84,7 @@ def describe(
             name: [_describe_defect(kind, defects[name][kind]) for kind in sorted(defects[name])]
             for name in sorted(defects)
         },
+        "doubts": {name: _doubt_labels(defects[name]) for name in sorted(defects)},
         "thresholds": {
             name: {"image": _to_json(image), "pixel": _to_json(pixel)}
             for name, (image, pixel) in sorted(thresholds.items())
@@ -189,6 +195,22 @@ def _mean_intervals(
 def _to_pair(replicates: resampling.Replicates | None, *, confidence: float) -> list[float] | None:
     ends = None if replicates is None else resampling.interval(replicates, confidence=confidence)
     return None if ends is None else list(ends)
+
+
+def _doubt_labels(defects: Mapping[str, CategorySummary]) -> list[str]:
+    """Kinds of defects that nobody drew masks of and that score as normal images do: are they defects?"""
+    doubts = []
+    for kind, found in sorted(defects.items()):
+        count, area = found.verdicts.defective, found.figures["image_auroc"]
+        is_alike = isinstance(area, Undefined) or area < _ALIKE_AUROC
+        if count >= _MIN_DOUBTED and found.unmasked == count and is_alike:
+            missed = found.verdicts.missed
+            if missed >= _ALIKE_MISSED * count:
+                doubts.append(
+                    f"The {count} test images called {kind} have no mask, and {missed} score as normal "
+                    "ones do; if they are normal, lay them into test/good"
+                )
+    return doubts
 
 
 def _describe_defect(kind: str, summary: CategorySummary) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction
+from onenip.detector.prediction import Prediction, choose_category
 from onenip.errors import ForeignImageError, UnknownCategoryError
+from onenip.images import SampleRange, share_range
 
 
 class ServedDetectors:
@@ -34,6 +35,16 @@ class ServedDetectors:
         """Names of the categories, sorted."""
         return tuple(self._detectors)
 
+    def sample_range(self, category: str | None) -> SampleRange | None:
+        """As `Detector.sample_range`.
+
+        Raises:
+            UnknownCategoryError: if the category is not served.
+        """
+        if category is None:
+            return share_range(one.sample_range(name) for name, one in self._detectors.items())
+        return self._find(category).sample_range(category)
+
     def predict(
         self, images: Sequence[ImageLike], *, category: str | None = None, batch_size: int = 1
     ) -> list[Prediction]:
@@ -50,21 +61,25 @@ class ServedDetectors:
         """
         if category is None:
             return [self._predict_inferred(image) for image in images]
+        return self._find(category).predict(images, category=category, batch_size=batch_size)
+
+    def _find(self, category: str) -> Detector:
         if category not in self._detectors:
             raise UnknownCategoryError(category, self.categories, kind="served")
-        detector = self._detectors[category]
-        return detector.predict(images, category=category, batch_size=batch_size)
+        return self._detectors[category]
 
     def _predict_inferred(self, image: ImageLike) -> Prediction:
         """Prediction by the detector of the category that an image looks like."""
-        pixels = to_array(image)
+        pixels = to_array(image, self.sample_range(None))
         distances: dict[str, float] = {}
+        reaches: dict[str, float | None] = {}
         for detector in self._distinct:
             for name, distance in detector.measure_distances(pixels).items():
                 champion = self._detectors.get(name, detector)
                 if champion.network is detector.network:  # else another one is asked
                     distances[name] = min(distance, distances.get(name, distance))
-        inferred = min(distances, key=lambda name: distances[name])
+                    reaches[name] = champion.reaches[name]
+        inferred = choose_category(distances, reaches)
         if inferred not in self._detectors:
             named = image if isinstance(image, (str, Path)) else "the image"
             raise ForeignImageError(named, f"looks like {inferred}, which has no approved model")

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction, make_prediction
+from onenip.detector.prediction import Prediction, choose_category, make_prediction
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
-from onenip.images import resize_image
+from onenip.images import SampleRange, resize_image, share_range
 from onenip.inference.tiles import Tiling, score_in_tiles
 
 FORMAT_VERSION = 4
@@ -42,6 +42,8 @@ class ExportedCategory:
         is_provisional: whether the category was added without training.
         review_threshold: an image scoring above it, but not anomalous, is to be reviewed; None: none is.
         normals_needed: further normal images that a verdict needs; above 0 it is `unsure`.
+        sample_range: black and white of samples of more than 8 bits.
+        reach: distance from its prompts up to which an image may show it; None where that is not known.
 
     Raises:
         ValueError: if a threshold is not finite.
@@ -54,6 +56,8 @@ class ExportedCategory:
     is_provisional: bool
     review_threshold: float | None = None
     normals_needed: int = 0
+    sample_range: SampleRange | None = None
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         thresholds = [self.image_threshold, self.pixel_threshold]
@@ -99,12 +103,26 @@ class Description:
             map_size=_to_size(content["map_size"]),
             input_size=_to_size(content["input_size"]),
             categories={
-                name: ExportedCategory(**{**known, "input_size": _to_size(known["input_size"])})
+                name: ExportedCategory(
+                    **{
+                        **known,
+                        "input_size": _to_size(known["input_size"]),
+                        "sample_range": _parse_range(known),
+                    }
+                )
                 for name, known in content["categories"].items()
             },
             tiling=None if tiles is None else Tiling(**tiles),
             sha256=dict(content["sha256"]),
         )
+
+
+def _parse_range(known: Mapping[str, Any]) -> SampleRange | None:
+    found = known.get("sample_range")
+    if found is None:
+        return None
+    black, white = map(float, found)
+    return black, white
 
 
 class EdgeDetector:
@@ -168,6 +186,18 @@ class EdgeDetector:
         """Names of the categories, sorted."""
         return tuple(sorted(self._known))
 
+    def sample_range(self, category: str | None) -> SampleRange | None:
+        """As `Detector.sample_range`.
+
+        Raises:
+            UnknownCategoryError: if the category is unknown.
+        """
+        if category is None:
+            return share_range(known.sample_range for known in self._known.values())
+        if category not in self._known:
+            raise UnknownCategoryError(category, self.categories)
+        return self._known[category].sample_range
+
     def predict(
         self,
         images: Sequence[ImageLike],
@@ -184,13 +214,14 @@ class EdgeDetector:
             DataError: if the category is unknown, or an array is no image.
             ImageError: if a file cannot be read.
         """
-        if category is not None and category not in self._known:
-            raise UnknownCategoryError(category, self.categories)
-        return [self._predict(image, category) for image in images]
+        sample_range = self.sample_range(category)
+        return [self._predict(image, category, sample_range) for image in images]
 
-    def _predict(self, image: ImageLike, category: str | None) -> Prediction:
+    def _predict(
+        self, image: ImageLike, category: str | None, sample_range: SampleRange | None
+    ) -> Prediction:
         started_at = time.perf_counter()
-        pixels = to_array(image)
+        pixels = to_array(image, sample_range)
         name = category or self._infer_category(pixels)
         if self._tiling is not None:
             fused, score = score_in_tiles(
@@ -217,13 +248,17 @@ class EdgeDetector:
         return outputs[0][0], float(outputs[1][0])
 
     def _infer_category(self, pixels: NDArray[np.uint8]) -> str:
-        if len(self._known) == 1:
+        if len(self._known) == 1 and (
+            self._tiling is not None or self._known[self.categories[0]].reach is None
+        ):
             return self.categories[0]
         resized = resize_image(pixels, self.input_size)[None]
         first = self._graphs[self.input_size]
         distances = first(resized, self._number(self.categories[0]))[2]
-        numbers = {known.number: name for name, known in self._known.items()}
-        return numbers[int(distances.argmin())]
+        return choose_category(
+            {name: float(distances[known.number]) for name, known in self._known.items()},
+            {name: known.reach for name, known in self._known.items()},
+        )
 
     def _number(self, category: str) -> NDArray[np.int64]:
         return np.array([self._known[category].number], np.int64)

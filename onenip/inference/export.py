@@ -184,6 +184,7 @@ def export_tiled(
         name: {
             **content["categories"][known["own_name"]],
             "image_threshold": known["image_threshold"],
+            "reach": None,  # how far a whole image lies from tiles says nothing
         }
         for name, known in names.items()
     }
@@ -268,6 +269,7 @@ def list_sizes(detector: Detector, categories: Sequence[str]) -> list[tuple[int,
 
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
     """Description of an exported file: what a runtime needs beside the graph."""
+    reaches = detector.reaches
     return {
         "format_version": FORMAT_VERSION,
         "model_digest": detector.digest,
@@ -282,6 +284,8 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
                 "pixel_threshold": known.pixel_threshold,
                 "is_provisional": known.is_provisional,
                 "normals_needed": known.normals_needed,
+                "sample_range": known.sample_range,
+                "reach": reaches[name],
             }
             for number, name in enumerate(categories)
             for known in [detector.spec.categories[name]]

@@ -180,7 +180,9 @@ def _load_inputs(
     share = max(MAX_CALIBRATION_IMAGES // max(len(names), 1), 1)
     return [
         {
-            "image": resize_image(load_image(path), size)[None],
+            "image": resize_image(load_image(path, sample_range=detector.sample_range(name)), size)[
+                None
+            ],
             "category": np.array([number], np.int64),
         }
         for number, name in enumerate(names)

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.detector import Detector
-from onenip.detector.image_like import ImageLike, to_array
+from onenip.detector.image_like import ImageLike, decide_given, to_array
 from onenip.detector.prediction import Prediction, make_prediction
 from onenip.detector.thresholds import NormalScores, describe_added
 from onenip.errors import DataError, UnknownCategoryError
+from onenip.images import SampleRange, share_range
 from onenip.inference.tiles import Box, Tiling, cut_tile, list_tiles, score_in_tiles
 from onenip.model.file import CategorySpec
 
@@ -88,13 +89,17 @@ class TiledDetector:
         """
         if not normals:
             raise DataError(f"{category}: tiles need normal images to be calibrated on")
-        images = [to_array(image) for image in normals]
+        is_known = category in detector.categories
+        sample_range = detector.sample_range(category) if is_known else decide_given(normals)
+        images = [to_array(image, sample_range) for image in normals]
         boxes = [list_tiles((i.shape[0], i.shape[1]), tile_px, 0.0) for i in images]
         tiles = [
             cut_tile(image, box) for image, own in zip(images, boxes, strict=True) for box in own
         ]
         name = _TILED.format(category)
-        extended = detector.add_category(name, tiles, siblings=_relate(boxes))
+        extended = detector.add_category(
+            name, tiles, siblings=_relate(boxes), sample_range=sample_range
+        )
         known = extended.spec.categories[name]
         owners = np.repeat(np.arange(len(images)), [len(own) for own in boxes])
         scores = np.array(known.normal_scores)
@@ -130,6 +135,18 @@ class TiledDetector:
         """Names of the categories, sorted."""
         return tuple(sorted(self._names))
 
+    def sample_range(self, category: str | None) -> SampleRange | None:
+        """As `Detector.sample_range`.
+
+        Raises:
+            UnknownCategoryError: if the category is unknown.
+        """
+        if category is None:
+            return share_range(map(self.detector.sample_range, self._names.values()))
+        if category not in self._names:
+            raise UnknownCategoryError(category, self.categories)
+        return self.detector.sample_range(self._names[category])
+
     def predict(
         self, images: Sequence[ImageLike], *, category: str | None = None
     ) -> list[Prediction]:
@@ -141,9 +158,8 @@ class TiledDetector:
             DataError: if the category is unknown.
             ImageError: if an image cannot be read.
         """
-        if category is not None and category not in self._names:
-            raise UnknownCategoryError(category, self.categories)
-        return [self._predict(to_array(image), category) for image in images]
+        sample_range = self.sample_range(category)
+        return [self._predict(to_array(image, sample_range), category) for image in images]
 
     def _predict(self, image: NDArray[np.uint8], category: str | None) -> Prediction:
         started_at = time.perf_counter()
@@ -171,7 +187,10 @@ class TiledDetector:
     def _infer_category(self, image: NDArray[np.uint8]) -> str:
         if len(self._names) == 1:
             return self.categories[0]
-        return self.detector.infer_category(image)
+        distances = self.detector.measure_distances(
+            image
+        )  # of a whole image from tiles: only a rank
+        return min(distances, key=lambda name: distances[name])
 
     def _limits(self, category: str) -> CategorySpec:
         known = self.detector.spec.categories[self._names[category]]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onenip.data.labels import UNSORTED, find_category_problem
 from onenip.errors import ImageError
-from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
+from onenip.images import IMAGE_SUFFIXES, SampleRange, hash_file, load_image
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
 from onenip.ingestion.journal import Item, Outcome
 from onenip.params import RetrainParams
@@ -65,6 +65,7 @@ def inspect(
     categories: Sequence[str],
     is_released: bool,
     params: RetrainParams,
+    sample_range: SampleRange | None = None,
 ) -> Verdict:
     """Judge one fetched image.
 
@@ -80,6 +81,7 @@ def inspect(
         categories: those of the data.
         is_released: whether a person looked at this very image before and let it pass.
         params: what is held.
+        sample_range: of the category's samples of more than 8 bits.
     """
     sha256 = hash_file(path)
     if not item.category:
@@ -87,7 +89,7 @@ def inspect(
     if problem := find_category_problem(item.category):
         reason = f"its folder {item.category!r} cannot be a category: {problem}"
         return Verdict("held", reason, sha256)
-    image, problem = _decode(path, item)
+    image, problem = _decode(path, item, sample_range)
     if image is None:
         return Verdict("quarantine", problem, sha256)
     fingerprint = take_fingerprint(image, sha256)
@@ -133,13 +135,15 @@ def shelf_name(item: Item, sha256: str) -> str:
     return f"{folder}/{sha256[:12]}-{PurePosixPath(item.key).name}"
 
 
-def _decode(path: Path, item: Item) -> tuple[NDArray[np.uint8] | None, str]:
+def _decode(
+    path: Path, item: Item, sample_range: SampleRange | None
+) -> tuple[NDArray[np.uint8] | None, str]:
     if PurePosixPath(item.key).suffix.lower() not in IMAGE_SUFFIXES:
         return None, "its name does not end as that of an image"
     if path.stat().st_size == 0:
         return None, "it has 0 bytes"
     try:
-        image = load_image(path)
+        image = load_image(path, sample_range=sample_range)
     except ImageError as error:
         return None, error.reason
     if min(image.shape[:2]) < _MIN_SIDE_PX:
@@ -196,6 +200,9 @@ def _ask(
     looks_like = min(distances, key=lambda name: distances[name])
     if params.hold_foreign and looks_like != category:
         return "held", f"looks like {looks_like}, not like {category}", facts
+    reach = champion.reaches[category]
+    if params.hold_foreign and reach is not None and distances[category] > reach:
+        return "held", f"it looks like none of the normal images of {category}", facts
     if params.hold_anomalous and prediction.is_anomalous:
         reason = (
             f"arrived as normal, but the champion finds a defect: score {prediction.score:.3g} "

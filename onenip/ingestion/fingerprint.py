@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onenip.data.manifest import format_range, list_placed
 from onenip.errors import ImageError
-from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
+from onenip.images import SampleRange, hash_file, load_image
 from onenip.ingestion.journal import Journal
 
 _SIDE_PX = 32
@@ -63,24 +64,32 @@ class KnownImages:
     Args:
         data_dir: the data root.
         journal: where fingerprints are kept, so that only new files are read.
+        find_range: gives the range of a category's samples, None where it is not known.
     """
 
-    def __init__(self, data_dir: Path, journal: Journal) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        journal: Journal,
+        find_range: Callable[[str], SampleRange | None] = lambda _category: None,
+    ) -> None:
         self._data_dir = data_dir
+        self._find_range = find_range
         self._by_bytes: dict[str, str] = {}
         self._by_pixels: dict[str, str] = {}
         self._by_category: dict[str, _Gallery] = {}
         cached = journal.read_known()
         fresh: dict[str, Row] = {}
         seen = set()
-        for path in _list_images(data_dir):
-            name = path.relative_to(data_dir).as_posix()
+        for image in list_placed(data_dir):
+            name = image.name
             seen.add(name)
-            found = path.stat()
-            stamp = f"{found.st_size}-{found.st_mtime_ns}"
+            found = image.path.stat()
+            sample_range = find_range(image.category)
+            stamp = f"{found.st_size}-{found.st_mtime_ns}{format_range(sample_range)}"
             row = cached.get(name)
             if row is None or row[0] != stamp:
-                row = _read_row(path, stamp)
+                row = _read_row(image.path, stamp, sample_range)
                 fresh[name] = row
             if len(fresh) >= _CHUNK:
                 journal.write_known(fresh)
@@ -115,7 +124,8 @@ class KnownImages:
         gallery = self._by_category.get(category)
         for name in gallery.find(fingerprint, levels=levels) if gallery else ():
             try:
-                other = load_image(self._data_dir / name)
+                sample_range = self._find_range(category)
+                other = load_image(self._data_dir / name, sample_range=sample_range)
             except ImageError:
                 continue
             if _measure_difference(image, other) <= levels:
@@ -203,16 +213,10 @@ def _measure_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> flo
     return float(np.abs(sums / (heights[:, None] * widths)[:, :, None]).max())
 
 
-def _list_images(data_dir: Path) -> Iterator[Path]:
-    for path in sorted(data_dir.glob("*/t*/*/*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            yield path
-
-
-def _read_row(path: Path, stamp: str) -> Row:
+def _read_row(path: Path, stamp: str, sample_range: SampleRange | None) -> Row:
     sha256 = hash_file(path)
     try:
-        fingerprint = take_fingerprint(load_image(path), sha256)
+        fingerprint = take_fingerprint(load_image(path, sample_range=sample_range), sha256)
     except ImageError:  # validation names it; here only its bytes count
         return stamp, sha256, "", 0, b""
     return _to_row(stamp, fingerprint)

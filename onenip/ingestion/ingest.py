@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
-from onenip.data.manifest import DATA_DIR
+from onenip.data.manifest import DATA_DIR, read_ranges
 from onenip.data.outputs import Outputs
 from onenip.errors import (
     ArrivalError,
@@ -33,7 +33,7 @@ from onenip.errors import (
     RegistryError,
     UnreachableError,
 )
-from onenip.images import hash_file
+from onenip.images import SampleRange, hash_file
 from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.branch import DataBranch
 from onenip.ingestion.fingerprint import KnownImages
@@ -186,7 +186,16 @@ class _Steps:
     @cached_property
     def known(self) -> KnownImages:
         """Images that are in the data."""
-        return KnownImages(self.data_dir, self.journal)
+        return KnownImages(self.data_dir, self.journal, self.find_range)
+
+    def find_range(self, category: str) -> SampleRange | None:
+        """Range of a category's samples: as it is declared, or as the latest validation decided."""
+        return self.params.data.declared_range(category) or self.decided_ranges.get(category)
+
+    @cached_property
+    def decided_ranges(self) -> dict[str, SampleRange]:
+        """Ranges that the latest validation decided on."""
+        return read_ranges(Outputs(self.root).manifest)
 
     def commit_placed(self) -> str | None:
         """Version, push and commit what was placed, all at once."""
@@ -275,6 +284,9 @@ class _Steps:
     ) -> Verdict:
         champion = self.find_champion(item.category)
         categories = sorted(path.name for path in self.data_dir.iterdir() if path.is_dir())
+        sample_range = None
+        if champion is not None and item.category in champion.categories:
+            sample_range = champion.sample_range(item.category)
         try:
             return inspect(
                 staged,
@@ -285,6 +297,7 @@ class _Steps:
                 categories=categories,
                 is_released=is_released,
                 params=self.params.retrain,
+                sample_range=sample_range or self.find_range(item.category),
             )
         except (OneNIPError, OSError):
             raise

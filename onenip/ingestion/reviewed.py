@@ -17,10 +17,11 @@ from pathlib import Path
 from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
 from onenip.data.labels import check_category
-from onenip.data.manifest import DATA_DIR, dated_name, match_masks, read_added
+from onenip.data.manifest import DATA_DIR, dated_name, match_masks, read_added, read_ranges
+from onenip.data.outputs import Outputs
 from onenip.errors import ImageError
 from onenip.folders import write_whole
-from onenip.images import find_images, hash_file, load_image
+from onenip.images import SampleRange, find_images, hash_file, load_image
 from onenip.ingestion.branch import DataBranch
 from onenip.ingestion.fingerprint import KnownImages, take_fingerprint
 from onenip.ingestion.ingest import open_journal
@@ -92,13 +93,15 @@ def place_defects(
     branch = DataBranch(params, root)
     with hold_checkout("review", root=root), open_journal(root) as journal:
         branch.require_current(has_placed=True)
-        known = KnownImages(
-            data_dir, journal
-        )  # withdrawn training images, too: they were trained on
+        ranges = read_ranges(Outputs(root).manifest)
+        # withdrawn training images, too: they were trained on
+        known = KnownImages(data_dir, journal, ranges.get)
         placings: dict[str, Placing] = {}
         changes: Counter[str] = Counter()
         for defect in defects:
-            placings[defect.id], change = _place(defect, data_dir, known, today)
+            placings[defect.id], change = _place(
+                defect, data_dir, known, today, ranges.get(defect.category)
+            )
             changes[f"{defect.kind} of {defect.category}"] += change
         changes["withdrawn"] = sum(_remove(data_dir, name) for name in withdrawn)
         if not +changes:
@@ -109,12 +112,18 @@ def place_defects(
     return placings, commit
 
 
-def _place(defect: Defect, data_dir: Path, known: KnownImages, today: date) -> tuple[Placing, int]:
+def _place(
+    defect: Defect,
+    data_dir: Path,
+    known: KnownImages,
+    today: date,
+    sample_range: SampleRange | None,
+) -> tuple[Placing, int]:
     """Where a defect is put, and whether that changed the data (0 or 1)."""
     category = check_category(defect.category)
     sha256 = hash_file(defect.image)
     try:
-        fingerprint = take_fingerprint(load_image(defect.image), sha256)
+        fingerprint = take_fingerprint(load_image(defect.image, sample_range=sample_range), sha256)
     except ImageError as error:
         return Placing("", error.reason), 0
     folder = f"{category}/test/{defect.kind}"

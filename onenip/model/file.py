@@ -71,6 +71,11 @@ class CategoryMeasurements(Section):
         1.0, description="multiple of model.input_size at which its images are looked at"
     )
     is_provisional: bool = Field(description="whether the category was added without training")
+    sample_range: tuple[float, float] | None = Field(
+        None,
+        description="black and white of samples of more than 8 bits; null: 16 bits and floats of 0..1 are "
+        "read over all of these, others refused",
+    )
 
 
 class CategorySpec(CategoryMeasurements):

@@ -15,7 +15,7 @@ from onenip.data.manifest import Sample, select
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
 from onenip.evaluation.metrics import PIXEL_NAMES, Figure, PixelScores, resampling
-from onenip.images import load_image, load_mask, resize_image
+from onenip.images import load_mask, resize_image
 from onenip.operation.gate import Answers, Evidence
 from onenip.params import GateParams, Params
 from onenip.synthesis.bank import build_synthesizer
@@ -160,7 +160,7 @@ def _draw_anomalies(
     synthesizer = build_synthesizer(params.synthesize, size=size, seed=params.seed)
     cases = []
     for sample in normals:
-        image = resize_image(load_image(sample.path), size)
+        image = resize_image(sample.load_image(), size)
         rng = np.random.default_rng([params.seed, 8, int(sample.sha256[:12], 16)])
         for _ in range(params.gate.synthetic_per_image):
             drawn = synthesizer.draw(image, rng)
@@ -181,7 +181,7 @@ def _read(
 ) -> Iterator[_Case]:
     """Cases one at a time: normal images, then defective ones."""
     for sample in (*normals, *defects):
-        image = load_image(sample.path)
+        image = sample.load_image()
         mask = load_mask(sample.mask) if sample.mask else None
         if not sample.is_defective:
             mask = np.zeros(image.shape[:2], dtype=bool)

@@ -5,18 +5,18 @@ Nothing is trained; the versions are marked as provisional wherever they answer.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 from onenip.data.labels import GOOD
-from onenip.data.manifest import DATA_DIR, find_quarantined
+from onenip.data.manifest import DATA_DIR, find_quarantined, list_placed
 from onenip.data.outputs import Outputs
 from onenip.detector.detector import Detector
 from onenip.errors import ImageError
-from onenip.images import IMAGE_SUFFIXES, hash_file, load_image
+from onenip.images import SampleRange, decide_range, hash_file, load_image, measure_samples
 from onenip.params import Params
 from onenip.registry import publishing, versions
 from onenip.registry.champions import Champions, choose_unified, list_champions
@@ -46,21 +46,24 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     base = choose_unified(serving)
     if base is None:
         return []
-    manifest = Outputs(root).manifest
-    images = _list_first_images(
-        root / DATA_DIR,
-        known={v.category for v in serving},
-        left_out=find_quarantined(manifest) if manifest.is_file() else set(),
-    )
+    images = _list_first_images(root / DATA_DIR, known={v.category for v in serving})
     if not images:
         return []
     detector = Champions().load(base)
-    new = {name: paths for name, paths in images.items() if name not in detector.categories}
+    manifest = Outputs(root).manifest
+    left_out = find_quarantined(manifest) if manifest.is_file() else set()
+    ranges = {name: _find_range(name, paths, params) for name, paths in images.items()}
+    new = {
+        name: usable
+        for name, paths in images.items()
+        if name not in detector.categories
+        and (usable := _list_usable(paths, ranges[name], left_out=left_out))
+    }
     made_from = _hash(base, new)
     now = [versions.provisional(name) for name in new]
     if all(version is not None and version.made_from == made_from for version in now):
         return []
-    _add(detector, new).save(Outputs(root).provisional)
+    _add(detector, new, ranges).save(Outputs(root).provisional)
     found = publishing.publish_provisional(
         Outputs(root).provisional,
         images={name: len(paths) for name, paths in new.items()},
@@ -77,10 +80,14 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     return found
 
 
-def _add(detector: Detector, new: Mapping[str, Sequence[Path]]) -> Detector:
+def _add(
+    detector: Detector,
+    new: Mapping[str, Sequence[Path]],
+    ranges: Mapping[str, SampleRange | None],
+) -> Detector:
     extended = detector
     for name, paths in sorted(new.items()):
-        extended = extended.add_category(name, list(paths))
+        extended = extended.add_category(name, list(paths), sample_range=ranges[name])
     facts = {
         "built_on": detector.digest,
         "provisional_images": {name: [path.name for path in paths] for name, paths in new.items()},
@@ -90,35 +97,45 @@ def _add(detector: Detector, new: Mapping[str, Sequence[Path]]) -> Detector:
     return extended
 
 
-def _list_first_images(
-    data_dir: Path, *, known: set[str], left_out: set[str]
-) -> dict[str, list[Path]]:
-    """Normal images by category, sorted, of categories without a champion.
+def _list_first_images(data_dir: Path, *, known: set[str]) -> dict[str, list[Path]]:
+    """Normal images by category, sorted, of categories without a champion."""
+    found: dict[str, list[Path]] = {}
+    for image in list_placed(data_dir):
+        if image.split == "train" and image.label == GOOD and image.category not in known:
+            found.setdefault(image.category, []).append(image.path)
+    return found
+
+
+def _find_range(category: str, paths: Sequence[Path], params: Params) -> SampleRange | None:
+    """Range of a new category's samples: declared, or decided on its first images."""
+    extents = []
+    for path in paths[:_MAX_IMAGES]:
+        with contextlib.suppress(ImageError):  # `_list_usable` names it
+            extents.append(measure_samples(path))
+    return params.data.declared_range(category) or decide_range(extents)
+
+
+def _list_usable(
+    paths: Sequence[Path], sample_range: SampleRange | None, *, left_out: set[str]
+) -> list[Path]:
+    """The first images that can be read; one that cannot be must not stop the others.
 
     What arrived since the manifest was written was judged when it was taken in; what the manifest
     leaves out, by its sha256, stays out.
     """
-    found: dict[str, list[Path]] = {}
-    for folder in sorted(data_dir.glob(f"*/train/{GOOD}")):
-        category = folder.relative_to(data_dir).parts[0]
-        if category in known:
+    found: list[Path] = []
+    for path in paths:
+        if len(found) == _MAX_IMAGES:
+            break
+        if left_out and hash_file(path) in left_out:
             continue
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        sound = (path for path in paths if hash_file(path) not in left_out and _is_usable(path))
-        usable = list(islice(sound, _MAX_IMAGES))
-        if usable:
-            found[category] = usable
+        try:
+            load_image(path, sample_range=sample_range)
+        except ImageError as error:
+            log.warning("left out of the provisional model: %s", error)
+        else:
+            found.append(path)
     return found
-
-
-def _is_usable(path: Path) -> bool:
-    """Whether an image can be read; one that cannot be must not stop the others."""
-    try:
-        load_image(path)
-    except ImageError as error:
-        log.warning("left out of the provisional model: %s", error)
-        return False
-    return True
 
 
 def _hash(base: Version, images: Mapping[str, Sequence[Path]]) -> str:

@@ -341,7 +341,8 @@ def _list_served(params: Params, answers: Answers, detector: Detector, category:
     for one in given[:_BASELINE_IMAGES]:
         content = answers.read_image(one.id)
         if content is not None:
-            distances.append(detector.measure_distances(load_image(content))[category])
+            image = load_image(content, sample_range=detector.sample_range(category))
+            distances.append(detector.measure_distances(image)[category])
     scores = [float(one.facts["score"]) for one in given]
     return Sightings.of(scores, [score > threshold for score in scores], distances)
 
@@ -368,7 +369,8 @@ def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightin
     distances = []
     for sample in samples[:_BASELINE_IMAGES]:
         try:
-            distances.append(detector.measure_distances(load_image(sample.path))[category])
+            image = load_image(sample.path, sample_range=spec.sample_range)
+            distances.append(detector.measure_distances(image)[category])
         except ImageError as error:
             log.warning("left out of the drift of %s: %s", category, error)
     scores = np.asarray(spec.normal_scores)
@@ -376,6 +378,6 @@ def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightin
 
 
 def _ask(detector: Detector, path: Path, category: str) -> tuple[float, bool, float]:
-    image = load_image(path)
+    image = load_image(path, sample_range=detector.sample_range(category))
     prediction = detector.predict([image], category=category)[0]
     return prediction.score, prediction.is_anomalous, detector.measure_distances(image)[category]

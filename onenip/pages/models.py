@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import Prediction
-from onenip.errors import OneNIPError, UnreachableError
+from onenip.errors import ForeignImageError, OneNIPError, UnreachableError
 from onenip.images import load_image
 from onenip.registry.champions import Champions, load_candidate
 from onenip.registry.versions import Version, challenger, find_version, list_categories, serving
@@ -114,9 +114,19 @@ def judge_upload(content: bytes, category: str, candidates: Sequence[Candidate])
         ImageError: if the bytes are no usable image.
         DataError: if a candidate does not know the category.
     """
-    image = load_image(content)
+    first = candidates[0].detector
+    images = [
+        load_image(content, sample_range=one.detector.sample_range(category)) for one in candidates
+    ]
+    try:
+        looks_like = first.infer_category(images[0])
+    except ForeignImageError:
+        looks_like = "none of the known categories"
     return JudgedUpload(
-        image,
-        candidates[0].detector.infer_category(image),
-        [one.detector.predict([image], category=category)[0] for one in candidates],
+        images[0],
+        looks_like,
+        [
+            one.detector.predict([image], category=category)[0]
+            for one, image in zip(candidates, images, strict=True)
+        ],
     )

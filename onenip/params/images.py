@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
+from unicodedata import normalize
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -43,6 +44,32 @@ class DataParams(Section):
         description="share of normal training images held out from all fitting, chosen by hash; the gate "
         "counts false alarms on them and on test/good",
     )
+
+    sample_range: Literal["auto"] | tuple[float, float] = Field(
+        "auto",
+        description="values of black and of white of samples of more than 8 bits, such as [0, 4095]; auto: "
+        "decided by `onenip validate` for each category, on all its normal training images together",
+    )
+    sample_ranges: dict[str, tuple[float, float]] = Field(
+        {}, description="black and white by category, where they differ from sample_range"
+    )
+
+    def declared_range(self, category: str) -> tuple[float, float] | None:
+        """Values of black and of white of a category; None where they are to be decided."""
+        usual = None if self.sample_range == "auto" else self.sample_range
+        own = {normalize("NFC", name): one for name, one in self.sample_ranges.items()}
+        return own.get(category, usual)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        ranges = dict(self.sample_ranges)
+        if self.sample_range != "auto":
+            ranges[""] = self.sample_range
+        for name, (black, white) in ranges.items():
+            key = f"data.sample_ranges.{name}" if name else "data.sample_range"
+            if black == white:
+                raise ValueError(f"{key}: black and white must differ")
+        return self
 
     @model_validator(mode="after")
     def _leave_images_to_fit(self) -> Self:

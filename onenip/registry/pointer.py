@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext  # MLflow reads the type hints
 
 from onenip.errors import ImageError
-from onenip.images import load_image
+from onenip.images import SampleRange, load_image
 from onenip.registry.champions import apply_threshold
 from onenip.registry.versions import list_versions
 from onenip.registry.weights import load_pinned
@@ -64,14 +64,15 @@ class Pointer(PythonModel):
             for name in model_input["category"].dropna().unique():
                 if name not in ("", self._category):
                     raise _refuse(f"this model answers for {self._category!r}, not for {name!r}")
-        images = [_decode(text, row) for row, text in enumerate(model_input["image"])]
+        sample_range = self._detector.sample_range(self._category)
+        images = [_decode(text, row, sample_range) for row, text in enumerate(model_input["image"])]
         predictions = self._detector.predict(images, category=self._category)
         return pd.DataFrame([_to_row(prediction) for prediction in predictions])
 
 
-def _decode(text: str, row: int) -> Any:
+def _decode(text: str, row: int, sample_range: SampleRange | None) -> Any:
     try:
-        return load_image(base64.b64decode(text, validate=True))
+        return load_image(base64.b64decode(text, validate=True), sample_range=sample_range)
     except (binascii.Error, ValueError) as error:
         raise _refuse(f"row {row}: not base64: {error}") from error
     except ImageError as error:

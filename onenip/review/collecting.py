@@ -205,9 +205,12 @@ def collect_disagreements(
         one = _to_candidate(answers, answer, "disagreement", "")
         if one is not None:
             try:
-                image = load_image(one.content)
                 sides = [
-                    model.predict([image], category=category)[0] for model in (champion, challenger)
+                    model.predict(
+                        [load_image(one.content, sample_range=model.sample_range(category))],
+                        category=category,
+                    )[0]
+                    for model in (champion, challenger)
                 ]
             except ImageError as error:
                 log.warning("answer %s is not compared: %s", answer.id, error.reason)

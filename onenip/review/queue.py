@@ -24,7 +24,7 @@ from PIL import Image
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import DataError
 from onenip.folders import write_whole
-from onenip.images import load_image
+from onenip.images import read_size
 from onenip.review.items import (
     DEFECT,
     LINE,
@@ -406,7 +406,7 @@ class ReviewQueue:
         """Write the mask that was drawn; gives its path below the folder, empty without one."""
         if mask is None and not boxes:
             return ""
-        height, width = load_image(self._folder / row["image"]).shape[:2]
+        height, width = read_size(self._folder / row["image"])
         found = draw_boxes(boxes, (height, width)) if mask is None else read_mask(mask)
         if found.shape != (height, width):
             raise DataError(

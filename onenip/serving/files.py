@@ -17,7 +17,7 @@ from PIL import Image
 
 from onenip.detector.prediction import Prediction
 from onenip.errors import DataError, ImageError, OneNIPError, UnknownCategoryError
-from onenip.images import IMAGE_SUFFIXES, find_images, load_image
+from onenip.images import IMAGE_SUFFIXES, SampleRange, find_images, load_image
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml"})
 
@@ -35,6 +35,10 @@ class Predictor(Protocol):
         """Names of the categories, sorted."""
         ...
 
+    def sample_range(self, category: str | None) -> SampleRange | None:
+        """Black and white of samples of more than 8 bits."""
+        ...
+
     def predict(self, images: Sequence[Path], *, category: str | None = None) -> list[Prediction]:
         """Scores, maps, regions and verdicts; None infers each image's category."""
         ...
@@ -50,6 +54,7 @@ class Answer:
         prediction: of the model; None if the file is no usable image.
         error: why there is no prediction; empty if there is one.
         place: relative path of what is written about it, without a suffix; of no other file.
+        sample_range: that the model read its samples over, where they have more than 8 bits.
     """
 
     name: str
@@ -57,6 +62,7 @@ class Answer:
     prediction: Prediction | None
     error: str = ""
     place: Path = Path("image")
+    sample_range: SampleRange | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain values; boxes in px at the image's own size, origin top-left."""
@@ -112,7 +118,8 @@ def predict_files(
         except ImageError as error:
             yield Answer(name, path, None, error.reason, place)
         else:
-            yield Answer(name, path, prediction, place=place)
+            sample_range = model.sample_range(category)
+            yield Answer(name, path, prediction, place=place, sample_range=sample_range)
 
 
 def load_model(model: str, category: str | None) -> Predictor:
@@ -152,7 +159,7 @@ def save_heatmap(answer: Answer, folder: Path) -> Path:
 
     assert answer.prediction is not None
     picture = draw_picture(
-        load_image(answer.path),
+        load_image(answer.path, sample_range=answer.sample_range),
         answer.prediction.map,
         None,
         pixel_threshold=answer.prediction.pixel_threshold,

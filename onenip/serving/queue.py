@@ -41,13 +41,11 @@ class JudgingQueue:
     Args:
         max_waiting: images that may wait; one more is refused.
         batch_size: images that go through the network together.
-        max_pixels: of an image.
     """
 
-    def __init__(self, *, max_waiting: int, batch_size: int, max_pixels: int) -> None:
+    def __init__(self, *, max_waiting: int, batch_size: int) -> None:
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue(max_waiting)
         self._batch_size = batch_size
-        self._max_pixels = max_pixels
         self._worker: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -105,7 +103,8 @@ class JudgingQueue:
         for at, job in enumerate(jobs):
             try:
                 if not job.answer.cancelled():
-                    images[at] = load_image(job.content, max_pixels=self._max_pixels)
+                    sample_range = job.model.sample_range(job.category)
+                    images[at] = load_image(job.content, sample_range=sample_range)
             except Exception as error:  # noqa: BLE001  # the worker goes on; the request fails
                 found[at] = error
         predictions: Sequence[Prediction | BaseException]

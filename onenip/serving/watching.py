@@ -83,7 +83,8 @@ def _judge(
         _wait_until_complete(path)
         content = path.read_bytes()
         chosen = category or _find_category(name, roster)
-        found = roster.model.predict([load_image(content)], category=chosen)[0]
+        image = load_image(content, sample_range=roster.model.sample_range(chosen))
+        found = roster.model.predict([image], category=chosen)[0]
         answer = roster.describe(found, problem=champions.problem)
     except (OneNIPError, OSError) as error:
         return {"image": name, "error": getattr(error, "reason", str(error))}

@@ -20,6 +20,7 @@ from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST as METRICS_TYPE
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from onenip.data.labels import clean_name
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction
@@ -30,7 +31,7 @@ from onenip.errors import (
     OneNIPError,
     UnknownCategoryError,
 )
-from onenip.images import load_image
+from onenip.images import SampleRange, load_image
 from onenip.review.answers import Answers, Feedback, Keeping
 from onenip.serving.bodies import MAP_OPTION, read_form, read_json, read_model
 from onenip.serving.champions import Follower, Roster, Serving
@@ -64,7 +65,6 @@ class ServeSettings(Limits):
     """Settings of the server.
 
     Attributes:
-        max_pixels: of an image.
         max_waiting: requests that may wait; more get 503.
         batch_size: images that go through the network together.
         refresh_seconds: time between two looks into the registry; 0 never looks.
@@ -74,7 +74,6 @@ class ServeSettings(Limits):
         proxies: addresses that the header is taken from.
     """
 
-    max_pixels: int = 50_000_000
     max_waiting: int = 64
     batch_size: int = 1
     refresh_seconds: float = 20.0
@@ -142,6 +141,7 @@ class _Judge:
         self, content: bytes, category: str | None, *, has_map: bool
     ) -> dict[str, Any]:
         roster = self.champions.roster  # a change meanwhile is for the next request
+        category = None if category is None else clean_name(category)
         _require_champion(roster, category)
         try:
             with self.metrics.seconds.time():
@@ -157,7 +157,9 @@ class _Judge:
         self.metrics.verdicts.labels(found.category, answer["verdict"]).inc()
         await self.kept.keep(content, answer, found)
         if has_map:
-            answer["map"] = await asyncio.to_thread(_draw_map, content, found)
+            answer["map"] = await asyncio.to_thread(
+                _draw_map, content, found, roster.model.sample_range(category)
+            )
         return answer
 
 
@@ -228,11 +230,7 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
         settings: limits and key.
     """
     metrics = _Metrics()
-    queue = JudgingQueue(
-        max_waiting=settings.max_waiting,
-        batch_size=settings.batch_size,
-        max_pixels=settings.max_pixels,
-    )
+    queue = JudgingQueue(max_waiting=settings.max_waiting, batch_size=settings.batch_size)
     kept = _Kept(settings.keeping)
     judge = _Judge(champions, queue, metrics, kept)
 
@@ -347,10 +345,10 @@ def _wants_map(request: Request) -> bool:
     return MAP_OPTION in request.query_params.multi_items()
 
 
-def _draw_map(content: bytes, found: Prediction) -> str:
+def _draw_map(content: bytes, found: Prediction, sample_range: SampleRange | None) -> str:
     """The heat map over an image as base64 of a PNG."""
     heat = draw_heat(
-        load_image(content),
+        load_image(content, sample_range=sample_range),
         found.map,
         pixel_threshold=found.pixel_threshold,
         regions=found.regions,

@@ -94,5 +94,8 @@ def run(
             training_dir=training_dir,
             champion=champion,
         )
+    for name, texts in content["doubts"].items():
+        for text in texts:
+            log.warning("%s: %s", name, text)
     log.info("figures of %d test images in %s", len(tests), out_dir)
     return EvaluateResult(out_dir, content)

@@ -120,9 +120,9 @@ def gather_normals(
             category,
             len(held_out.calibration),
         )
-    fresh = embed_files(network, [sample.path for sample in held_out.calibration], zoom=zoom)
+    fresh = embed_files(network, held_out.calibration, zoom=zoom)
     found = {s.name: image for s, image in zip(held_out.calibration, fresh, strict=True)}
-    seen = embed_files(network, [sample.path for sample in held_out.selection], zoom=zoom)
+    seen = embed_files(network, held_out.selection, zoom=zoom)
     for sample, image in zip(held_out.selection, seen, strict=True):
         found[sample.name] = replace(image, is_fitted=True)
     fitted = _reuse_fitted(network, data, category)
@@ -142,11 +142,14 @@ def gather_normals(
     return held | (judged or ({} if held else fitted)), statistics.to(network.coarse_mean.device)
 
 
-def embed_files(network: Network, paths: Iterable[Path], *, zoom: float) -> list[CalibrationImage]:
-    """Features of image files kept out of fitting: held-out normals, or synthetic anomalies."""
+def embed_files(
+    network: Network, files: Iterable[Sample | Path], *, zoom: float
+) -> list[CalibrationImage]:
+    """Features of images kept out of fitting: held-out normals, or files of synthetic anomalies."""
     size, device = network.params.zoomed_size(zoom), network.coarse_mean.device
-    images = (torch.tensor(resize_image(load_image(path), size)) for path in paths)
-    return [CalibrationImage(network.embed(image[None].to(device))) for image in images]
+    images = (file.load_image() if isinstance(file, Sample) else load_image(file) for file in files)
+    resized = (torch.tensor(resize_image(image, size)) for image in images)
+    return [CalibrationImage(network.embed(image[None].to(device))) for image in resized]
 
 
 def pick_anomalies(

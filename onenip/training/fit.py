@@ -181,7 +181,7 @@ def calibrate_detector(
                 seed=params.seed * 1009 + number,
             )
             state = replace(state, statistics=statistics)
-            measured[category] = measure_category(
+            own = measure_category(
                 folded,
                 params.calibrate,
                 state=state,
@@ -192,6 +192,8 @@ def calibrate_detector(
                 zoom=zoom,
                 is_provisional=False,
             )
+            sample_range = select(samples, category=category)[0].sample_range
+            measured[category] = own.model_copy(update={"sample_range": sample_range})
             states[category] = state
     categories = decide(measured, params.calibrate)
     for name, known in categories.items():

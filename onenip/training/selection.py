@@ -79,7 +79,7 @@ class SelectionSet:
                 if not held_out or not stored:
                     continue
                 self._images[category] = _Images(
-                    normals=embed_files(network, [s.path for s in held_out], zoom=zooms[category]),
+                    normals=embed_files(network, held_out, zoom=zooms[category]),
                     anomalies=embed_files(
                         network, [one.image for one in stored], zoom=zooms[category]
                     ),

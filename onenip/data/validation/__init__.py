@@ -22,7 +22,12 @@ from onenip.data.labels import GOOD
 from onenip.data.loading import count_cores
 from onenip.data.manifest import MANIFEST_COLUMNS, assign_subset
 from onenip.data.validation.frames import make_category_frame, make_file_frame
-from onenip.data.validation.measuring import list_category_folders, list_files, measure
+from onenip.data.validation.measuring import (
+    decide_ranges,
+    list_category_folders,
+    list_files,
+    measure,
+)
 from onenip.data.validation.rules import category_rules, check_names, file_rules
 from onenip.data.validation.suite import Breach, Judge
 from onenip.errors import DataError
@@ -88,30 +93,33 @@ def validate(
         raise DataError(
             f"{data_dir}: no images in <category>/{{train,test}}/<label>/", path=data_dir
         )
-    rows = measure(
-        files,
-        data_dir,
-        workers=workers or count_cores(),
-        progress=progress,
-    )
+    workers = workers or count_cores()
+    files, doubts = decide_ranges(files, data_dir, declared=data.declared_range, workers=workers)
+    rows = measure(files, data_dir, workers=workers, progress=progress)
     frame = make_file_frame(rows, near_duplicate_bits=params.near_duplicate_bits)
     try:
-        return _write_all(frame, data_dir, out_dir, data, params)
+        return _write_all(frame, doubts, data_dir, out_dir, data, params)
     except OSError as error:
         raise DataError(f"{out_dir}: cannot be written ({error})", path=out_dir) from error
 
 
 def _write_all(
-    frame: pd.DataFrame, data_dir: Path, out_dir: Path, data: DataParams, params: ValidateParams
+    frame: pd.DataFrame,
+    range_doubts: dict[str, str],
+    data_dir: Path,
+    out_dir: Path,
+    data: DataParams,
+    params: ValidateParams,
 ) -> ValidationResult:
     with replace_folder(out_dir) as draft:
-        result = _write(frame, data_dir, draft, out_dir, data, params)
+        result = _write(frame, range_doubts, data_dir, draft, out_dir, data, params)
         _stop_on_error(result, data_dir)
     return result
 
 
 def _write(
     frame: pd.DataFrame,
+    range_doubts: dict[str, str],
     data_dir: Path,
     partial: Path,
     out_dir: Path,
@@ -122,7 +130,7 @@ def _write(
     breaches = judge.judge("files", frame, file_rules(params))
     reasons = _collect_reasons(breaches)
     usable = frame[~frame["path"].isin(list(reasons)) & frame["stray"].isna()]
-    categories = make_category_frame(list_category_folders(data_dir), usable)
+    categories = make_category_frame(list_category_folders(data_dir), usable, range_doubts)
     more = judge.judge("categories", categories, category_rules(params))
     unusable = _collect_reasons(more)
     for path, category in zip(usable["path"], usable["category"], strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ TEXT_COLUMNS = (
     "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray",
     "wrong_suffix", "mask_problem", "defect_in_train", "empty_mask", "good_mask", "leak",
     "duplicate_in_train", "duplicate_in_test", "near_duplicate", "missing_mask",
-    "mask_doubt", "mask_classes",
+    "mask_doubt", "mask_classes", "sample_range",
 )  # fmt: skip
 NUMBER_COLUMNS = (
     "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",
@@ -41,8 +41,16 @@ def make_file_frame(rows: Sequence[Row], *, near_duplicate_bits: int) -> pd.Data
     return frame
 
 
-def make_category_frame(names: Sequence[str], usable: pd.DataFrame) -> pd.DataFrame:
-    """A row per category: its usable images for training and tests, and what is doubtful about the tests."""
+def make_category_frame(
+    names: Sequence[str], usable: pd.DataFrame, range_doubts: Mapping[str, str]
+) -> pd.DataFrame:
+    """A row per category: its usable images for training and tests, and what is doubtful about it.
+
+    Args:
+        names: of the categories.
+        usable: rows of usable files.
+        range_doubts: by category, what is to be known about the range of its samples.
+    """
     rows = []
     for name in names:
         part = usable[usable["category"] == name]
@@ -58,13 +66,13 @@ def make_category_frame(names: Sequence[str], usable: pd.DataFrame) -> pd.DataFr
                 "train_images": int((part["split"] == "train").sum()),
                 "test_images": len(tests),
                 "test_doubt": doubt,
+                "range_doubt": range_doubts.get(name),
             }
         )
-    columns = ["path", "train_images", "test_images", "test_doubt"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["test_doubt"] = (
-        frame["test_doubt"].astype(object).where(frame["test_doubt"].notna(), None)
-    )
+    doubts = ["test_doubt", "range_doubt"]
+    frame = pd.DataFrame(rows, columns=["path", "train_images", "test_images", *doubts])
+    for column in doubts:
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
     return frame
 
 

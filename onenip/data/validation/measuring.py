@@ -7,12 +7,13 @@ image at a time and returns a few numbers, so memory does not grow with the data
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import imagehash
 import numpy as np
@@ -21,10 +22,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from onenip.data.labels import GOOD, is_normal_label
-from onenip.data.manifest import match_masks
+from onenip.data.manifest import format_range, match_masks
 from onenip.errors import ImageError
 from onenip.folders import walk_files
-from onenip.images import IMAGE_SUFFIXES, load_image, load_mask, load_mask_classes, read_header
+from onenip.images import (
+    FULL_WHITE,
+    IMAGE_SUFFIXES,
+    SampleExtent,
+    SampleRange,
+    decide_range,
+    load_image,
+    load_mask,
+    load_mask_classes,
+    measure_samples,
+    read_header,
+)
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
 _MOST_OF_IMAGE = 0.5
@@ -42,6 +54,7 @@ _FORMATS = {
 }
 
 Row = dict[str, str | int | float | None]
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,7 @@ class Found:
         label: good, or the kind of defect that the folder of the split names.
         mask: relative path of its mask, or empty.
         stray: why the file has no role, or empty.
+        sample_range: that its samples of more than 8 bits are read over.
     """
 
     path: str
@@ -63,6 +77,7 @@ class Found:
     label: str = ""
     mask: str = ""
     stray: str = ""
+    sample_range: SampleRange | None = None
 
 
 def list_files(data_dir: Path) -> list[Found]:
@@ -83,6 +98,66 @@ def list_category_folders(data_dir: Path) -> list[str]:
     """Names of the folders directly under the data root, sorted, even if empty."""
     return sorted(
         path.name for path in data_dir.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
+
+
+def decide_ranges(
+    files: Sequence[Found],
+    data_dir: Path,
+    *,
+    declared: Callable[[str], SampleRange | None],
+    workers: int,
+) -> tuple[list[Found], dict[str, str]]:
+    """The same files with the range of their samples, declared or decided on their category's normal ones.
+
+    Args:
+        files: what `list_files` found.
+        data_dir: the data root.
+        declared: gives the declared range of a category, None where it is to be decided.
+        workers: processes.
+
+    Returns:
+        The files, and by category what is to be known about the range that was decided.
+    """
+    ranges = {file.category: declared(file.category) for file in files if not file.stray}
+    normals = [
+        file
+        for file in files
+        if file.split == "train" and file.label == GOOD and ranges[file.category] is None
+    ]
+    measured = list(_map(partial(_measure_extent, data_dir=data_dir), normals, workers))
+    doubts = {}
+    for category in {file.category for file in normals}:
+        own = [e for f, e in zip(normals, measured, strict=True) if f.category == category and e]
+        ranges[category] = decide_range(own)
+        if own and (text := _describe_range(own, ranges[category])):
+            doubts[category] = f"{text}; if that is wrong, declare data.sample_ranges.{category}"
+    found = [replace(f, sample_range=ranges.get(f.category)) if not f.stray else f for f in files]
+    return found, doubts
+
+
+def _measure_extent(file: Found, *, data_dir: Path) -> SampleExtent | None:
+    try:
+        return measure_samples(data_dir / file.path)
+    except ImageError:  # `measure_file` names it
+        return None
+
+
+def _describe_range(extents: Sequence[SampleExtent], decided: SampleRange | None) -> str:
+    """What is to be known about a range that was decided; empty where the files themselves say it."""
+    low, high = min(one.low for one in extents), max(one.high for one in extents)
+    if decided is None:
+        return (
+            f"its samples of {low:g} to {high:g} in training have no range that follows from them"
+        )
+    white = decided[1]
+    if white in (1, FULL_WHITE):
+        return ""
+    bits = int(white).bit_length()
+    container = "floats" if any(one.is_float for one in extents) else "16"
+    return (
+        f"it looks like {bits} bits in {container}: no value in training is above {high:g}; "
+        f"samples are read over 0 to {white:g}"
     )
 
 
@@ -116,6 +191,7 @@ def measure_file(file: Found, *, data_dir: Path) -> Row:
         "label": file.label,
         "mask": file.mask,
         "stray": file.stray or None,
+        "sample_range": format_range(file.sample_range),
     }
     if file.stray:
         return row
@@ -125,7 +201,7 @@ def measure_file(file: Found, *, data_dir: Path) -> Row:
         return row | {"problem": f"cannot be read ({error.strerror})", "bytes": 0, "sha256": ""}
     row |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     try:
-        rgb = load_image(content)
+        rgb = load_image(content, sample_range=file.sample_range)
     except ImageError as error:
         return row | {"problem": error.reason}
     width, height, mode, kind = read_header(content)
@@ -190,7 +266,7 @@ def _place(path: str, masks: Mapping[str, str]) -> Found:
     return Found(path, category, split, label, masks.get(path, "") if split == "test" else "")
 
 
-def _map(work: partial[Row], files: list[Found], workers: int) -> Iterator[Row]:
+def _map(work: partial[_Result], files: Sequence[Found], workers: int) -> Iterator[_Result]:
     if workers <= 1 or len(files) <= CHUNK:
         yield from map(work, files)
         return

@@ -107,6 +107,7 @@ def category_rules(params: ValidateParams) -> list[Rule]:
              "only {value:.0f} normal training images", (params.min_train_images, None)),
         Rule("has_tests", "warning", "test_images", "no usable test image", (1, None)),
         Rule("tests_have_normals", "warning", "test_doubt"),
+        Rule("samples_declared", "warning", "range_doubt"),
     ]  # fmt: skip
     return _override(rules, params)
 

@@ -147,6 +147,7 @@ def write_report(
         sections=[
             _section(name, of[name], metrics, folder, pictures, beside)
             | _describe_promises(name, of[name], detector, data_dir)
+            | {"doubts": metrics.get("doubts", {}).get(name, [])}
             for name in categories
         ],
         prompts=show_prompts(detector),

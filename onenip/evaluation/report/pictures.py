@@ -72,7 +72,9 @@ def show_outliers(known: CategorySpec, data_dir: Path | None) -> list[tuple[str,
         source = ""
         if data_dir is not None:
             with suppress(ImageError):
-                image = Image.fromarray(load_image(data_dir / name))
+                image = Image.fromarray(
+                    load_image(data_dir / name, sample_range=known.sample_range)
+                )
                 source = encode(image, _OUTLIER_SIDE_PX)
         shown.append((source, f"{name}, score {scores[name]:.3g}"))
     return shown
