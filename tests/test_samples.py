@@ -154,12 +154,12 @@ def test_an_exported_file_keeps_the_range(deep_fit, deep_data):
         return [np.zeros((1, 64, 64), np.float32), np.zeros(1, np.float32), np.zeros(2, np.float32)]
 
     path = deep_data / "disc/test/spot/000.png"
-    EdgeDetector(run, Description.parse(content)).predict([path], category="disc")
+    EdgeDetector({(64, 64): run}, Description.parse(content)).predict([path], category="disc")
     assert (seen[0] == load_image(path, sample_range=(0, 4095))).all()
     for known in content["categories"].values():
         del known["sample_range"]
     with pytest.raises(ImageError, match="12 bits stored in 16"):
-        EdgeDetector(run, Description.parse(content)).predict([path], category="disc")
+        EdgeDetector({(64, 64): run}, Description.parse(content)).predict([path], category="disc")
     assert ExportedCategory(0, 1.0, 1.0, is_provisional=False).sample_range is None
 
 

@@ -270,6 +270,8 @@ def list_sizes(detector: Detector, categories: Sequence[str]) -> list[tuple[int,
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
     """Description of an exported file: what a runtime needs beside the graph."""
     reaches = detector.reaches
+    # distances are measured at the first graph's size
+    is_unzoomed = list_sizes(detector, categories)[0] == detector.input_size
     return {
         "format_version": FORMAT_VERSION,
         "model_digest": detector.digest,
@@ -285,7 +287,7 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
                 "is_provisional": known.is_provisional,
                 "normals_needed": known.normals_needed,
                 "sample_range": known.sample_range,
-                "reach": reaches[name],
+                "reach": reaches[name] if is_unzoomed else None,
             }
             for number, name in enumerate(categories)
             for known in [detector.spec.categories[name]]

@@ -49,7 +49,7 @@ def test_the_edge_agrees(detector, board):
         distance = detector.measure_distances(image[0])["disc"]
         return [np.zeros((1, 64, 64), np.float32), np.zeros(1), np.array([distance])]
 
-    edge = EdgeDetector(run, Description.parse(content))
+    edge = EdgeDetector({(64, 64): run}, Description.parse(content))
     assert edge.predict([disc])[0].category == "disc"
     with pytest.raises(ForeignImageError, match="looks like none of disc"):
         edge.predict([board])
