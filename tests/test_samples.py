@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from onenip.serving.page.models import Candidate, judge_upload
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,6 +26,7 @@ from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.ingest import open_journal
 from onenip.ingestion.journal import Item
 from onenip.model.file import SPEC_FILE
+from onenip.pages.models import Candidate, judge_upload
 from onenip.params import DataParams, Params, ValidateParams
 from onenip.serving.champions import Follower
 from onenip.serving.web import ServeSettings, build_app
@@ -160,7 +160,7 @@ def test_an_exported_file_keeps_the_range(deep_fit, deep_data):
         del known["sample_range"]
     with pytest.raises(ImageError, match="12 bits stored in 16"):
         EdgeDetector({(64, 64): run}, Description.parse(content)).predict([path], category="disc")
-    assert ExportedCategory(0, 1.0, 1.0, is_provisional=False).sample_range is None
+    assert ExportedCategory(0, (64, 64), 1.0, 1.0, is_provisional=False).sample_range is None
 
 
 def test_a_model_of_an_earlier_version_reads_as_it_did(tiny_model, tmp_path):

@@ -58,14 +58,14 @@ def test_damaged_cache_is_rebuilt(tiny_data, tmp_path):
 
 def test_old_folders_of_the_cache_are_deleted(tiny_data, tmp_path):
     """Of the folders of other sizes and older code, those used last are kept, and today's."""
-    for age, name in enumerate(["new", "newer", "old", "older"]):
+    for age, name in enumerate(["newest", "newer", "new", "late", "later", "old", "older"]):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (0, -age))
     load(list_samples(tiny_data), tmp_path)
 
     kept = {path.name for path in tmp_path.iterdir()}
-    assert len(kept) == 3
-    assert kept > {"new", "newer"}
+    assert len(kept) == 6
+    assert kept > {"newest", "newer", "new", "late", "later"}
 
 
 def test_nothing_to_load(tmp_path):

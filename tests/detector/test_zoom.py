@@ -97,7 +97,7 @@ def test_a_category_that_is_added_gets_its_zoom(detector):
     )
 
 
-@pytest.mark.parametrize("format_", ["onnx", "openvino"])
+@pytest.mark.parametrize("format_", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_an_export_looks_at_each_category_as_the_detector_does(
     detector, mixed_data, tmp_path, format_
 ):

@@ -72,6 +72,7 @@ def wait_for_runs(server, name, count, seconds=90.0):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_events_start_what_they_should(server, plant, monkeypatch):
     """An announcement starts `watch`; drift starts one retraining if params ask for it, whatever drifts."""
@@ -96,6 +97,7 @@ def test_events_start_what_they_should(server, plant, monkeypatch):
 _START = "from flows.watch import start_retraining as s; print(s(force={}).message)"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_starts_do_not_pile_up(server, plant):
     """While one retraining waits for its turn, the schedule adds none."""
@@ -109,6 +111,7 @@ def test_starts_do_not_pile_up(server, plant):
     assert first.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_forms_of_decided_versions_are_closed(server, plant, tmp_path, tiny_model, monkeypatch):
     """A form is cancelled, with the reason, once its version was decided elsewhere; others stay."""

@@ -27,6 +27,7 @@ def test_only_what_may_pass_gets_another_attempt() -> None:
     assert not may_pass(None, None, Failed(data=SourceError("no such folder")))
 
 
+@pytest.mark.slow
 def test_a_missing_source_is_one_line_at_once(tmp_path: Path) -> None:
     """A source that does not exist ends the flow with one line, without attempts or a traceback."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -59,6 +60,7 @@ def test_prefect_gets_no_password_of_a_source() -> None:
     assert not any(map(holds_secret, named))
 
 
+@pytest.mark.slow
 def test_a_retraining_waits_for_a_pipeline(tmp_path: Path) -> None:
     """It says whom it waits for, begins when that has ended, and fails for nobody."""
     shutil.copy(ROOT / "params.yaml", tmp_path)

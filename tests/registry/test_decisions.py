@@ -58,6 +58,7 @@ def start(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_of_two_people_who_approve_at_once_one_wins_and_the_other_is_told(registry):
     """Two processes, one decision: the loser reads who won, and the trail has one approval."""
     number = registry()
