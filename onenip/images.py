@@ -240,11 +240,10 @@ def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask [H, W] bool at another size (height, width) in px: True where most of a pixel is."""
+    """A mask [H, W] bool at another size (height, width) in px: each pixel that of the nearest."""
     if mask.shape == size:
         return mask
-    resized = Image.fromarray(mask.astype(np.uint8) * 255).resize(size[::-1], Image.Resampling.BOX)
-    return np.asarray(resized) > 127
+    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def hash_file(path: Path) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -231,3 +232,23 @@ def test_mlflow_serves_the_same_score(image_file, wanted):
     assert good.json()["predictions"][0]["score"] == wanted.score
     assert bad.status_code == 400
     assert "not an image" in bad.text
+
+
+def test_every_option_of_a_category_takes_its_name_however_it_is_typed():
+    """A category that is given to a command or in a decision over HTTP is the one that is kept."""
+    from onenip.data.labels import clean_name
+    from onenip.serving.schema import DecisionRequest
+
+    def list_params(command):
+        yield from command.params
+        for inner in getattr(command, "commands", {}).values():
+            yield from list_params(inner)
+
+    found = [
+        param
+        for param in list_params(typer.main.get_command(app))
+        if param.metavar == "CATEGORY" or "--category" in param.opts
+    ]
+    assert len(found) > 8
+    assert {p.type_descriptor.parameter_info.parser for p in found} == {clean_name}
+    assert DecisionRequest(category=" Bu\u0308chse ", reason="").category == "B\u00fcchse"

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from onenip.data.labels import clean_name
+
 RoleChoice = Literal["viewer", "inspector", "approver"]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="As it stands in records.")]
 
@@ -21,7 +23,10 @@ def add(
         ),
     ],
     category: Annotated[
-        str, typer.Option("--category", "-c", metavar="CATEGORY", help="[default: all]")
+        str,
+        typer.Option(
+            "--category", "-c", metavar="CATEGORY", help="[default: all]", parser=clean_name
+        ),
     ] = "",
     keep_password: Annotated[
         bool, typer.Option("--keep-password", help="Change the role alone.")

@@ -174,6 +174,7 @@ def watch_folder(
             "-c",
             metavar="CATEGORY",
             help="Category of all images. [default: their folder's name, else inferred]",
+            parser=clean_name,
         ),
     ] = None,
     model: Annotated[

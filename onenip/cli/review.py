@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from onenip.cli.options import PARAMS, ParamsOption
+from onenip.data.labels import clean_name
 from onenip.data.outputs import OUTPUTS
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ def feedback(
     mask: MaskOption = None,
     note: NoteOption = "",
     category: Annotated[
-        str, typer.Option("--category", "-c", metavar="CATEGORY", help="Of an image file.")
+        str,
+        typer.Option(
+            "--category", "-c", metavar="CATEGORY", help="Of an image file.", parser=clean_name
+        ),
     ] = "",
     recent: RecentOption = str(OUTPUTS.recent),
 ) -> None:
@@ -115,7 +119,8 @@ def collect(*, params: ParamsOption = PARAMS) -> None:
 def show(
     *,
     category: Annotated[
-        str | None, typer.Option("--category", "-c", metavar="CATEGORY", help="Only of it.")
+        str | None,
+        typer.Option("--category", "-c", metavar="CATEGORY", help="Only of it.", parser=clean_name),
     ] = None,
     limit: Annotated[int, typer.Option(metavar="COUNT", min=1, help="At most so many.")] = 50,
 ) -> None:

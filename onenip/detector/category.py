@@ -119,17 +119,16 @@ def embed_globally(coarse: Tensor) -> Tensor:
     return coarse.float().mean((2, 3))
 
 
-def measure_reach(state: CategoryState, *, normals: int) -> float | None:
+def measure_reach(embeddings: Tensor, *, normals: int) -> float | None:
     """Distance from a category's nearest prompt beyond which an image shows something else.
 
     The last prompt is the normal image that lies farthest from the others, so no normal image of the training
     lies farther; defects may, and further normal images, by a part of it.
 
     Args:
-        state: of the category.
-        normals: how many normal images the prompts were chosen from; None with few, or with few prompts.
+        embeddings: [K, C] float, of the category's prompts, in the order in which they were chosen.
+        normals: how many normal images they were chosen from; None with few, or with few prompts.
     """
-    embeddings = state.embeddings
     if len(embeddings) < _MIN_REACH_PROMPTS or normals < _MIN_REACH_NORMALS:
         return None
     spread = float((embeddings[:-1] - embeddings[-1]).norm(dim=1).min())

@@ -190,8 +190,8 @@ class Detector:
         """By category, the distance from its prompts up to which an image may show it; None: not known."""
         known = self.spec.categories
         return {
-            name: measure_reach(state, normals=len(known[name].normal_names))
-            for name, state in self._states.items()
+            name: measure_reach(embeddings, normals=len(known[name].normal_names))
+            for name, embeddings in self._embeddings.items()
         }
 
     def prompt_images(self, category: str) -> NDArray[np.uint8]:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from onenip.data.manifest import Sample, read_added, select
@@ -25,7 +24,7 @@ from onenip.evaluation.category import CategoryScores, CategorySummary, summariz
 from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.gallery import Gallery, Picture, write_index
 from onenip.evaluation.results import ImageResult, write_grids, write_scores
-from onenip.images import load_mask
+from onenip.images import load_mask, resize_mask
 from onenip.params import EvaluateParams
 
 
@@ -176,8 +175,7 @@ def _add_pixels(
         scores.update(result, prediction.map, mask)
         return
     height, width = prediction.input_map.shape
-    small = Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST)
-    scores.update(result, prediction.input_map, np.asarray(small))
+    scores.update(result, prediction.input_map, resize_mask(mask, (height, width)))
 
 
 def _load_mask(sample: Sample, size: tuple[int, int]) -> NDArray[np.bool_] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, HTTPException, Request
 
@@ -19,7 +19,7 @@ from onenip.registry.versions import (
     read_aliases,
 )
 from onenip.serving.bodies import read_model
-from onenip.serving.people import NotAllowedError, People, Person, Role
+from onenip.serving.people import NotAllowedError, People, Person
 from onenip.serving.schema import (
     REFUSALS,
     DecisionRequest,
@@ -30,6 +30,7 @@ from onenip.serving.schema import (
 
 _WRONG_SECONDS = 1.0  # that a wrong password costs
 Identify = Callable[[Request], Awaitable[Person | None]]
+Asked = TypeVar("Asked", DecisionRequest, ThresholdRequest)
 
 
 def make_identify(people: People, header: str, proxies: frozenset[str]) -> Identify:
@@ -69,16 +70,20 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
     """
     router = APIRouter(dependencies=[key])
 
-    async def require(request: Request, role: Role, category: str) -> Person:
+    async def decide(
+        request: Request, kind: type[Asked], work: Callable[[Asked, str], Version]
+    ) -> dict[str, Any]:
+        """The version after the work of an approver, who is named to it beside what was asked."""
+        asked = await read_model(request, kind)
         person = await identify(request)
         if person is None:
             problem = "say who decides: HTTP Basic, a name of `onenip people add`"
             raise refuse(NotAllowedError(problem, status=401))
         try:
-            person.require(role, category)
+            person.require("approver", asked.category)
         except NotAllowedError as error:
             raise refuse(error) from error
-        return person
+        return _describe(await _ask(lambda: work(asked, person.name)))
 
     @router.get("/status", response_model=list[VersionAnswer])
     async def status() -> list[dict[str, Any]]:
@@ -93,18 +98,17 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
     )
     async def approve(request: Request) -> dict[str, Any]:
         """Make a category's challenger its champion."""
-        asked = await read_model(request, DecisionRequest)
-        who = await require(request, "approver", asked.category)
-        done = await _ask(
-            lambda: approval.approve(
+        return await decide(
+            request,
+            DecisionRequest,
+            lambda asked, by: approval.approve(
                 asked.category,
-                by=who.name,
+                by=by,
                 reason=asked.reason,
                 version=asked.version,
                 override=asked.override,
-            )
+            ),
         )
-        return _describe(done)
 
     @router.post(
         "/reject",
@@ -114,14 +118,13 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
     )
     async def reject(request: Request) -> dict[str, Any]:
         """Refuse a category's challenger; the champion stays."""
-        asked = await read_model(request, DecisionRequest)
-        who = await require(request, "approver", asked.category)
-        done = await _ask(
-            lambda: approval.reject(
-                asked.category, by=who.name, reason=asked.reason, version=asked.version
-            )
+        return await decide(
+            request,
+            DecisionRequest,
+            lambda asked, by: approval.reject(
+                asked.category, by=by, reason=asked.reason, version=asked.version
+            ),
         )
-        return _describe(done)
 
     @router.post(
         "/threshold",
@@ -131,18 +134,17 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
     )
     async def threshold(request: Request) -> dict[str, Any]:
         """Decide from which score on the images of a category are anomalous."""
-        asked = await read_model(request, ThresholdRequest)
-        who = await require(request, "approver", asked.category)
-        done = await _ask(
-            lambda: approval.set_threshold(
+        return await decide(
+            request,
+            ThresholdRequest,
+            lambda asked, by: approval.set_threshold(
                 asked.category,
                 value=asked.value,
-                by=who.name,
+                by=by,
                 reason=asked.reason,
                 alias=CHALLENGER if asked.challenger else CHAMPION,
-            )
+            ),
         )
-        return _describe(done)
 
     return router
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from onenip.data.labels import clean_name
 from onenip.detector.prediction import Verdict
 from onenip.review.items import Label
 
@@ -83,12 +84,18 @@ class FeedbackRequest(BaseModel):
     note: str = Field("", description="further words")
 
 
+# as it is kept, however it was typed
+CategoryName = Annotated[
+    str, AfterValidator(clean_name), StringConstraints(min_length=1, max_length=MAX_NAME)
+]
+
+
 class DecisionRequest(BaseModel):
     """A decision about a challenger."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    category: str = Field(min_length=1, max_length=MAX_NAME, description="product category")
+    category: CategoryName = Field(description="product category")
     reason: str = Field(description="why; kept")
     version: int | None = Field(None, description="that was looked at; null: whichever waits")
     override: bool = Field(False, description="approve although the gate rejected it")
@@ -99,7 +106,7 @@ class ThresholdRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    category: str = Field(min_length=1, max_length=MAX_NAME, description="product category")
+    category: CategoryName = Field(description="product category")
     value: float | None = Field(description="image score; null: the model's own")
     reason: str = Field(description="why; kept")
     challenger: bool = Field(False, description="of the challenger, not of the champion")

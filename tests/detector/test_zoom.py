@@ -29,7 +29,9 @@ def zoomed(mixed_data, tmp_path_factory):
     """A detector of input size 32 px, which looks at discs of 64 px with a zoom of 2, and its folder."""
     model = {**make_tiny_params().dump()["model"], "input_size": [32, 32], "neighbor_size": 0}
     folder = tmp_path_factory.mktemp("zoomed")
-    params = make_tiny_params(model={**model, "zooms": [1.0, 2.0]})
+    params = make_tiny_params(
+        model={**model, "zooms": [1.0, 2.0]}, calibrate={"prompts": 3, "pooling_px": 8}
+    )
     fit_tiny(mixed_data, params, folder).detector.save(folder / "model")
     return folder
 
@@ -61,6 +63,7 @@ def test_each_category_gets_its_own_zoom(detector, mixed_data):
         "disc": (64, 64),
         "stripes": (32, 32),
     }
+    assert all(reach is not None for reach in detector.reaches.values())
     for name in detector.categories:
         for path in sorted((mixed_data / name / "test/good").iterdir()):
             told, inferred = (detector.predict([path], category=c)[0] for c in (name, None))
