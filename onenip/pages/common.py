@@ -27,6 +27,7 @@ VERDICT_COLOURS: dict[Verdict, str] = {
     "unsure": "#64748b",
 }
 CACHE_SECONDS = 60
+_PLACES = 8  # for an answer
 
 _BADGES: dict[Verdict, Literal["green", "orange", "red", "gray"]] = {
     "normal": "green",
@@ -34,7 +35,7 @@ _BADGES: dict[Verdict, Literal["green", "orange", "red", "gray"]] = {
     "anomalous": "red",
     "unsure": "gray",
 }
-_CATEGORY = "category"  # of the address, and of the session's state
+CATEGORY = "category"  # of the address, and of the session's state
 _THUMBNAIL_PX = 240
 
 
@@ -75,7 +76,7 @@ def choose_category(place: DeltaGenerator | None = None) -> str | None:
             "`onenip inspect --model FOLDER`."
         )
         return None
-    return place.selectbox("Category", categories, key=_CATEGORY, bind="query-params")
+    return place.selectbox("Category", categories, key=CATEGORY, bind="query-params")
 
 
 @st.cache_data(ttl=CACHE_SECONDS, show_spinner="Reading the registry…")
@@ -116,20 +117,32 @@ def read_answer_image(answer: Answer) -> bytes | None:
     return Answers(read_settings().answers).read_image(answer.id)
 
 
-def open_answer(question: str) -> DeltaGenerator:
+def open_answer(*keys: str) -> DeltaGenerator:
     """The place for an answer; that to another question is gone from it at once, instead of fading.
 
-    There are two places. When the question changes, the one with the old answer becomes empty.
+    Call it before anything names the new question. Each question takes the next of a few places, and the
+    others become empty. (Two would not do: a run that a click interrupts may never reach the browser, and
+    the run after the next would write below the old answer again.)
+
+    Args:
+        keys: of the session's state, that together are the question.
     """
     state = st.session_state
+    question = _read_question(keys)
     if state.get("question") != question:
-        state["question"], state["uses_second"] = question, not state.get("uses_second", False)
-    if state["uses_second"]:
-        st.empty()
-        return st.container()
-    place = st.container()
-    st.empty()
-    return place
+        state["question"], state["place"] = question, (state.get("place", -1) + 1) % _PLACES
+    return [st.container() if i == state["place"] else st.empty() for i in range(_PLACES)][
+        state["place"]
+    ]
+
+
+def keep_question(*keys: str) -> None:
+    """Remember which question the open place answers, once the widgets have their values."""
+    st.session_state["question"] = _read_question(keys)
+
+
+def _read_question(keys: Sequence[str]) -> list[str]:
+    return [str(st.session_state.get(key)) for key in keys]
 
 
 def draw_link(page: str, label: str, **query: str) -> None:

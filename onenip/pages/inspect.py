@@ -17,8 +17,10 @@ from onenip.images import IMAGE_SUFFIXES, find_images, load_mask
 from onenip.pages import charts
 from onenip.pages.common import (
     CACHE_SECONDS,
+    CATEGORY,
     choose_category,
     draw_verdict,
+    keep_question,
     list_answers,
     load_candidates,
     open_answer,
@@ -33,21 +35,25 @@ _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MIN_AREA_PX = 4
 _KEPT_ANSWERS = 16
 _IMAGE = "image"  # of the address, and of the session's state
+_QUESTION = (CATEGORY, "from", "version", _IMAGE)
 
 
 def draw() -> None:
     """Draw the page."""
-    category = choose_category()
-    if category is None:
-        return
-    names = _list_names(category)
-    version = _choose_version(category)
-    if not names:
-        st.info("Drop images on the left; or put some into the folder that `--folder` names.")
-        return
-    name = _choose_image(names)
+    head, place = st.container(), open_answer(*_QUESTION)
+    with head:
+        category = choose_category()
+        if category is None:
+            return
+        names = _list_names(category)
+        version = _choose_version(category)
+        if not names:
+            st.info("Drop images on the left; or put some into the folder that `--folder` names.")
+            return
+        name = _choose_image(names)
+    keep_question(*_QUESTION)
     content = _read(name)
-    with open_answer(f"{category}/{version}/{name}"):
+    with place:
         if content is None:
             st.info(f"{name} is not kept any more. Choose another image.")
             return
@@ -120,6 +126,9 @@ def _load(category: str, version: int) -> Candidate:
 
 def _choose_image(names: list[str]) -> str:
     """The image to show: by name, by buttons, or by the arrow keys."""
+    if st.session_state.get(_IMAGE, names[0]) not in names:
+        st.session_state[_IMAGE] = names[0]
+        st.rerun()  # before the new one is named beside the old one's answer
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Image", names, key=_IMAGE, bind="query-params")
         at = names.index(name)
