@@ -43,7 +43,7 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
-from onenip.model.network import Features, Network
+from onenip.model.network import Network
 from onenip.model.refiner import upsample_logits
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
@@ -69,19 +69,19 @@ class Recomputing(Trainee):
         network, data = self.network, self.data
         used = torch.cat([batch.indices, batch.prompts])
         with torch.no_grad():
-            images = np.stack([data.images[i] for i in used])
-            features = network.fuse(self.backbone(torch.from_numpy(images)))
+            features = network.fuse(self.backbone(torch.from_numpy(data.images[used.numpy()])))
             raw = features.coarse * network.coarse_std[:, None, None]
-            raw = raw + network.coarse_mean[:, None, None]
-            for place, index in enumerate(used.tolist()):
-                fine = features.fine[place : place + 1].half()
-                data.features[index] = Features(raw[place : place + 1], fine)
+            data.features.coarse[used] = raw + network.coarse_mean[:, None, None]
+            data.features.fine[used] = features.fine.to(data.features.fine.dtype)
             for index in batch.indices.tolist() if network.uses_memory else []:
                 category = data.categories[index]
                 statistics = data.statistics[category]
-                tokens = network.average_tokens(statistics.standardize(data.features[index].fine))
+                tokens = network.average_tokens(
+                    statistics.standardize(data.features.fine[index][None])
+                )
                 excluded = (data.owners[category] == index)[None]
-                data.matches[index] = network.match(tokens, statistics.memory, excluded=excluded)
+                match = network.match(tokens, statistics.memory, excluded=excluded)
+                data.distances[index], data.matches[index] = match.distance[0], match.index[0]
         return super().forward(batch)
 
 
@@ -92,21 +92,18 @@ def build(params: Params) -> tuple[Network, TrainingSet, BatchPlan]:
     normals = load_normals()
     data = build_training_set(
         network,
-        [image for images in normals.values() for image in images],
+        np.stack([image for images in normals.values() for image in images]),
         names=[f"{name}/{i}" for name, images in normals.items() for i in range(len(images))],
         categories=[name for name, images in normals.items() for _ in images],
         seed=0,
         cache_dir=None,
         progress=False,
     )
+    synthesizer = synthetic_bank.build_synthesizer(
+        params.synthesize, size=params.model.input_size, seed=0
+    )
     plan = BatchPlan(
-        data,
-        synthetic_bank.build_synthesizers(params.synthesize, data.images, seed=0),
-        window=params.model.input_size,
-        stride=network.fine_stride,
-        batch_size=BATCH_SIZE,
-        seed=0,
-        prompt_choice=params.train.prompt_choice,
+        data, synthesizer, batch_size=BATCH_SIZE, seed=0, prompt_choice=params.train.prompt_choice
     )
     return network, data, plan
 
@@ -116,7 +113,12 @@ def step_ours(network: Network, plan: BatchPlan, params: Params, kind: type[Trai
     fabric = start_fabric(params.train)
     data = plan.data
     if kind is Recomputing:  # writes into its own copy
-        data = replace(data, features=list(data.features), matches=list(data.matches))
+        features = replace(
+            data.features, coarse=data.features.coarse.clone(), fine=data.features.fine.clone()
+        )
+        data = replace(
+            data, features=features, distances=data.distances.clone(), matches=data.matches.clone()
+        )
     trainee, optimizer = fabric.setup(
         kind(network, data, params.train), build_optimizer(network, params.train, fabric)
     )
@@ -135,15 +137,13 @@ def step_plainly(network: Network, plan: BatchPlan, params: Params) -> Step:
     plain.backbone.eval()
     trainable = [p for p in plain.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, 1e-4, weight_decay=1e-4)
-    images = torch.from_numpy(np.stack(plan.data.images))
+    images = torch.from_numpy(plan.data.images)
 
     def take(step: int) -> None:
         batch = plan[step]
         with torch.no_grad():
             features = plain.embed(
-                torch.cat(
-                    [images[batch.indices], torch.stack(batch.anomalous), images[batch.prompts]]
-                )
+                torch.cat([images[batch.indices], batch.anomalous, images[batch.prompts]])
             )
         queries, prompts = features[: 2 * BATCH_SIZE], features[2 * BATCH_SIZE :]
         restored = plain(queries, prompts, jitter_scale=params.train.jitter_scale)

@@ -16,7 +16,6 @@ from onenip.images import hash_file, load_image, resize_image
 from onenip.model.file import SPEC_FILE, TENSORS_FILE, hash_model, seal_spec
 from onenip.params import Params
 from onenip.synthesis import bank as synthetic_bank
-from onenip.training.batches import BatchPlan, TrainingSet
 from onenip.training.fit import FitResult, fit_detector
 
 CATEGORIES = ("disc", "stripes")
@@ -143,20 +142,6 @@ def fit_tiny(
         on_log=lambda _step, _losses: None,
         progress=False,
         fabric=fabric,
-    )
-
-
-def plan_batches(data: TrainingSet, params: Params, *, batch_size: int) -> BatchPlan:
-    """Batches of images without zoom."""
-    size = params.model.input_size
-    return BatchPlan(
-        data,
-        synthetic_bank.build_synthesizers(params.synthesize, data.images, seed=0),
-        window=size,
-        stride=8,
-        batch_size=batch_size,
-        seed=0,
-        prompt_choice="random",
     )
 
 

@@ -13,7 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.detector.category import CategoryState, draw_fused, draw_maps, embed_globally
+from onenip.detector.category import (
+    NONE_EXCLUDED,
+    CategoryState,
+    Excluded,
+    draw_fused,
+    draw_maps,
+    embed_globally,
+)
 from onenip.detector.scoring import Fusion, measure_scale, score_maps
 from onenip.detector.thresholds import find_outliers
 from onenip.detector.zoom import choose_zoom
@@ -37,13 +44,13 @@ class CalibrationImage:
 
     Attributes:
         features: a batch of one.
-        excluded: [M] bool, memory tokens that come from this very image; None where none does.
+        excluded: memory tokens that come from this very image.
         state: of the category with other prompts, where this very image is one; None for its own.
         is_fitted: whether training has seen it.
     """
 
     features: Features
-    excluded: Tensor | None = None
+    excluded: Excluded = NONE_EXCLUDED
     state: CategoryState | None = None
     is_fitted: bool = False
 
@@ -93,6 +100,35 @@ def measure_statistics(
     picks = select_coreset(pool, count=network.params.memory_tokens, generator=generator)
     memory = pool[picks].half().float()  # as the model file keeps it
     return statistics.with_memory(memory), owner[picks]
+
+
+def add_memories(
+    network: Network,
+    images: Sequence[CalibrationImage],
+    *,
+    related: NDArray[np.bool_] | None = None,
+    generator: torch.Generator,
+) -> tuple[CategoryStatistics, list[CalibrationImage]]:
+    """Statistics and memories of a category, and its images, each without its own memory tokens.
+
+    Args:
+        network: its params say how tokens are averaged and how many are kept.
+        images: normal ones, at one zoom.
+        related: [n, n] bool, images whose tokens each other may not match; None for no two.
+        generator: random numbers for the choice of tokens.
+    """
+    apart = torch.from_numpy(np.eye(len(images), dtype=bool) if related is None else related)
+    fine = [image.features.fine[0].cpu().half() for image in images]
+    statistics, owners = measure_statistics(network, fine, generator=generator)
+    excluded = [Excluded(own[owners][None]) for own in apart]
+    details = [i.features.detail[0].cpu() for i in images if i.features.detail is not None]
+    if details:
+        detail, owners = measure_statistics(network, details, generator=generator)
+        statistics = replace(statistics, detail=detail)
+        excluded = [
+            replace(one, detail=own[owners][None]) for one, own in zip(excluded, apart, strict=True)
+        ]
+    return statistics, [replace(i, excluded=e) for i, e in zip(images, excluded, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -180,7 +216,7 @@ def measure_category(
     anomalies: Sequence[CalibrationImage],
     names: Sequence[str],
     prompt_names: list[str],
-    zoom: float,
+    zoom: int,
     is_provisional: bool,
 ) -> CategoryMeasurements:
     """Scales and scores of a category, from which its thresholds follow.
@@ -261,20 +297,23 @@ def calibrate_given(
     with torch.inference_mode():
         zoom = choose_zoom(((len(image), len(image[0])) for image in images), network.params)
         resized = [resize_image(image, network.params.zoomed_size(zoom)) for image in images]
-        features = [_embed(network, image) for image in resized]
-        statistics, owners = measure_statistics(
-            network, [f.fine[0] for f in features], generator=torch.Generator().manual_seed(0)
+        related = np.eye(len(images), dtype=bool) if siblings is None else siblings
+        statistics, given = add_memories(
+            network,
+            [CalibrationImage(_embed(network, image)) for image in resized],
+            related=related,
+            generator=torch.Generator().manual_seed(0),
         )
-        coarse = torch.cat([f.coarse for f in features])
+        small = [resize_image(image, network.params.input_size) for image in images]
+        coarse = torch.cat([_embed(network, image).coarse for image in small])
         embeddings, encoded = embed_globally(coarse), network.encode(coarse)
 
         def build(picks: list[int]) -> CategoryState:
-            prompts = torch.tensor(np.stack([resized[i] for i in picks]))
+            prompts = torch.tensor(np.stack([small[i] for i in picks]))
             return CategoryState(prompts, encoded[picks], embeddings[picks], statistics)
 
         picks = choose_prompts(embeddings, count=params.prompts)
         state = build(picks)
-        related = np.eye(len(images), dtype=bool) if siblings is None else siblings
         if related.all():  # nobody else is there to judge by
             shifted = [np.roll(one, shift, axis=(0, 1)) for one in resized for shift in _SHIFTS]
             normals = [
@@ -282,14 +321,13 @@ def calibrate_given(
             ]
         else:
             normals = []
-            for own, mine in zip(features[:MAX_CALIBRATION_IMAGES], related, strict=False):
+            for image, mine in zip(given[:MAX_CALIBRATION_IMAGES], related, strict=False):
                 others = np.flatnonzero(~mine)
                 instead = None
                 if mine[picks].any() and len(others):
                     chosen = choose_prompts(embeddings[others], count=params.prompts)
                     instead = build([int(others[i]) for i in chosen])
-                excluded = torch.from_numpy(mine)[owners]
-                normals.append(CalibrationImage(own, excluded, instead))
+                normals.append(replace(image, state=instead))
         known = measure_category(
             network,
             params,
@@ -305,8 +343,7 @@ def calibrate_given(
 
 
 def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:
-    excluded = None if image.excluded is None else image.excluded[None]
-    return draw_maps(network, image.features, image.state or state, excluded=excluded)
+    return draw_maps(network, image.features, image.state or state, excluded=image.excluded)
 
 
 def _embed(network: Network, image: NDArray[np.uint8]) -> Features:

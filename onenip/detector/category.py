@@ -19,11 +19,27 @@ _REACH_SPREADS = 4.0  # of training images: those of another product lie 12 spre
 
 
 @dataclass(frozen=True)
+class Excluded:
+    """Memory tokens that images may not match, being their own.
+
+    Attributes:
+        fine: [B, M] bool; None for none.
+        detail: [B, M] bool, of the memory of details; None for none.
+    """
+
+    fine: Tensor | None = None
+    detail: Tensor | None = None
+
+
+NONE_EXCLUDED = Excluded()
+
+
+@dataclass(frozen=True)
 class CategoryState:
     """Tensors that the network needs of a category.
 
     Attributes:
-        prompts: [K, H, W, 3] uint8 at the input size of the category's zoom.
+        prompts: [K, H, W, 3] uint8 at input size.
         encoded: [K, N, D] float, the prompts' encoded tokens.
         embeddings: [K, C] float, the prompts' mean coarse features, by which the nearest one is found.
         statistics: channel statistics and memory.
@@ -58,7 +74,7 @@ def draw_maps(
     features: Features,
     state: CategoryState,
     *,
-    excluded: Tensor | None = None,
+    excluded: Excluded = NONE_EXCLUDED,
 ) -> dict[str, Tensor]:
     """Every kind of map of images of one category, each restored with the prompt nearest to it.
 
@@ -66,7 +82,7 @@ def draw_maps(
         network: in eval mode.
         features: of the images.
         state: of the category.
-        excluded: [B, M] bool, memory tokens that an image may not match, being its own.
+        excluded: memory tokens that an image may not match, being its own.
 
     Returns:
         As `draw_restored`.
@@ -83,7 +99,7 @@ def draw_restored(
     restored: Tensor,
     statistics: CategoryStatistics,
     *,
-    excluded: Tensor | None = None,
+    excluded: Excluded = NONE_EXCLUDED,
 ) -> dict[str, Tensor]:
     """Every kind of map of images of one category, given their reconstruction.
 
@@ -92,10 +108,11 @@ def draw_restored(
         features: of the images.
         restored: their reconstructed coarse features, [B, C, h, w].
         statistics: of the category.
-        excluded: [B, M] bool, memory tokens that an image may not match, being its own.
+        excluded: memory tokens that an image may not match, being its own.
 
     Returns:
-        `restoration`, `refined` (logits) and, with a memory, `distance`: [B, H, W] float each.
+        `restoration`, `refined` (logits) and, with a memory, `distance`, and with a zoom `detail`: [B, H, W]
+        float each.
     """
     fine = statistics.standardize(features.fine)
     maps = {"restoration": network.restoration_map(restored, features.coarse)}
@@ -103,7 +120,7 @@ def draw_restored(
     if fine.shape[1]:
         tokens = network.average_tokens(fine)
     if network.uses_memory:
-        match = network.match(tokens, statistics.memory, excluded=excluded)
+        match = network.match(tokens, statistics.memory, excluded=excluded.fine)
         distance, matched = match.distance, statistics.memory[match.index]
         maps["distance"] = network.distance_map(distance.unflatten(1, fine.shape[2:]))
     error = (restored - features.coarse).abs()
@@ -111,6 +128,11 @@ def draw_restored(
         error=error, fine=fine, tokens=tokens, distance=distance, matched=matched
     )
     maps["refined"] = upsample_logits(logits, network.params.input_size)
+    if statistics.detail is not None and features.detail is not None:
+        detail = statistics.detail.standardize(features.detail)
+        tokens = network.average_tokens(detail)
+        match = network.match(tokens, statistics.detail.memory, excluded=excluded.detail)
+        maps["detail"] = network.distance_map(match.distance.unflatten(1, detail.shape[2:]))
     return maps
 
 

@@ -89,13 +89,6 @@ class Detector:
             name: build_state(self.folded, prompts[name], statistics[name])
             for name in sorted(spec.categories)
         }
-        # by which an image is known whose category, and so its zoom, is not
-        self._embeddings = {
-            name: state.embeddings
-            if spec.categories[name].zoom == 1
-            else self._embed_prompts(state.prompts)
-            for name, state in self._states.items()
-        }
 
     # -- files ------------------------------------------------------------------------------------
 
@@ -119,21 +112,19 @@ class Detector:
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }
         load_strictly(network, own, origin=str(folder))
-        prompts, statistics = {}, {}
+        prompts: dict[str, Tensor] = {}
+        statistics: dict[str, CategoryStatistics] = {}
         for name in spec.categories:
             try:
                 prompts[name] = tensors[f"category.{name}.prompts"]
-                statistics[name] = CategoryStatistics(
-                    mean=tensors[f"category.{name}.mean"],
-                    std=tensors[f"category.{name}.std"],
-                    memory=tensors[f"category.{name}.memory"].float(),
-                ).to(chosen)
+                known = [_take_statistics(tensors, f"category.{name}.")]
+                if spec.categories[name].zoom > 1:
+                    known.append(_take_statistics(tensors, f"category.{name}.detail."))
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-            size = spec.model.zoomed_size(spec.categories[name].zoom)
-            _check_category(
-                network, name, prompts[name], statistics[name], size=size, origin=str(folder)
-            )
+            _check_category(network, name, prompts[name], known, origin=str(folder))
+            detail = known[1] if len(known) > 1 else None
+            statistics[name] = replace(known[0], detail=detail).to(chosen)
         detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
         detector.digest = digest
         return detector
@@ -143,9 +134,11 @@ class Detector:
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, state in self._states.items():
             tensors[f"category.{name}.prompts"] = state.prompts
-            tensors[f"category.{name}.mean"] = state.statistics.mean
-            tensors[f"category.{name}.std"] = state.statistics.std
-            tensors[f"category.{name}.memory"] = state.statistics.memory.half()
+            for prefix, one in (("", state.statistics), ("detail.", state.statistics.detail)):
+                if one is not None:
+                    tensors[f"category.{name}.{prefix}mean"] = one.mean
+                    tensors[f"category.{name}.{prefix}std"] = one.std
+                    tensors[f"category.{name}.{prefix}memory"] = one.memory.half()
         self.digest = write_model(Path(path), self.spec, tensors)
 
     # -- properties -------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ class Detector:
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """(height, width) of the maps in px, and of the images that go in, without zoom."""
+        """(height, width) of the maps in px, and of the images that go in where there is no zoom."""
         return self.network.params.input_size
 
     def zoomed_size(self, category: str) -> tuple[int, int]:
@@ -190,12 +183,12 @@ class Detector:
         """By category, the distance from its prompts up to which an image may show it; None: not known."""
         known = self.spec.categories
         return {
-            name: measure_reach(embeddings, normals=len(known[name].normal_names))
-            for name, embeddings in self._embeddings.items()
+            name: measure_reach(state.embeddings, normals=len(known[name].normal_names))
+            for name, state in self._states.items()
         }
 
     def prompt_images(self, category: str) -> NDArray[np.uint8]:
-        """The category's prompts, [K, H, W, 3] uint8, RGB, at the size that its images are resized to."""
+        """The category's prompts, [K, H, W, 3] uint8, RGB, at input size."""
         prompts: NDArray[np.uint8] = self.state(category).prompts.cpu().numpy()
         return prompts
 
@@ -260,6 +253,16 @@ class Detector:
         """
         with torch.inference_mode():
             return self._score(self._embed(images, self.zoomed_size(category)), category)
+
+    def score_prompts(self, category: str) -> list[float]:
+        """Image scores of the category's prompts as they are kept, at input size: without its details.
+
+        Raises:
+            DataError: if the category is unknown.
+        """
+        with torch.inference_mode():
+            prompts = self._embed(self.prompt_images(category), self.input_size)
+            return [score for _, score in self._score(prompts, category)]
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -393,21 +396,9 @@ class Detector:
         scores = score_maps(fused, self.spec.calibrate)
         return list(zip(fused.float().cpu().numpy(), scores.tolist(), strict=True))
 
-    def _embed_prompts(self, prompts: Tensor) -> Tensor:
-        """Global embeddings [K, C] of prompts [K, H, W, 3] uint8 looked at without zoom."""
-        with torch.inference_mode():
-            return torch.cat(
-                [
-                    embed_globally(self._embed([one.cpu().numpy()], self.input_size).coarse)
-                    for one in prompts
-                ]
-            )
-
-    def embeddings(self, category: str) -> Tensor:
-        """Global embeddings [K, C] of the category's prompts, by which categories are told apart."""
-        return self._embeddings[category]
-
-    def _embed(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Features:
+    def _embed(
+        self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], size: tuple[int, int]
+    ) -> Features:
         resized = np.stack([resize_image(image, size) for image in images])
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
 
@@ -417,18 +408,27 @@ class Detector:
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)
         return {
-            name: float(measure_distances(query, embeddings).min())
-            for name, embeddings in self._embeddings.items()
+            name: float(measure_distances(query, state.embeddings).min())
+            for name, state in self._states.items()
         }
+
+
+def _take_statistics(tensors: Mapping[str, Tensor], prefix: str) -> CategoryStatistics:
+    """Statistics and memory among a model's tensors.
+
+    Raises:
+        KeyError: naming a tensor that is missing.
+    """
+    mean, std, memory = (tensors[prefix + name] for name in ("mean", "std", "memory"))
+    return CategoryStatistics(mean, std, memory.float())
 
 
 def _check_category(
     network: Network,
     name: str,
     prompts: Tensor,
-    statistics: CategoryStatistics,
+    statistics: Sequence[CategoryStatistics],
     *,
-    size: tuple[int, int],
     origin: str,
 ) -> None:
     """Make sure that the tensors of a category fit the network.
@@ -436,15 +436,19 @@ def _check_category(
     Raises:
         CheckpointError: naming the category and the first that does not.
     """
-    mean, std, memory = statistics.mean, statistics.std, statistics.memory
     checks = {
         "prompts": prompts.dtype == torch.uint8
         and len(prompts) > 0
-        and tuple(prompts.shape[1:]) == (*size, 3),
-        "mean": len(mean) in (0, network.channels),
-        "std": std.shape == mean.shape and bool((std > 0).all()),
-        "memory": memory.shape[1:] == mean.shape and (len(memory) > 0) == network.uses_memory,
+        and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
     }
+    for prefix, one in zip(("", "detail."), statistics, strict=False):
+        mean, std, memory = one.mean, one.std, one.memory
+        checks |= {
+            f"{prefix}mean": len(mean) in (0, network.channels),
+            f"{prefix}std": std.shape == mean.shape and bool((std > 0).all()),
+            f"{prefix}memory": memory.shape[1:] == mean.shape
+            and (len(memory) > 0) == network.uses_memory,
+        }
     for tensor, fits in checks.items():
         if not fits:
             raise CheckpointError(

@@ -36,6 +36,7 @@ from onenip.folders import write_whole
 from onenip.images import hash_file
 from onenip.inference.edge import FORMAT_VERSION, compute_seal, list_parts, locate_graph
 from onenip.inference.tiling import TiledDetector
+from onenip.model.file import MapScale
 from onenip.model.network import CategoryStatistics
 
 Format = Literal["onnx", "openvino"]
@@ -66,10 +67,12 @@ class ExportedNetwork(nn.Module):
 
     encoded: Tensor
     embeddings: Tensor
-    identities: Tensor
-    mean: Tensor
-    std: Tensor
-    memory: Tensor
+    mean: Tensor  # [S, C]
+    std: Tensor  # [S, C]
+    memory: Tensor  # [S, M, C]
+    detail_mean: Tensor
+    detail_std: Tensor
+    detail_memory: Tensor
     scale_mean: Tensor
     scale_std: Tensor
     constant: Tensor
@@ -80,16 +83,20 @@ class ExportedNetwork(nn.Module):
         self.network = detector.network
         self.register_buffer("encoded", _stack([s.encoded for s in states]))  # [S, K, N, D]
         self.register_buffer("embeddings", _stack([s.embeddings for s in states]))  # [S, K, C]
-        identities = [detector.embeddings(name) for name in categories]
-        self.register_buffer("identities", _stack(identities))  # [S, K, C]
-        self.register_buffer("mean", torch.stack([s.statistics.mean for s in states]))  # [S, C]
-        self.register_buffer("std", torch.stack([s.statistics.std for s in states]))  # [S, C]
-        self.register_buffer("memory", _stack([s.statistics.memory for s in states]))  # [S, M, C]
+        for prefix, all_of in (
+            ("", [s.statistics for s in states]),
+            # of a category without zoom, whose graph never reads them, the others in their place
+            ("detail_", [s.statistics.detail or s.statistics for s in states]),
+        ):
+            self.register_buffer(f"{prefix}mean", torch.stack([one.mean for one in all_of]))
+            self.register_buffer(f"{prefix}std", torch.stack([one.std for one in all_of]))
+            self.register_buffer(f"{prefix}memory", _stack([one.memory for one in all_of]))
         self.params = detector.spec.calibrate
         specs = [detector.spec.categories[name] for name in categories]
-        self.kinds = sorted(specs[0].scales)
-        means = [[spec.scales[kind].mean for kind in self.kinds] for spec in specs]
-        stds = [[spec.scales[kind].std for kind in self.kinds] for spec in specs]
+        self.kinds = sorted({kind for spec in specs for kind in spec.scales})
+        unread = MapScale(mean=0.0, std=1.0)
+        means = [[spec.scales.get(kind, unread).mean for kind in self.kinds] for spec in specs]
+        stds = [[spec.scales.get(kind, unread).std for kind in self.kinds] for spec in specs]
         self.register_buffer("scale_mean", torch.tensor(means))  # [S, kinds]
         self.register_buffer("scale_std", torch.tensor(stds))  # [S, kinds]
         self.register_buffer("constant", torch.tensor([spec.fusion_constant for spec in specs]))
@@ -98,14 +105,13 @@ class ExportedNetwork(nn.Module):
         """Map [1, H, W], score [1] and distances [S] of an image.
 
         Args:
-            image: [1, H, W, 3] uint8, RGB, at the size of the category's zoom; the distances are to be read
-                of one at input size.
+            image: [1, H, W, 3] uint8, RGB, at input size or the category's zoom of it.
             category: [1] int64, its number.
         """
         features = self.network.embed(image)
         distances = measure_distances(
-            embed_globally(features.coarse), self.identities.flatten(0, 1)
-        ).unflatten(1, self.identities.shape[:2])  # [1, S, K]
+            embed_globally(features.coarse), self.embeddings.flatten(0, 1)
+        ).unflatten(1, self.embeddings.shape[:2])  # [1, S, K]
         fused = draw_fused(
             self.network, features, self._select_state(category), self._select_fusion(category)
         )  # [1, H, W]
@@ -120,7 +126,14 @@ class ExportedNetwork(nn.Module):
             prompts=self.encoded[:0],  # their images: the graph needs only their encoded tokens
             encoded=select(self.encoded),
             embeddings=select(self.embeddings),
-            statistics=CategoryStatistics(select(self.mean), select(self.std), select(self.memory)),
+            statistics=CategoryStatistics(
+                select(self.mean),
+                select(self.std),
+                select(self.memory),
+                CategoryStatistics(
+                    select(self.detail_mean), select(self.detail_std), select(self.detail_memory)
+                ),
+            ),
         )
 
     def _select_fusion(self, category: Tensor) -> Fusion:
@@ -261,7 +274,7 @@ def write_graphs(
 def list_sizes(detector: Detector, categories: Sequence[str]) -> list[tuple[int, int]]:
     """Sizes (height, width) in px of the images that an export's graphs take.
 
-    The first is the smallest: that without zoom, by which a category is told, if there are several.
+    The first is the smallest, by which a category is told: without zoom, if there are several categories.
     """
     sizes = {detector.zoomed_size(name) for name in categories}
     return sorted(sizes if len(categories) == 1 else sizes | {detector.input_size})
@@ -270,8 +283,6 @@ def list_sizes(detector: Detector, categories: Sequence[str]) -> list[tuple[int,
 def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
     """Description of an exported file: what a runtime needs beside the graph."""
     reaches = detector.reaches
-    # distances are measured at the first graph's size
-    is_unzoomed = list_sizes(detector, categories)[0] == detector.input_size
     return {
         "format_version": FORMAT_VERSION,
         "model_digest": detector.digest,
@@ -287,7 +298,7 @@ def describe(detector: Detector, categories: Sequence[str]) -> dict[str, Any]:
                 "is_provisional": known.is_provisional,
                 "normals_needed": known.normals_needed,
                 "sample_range": known.sample_range,
-                "reach": reaches[name] if is_unzoomed else None,
+                "reach": reaches[name],
             }
             for number, name in enumerate(categories)
             for known in [detector.spec.categories[name]]

@@ -67,8 +67,8 @@ class CategoryMeasurements(Section):
     synthetic_scores: list[float] = Field(description="image scores of synthetic anomalies")
     prompt_names: list[str] = Field(description="images chosen as prompts, of the data set")
     prompt_scores: list[float] = Field(description="image scores of the prompts, to verify by")
-    zoom: float = Field(
-        1.0, description="multiple of model.input_size at which its images are looked at"
+    zoom: int = Field(
+        1, ge=1, description="multiple of model.input_size at which its details are looked at"
     )
     is_provisional: bool = Field(description="whether the category was added without training")
     sample_range: tuple[float, float] | None = Field(
@@ -121,8 +121,9 @@ class DetectorSpec(Section):
             return self
         drawn = {"restoration", "refined"} | ({"distance"} if self.model.memory_tokens else set())
         for name, known in self.categories.items():
+            own = drawn | ({"detail"} if known.zoom > 1 else set())
             for kind, weight in self.calibrate.fusion_weights.items():
-                if weight > 0 and kind in drawn and kind not in known.scales:
+                if weight > 0 and kind in own and kind not in known.scales:
                     raise ValueError(f"category {name!r} has no scale of the {kind} map")
         return self
 
@@ -207,7 +208,7 @@ def _read_spec(path: Path) -> tuple[DetectorSpec, str | None]:
     if version == 1:
         values = _upgrade(values)
     if isinstance(values.get("model"), dict):
-        values["model"].setdefault("zooms", [1.0])  # of models from before there were any
+        values["model"].setdefault("zoom", 1)  # of models from before there was any
     try:
         return DetectorSpec.model_validate_json(json.dumps(values)), tensors_sha256
     except ValidationError as error:

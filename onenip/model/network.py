@@ -32,16 +32,18 @@ class Features:
 
     Attributes:
         coarse: [B, C, h, w] float, to be reconstructed; standardised per channel with `model.standardize`.
-        fine: [B, C, h8, w8] float, to be matched with the memory; C is 0 if nothing reads them. Their grid
-            grows with the zoom at which images are looked at.
+        fine: [B, C, h8, w8] float, to be matched with the memory; C is 0 if nothing reads them.
+        detail: [B, C, z * h8, z * w8] float, the same of images at a zoom z; None of images at input size.
     """
 
     coarse: Tensor
     fine: Tensor
+    detail: Tensor | None = None
 
     def __getitem__(self, rows: slice | list[int]) -> Features:
         """Features of some of the images."""
-        return Features(self.coarse[rows], self.fine[rows])
+        detail = None if self.detail is None else self.detail[rows]
+        return Features(self.coarse[rows], self.fine[rows], detail)
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,13 @@ class CategoryStatistics:
         mean: [C] float, of fine features over the category's normal images.
         std: [C] float, above 0.
         memory: [M, C] float, standardised and averaged tokens; M is 0 without a memory.
+        detail: the same of the features of images at the category's zoom; None without zoom.
     """
 
     mean: Tensor
     std: Tensor
     memory: Tensor
+    detail: CategoryStatistics | None = None
 
     @classmethod
     def measure(cls, features: Sequence[Tensor]) -> Self:
@@ -83,7 +87,8 @@ class CategoryStatistics:
 
     def to(self, device: torch.device) -> Self:
         """The same statistics on a device."""
-        return type(self)(self.mean.to(device), self.std.to(device), self.memory.to(device))
+        detail = None if self.detail is None else self.detail.to(device)
+        return type(self)(self.mean.to(device), self.std.to(device), self.memory.to(device), detail)
 
     def standardize(self, fine: Tensor) -> Tensor:
         """Fine features [B, C, h, w] with the category's own zero mean and unit variance."""
@@ -106,8 +111,8 @@ class Match:
 class Network(nn.Module):
     """Backbone, reconstruction and refiner.
 
-    An image is looked at with a zoom: it comes in at a multiple of the input size. The transformer's grid
-    and the maps stay the same, the grid of tokens that are matched and refined grows with it.
+    An image may come in at a zoom, a whole multiple of the input size. It is reduced to that for all but a
+    second memory, which matches its tokens on a grid that is finer by as much.
 
     Args:
         params: the architecture.
@@ -167,18 +172,26 @@ class Network(nn.Module):
         return self.params.input_size[0] // self.fine_grid[0]
 
     def embed(self, images: Tensor) -> Features:
-        """Features of images [B, H, W, 3] uint8, RGB, 0..255, at the input size of a zoom."""
-        return self.fuse(self.backbone(images))
+        """Features of images [B, H, W, 3] uint8, RGB, 0..255, at input size or at a zoom of it."""
+        zoom = images.shape[1] // self.params.input_size[0]
+        if zoom == 1:
+            return self.fuse(self.backbone(images))
+        pixels = images.permute(0, 3, 1, 2).float()
+        reduced = functional.avg_pool2d(pixels, zoom).permute(0, 2, 3, 1)
+        features = self.fuse(self.backbone(reduced))
+        return replace(features, detail=self._fuse_finest(self.backbone(images)))
 
     def fuse(self, levels: list[Tensor]) -> Features:
         """Features on both grids of the backbone's levels [B, C_i, h_i, w_i]."""
         coarse = fuse_levels(levels, grid=self.grid, pooling=self.params.pooling)
         if isinstance(self.refiner, PaperRefiner) and not self.uses_memory:
             return Features(self.standardize(coarse), coarse[:, :0])
+        return Features(self.standardize(coarse), self._fuse_finest(levels))
+
+    def _fuse_finest(self, levels: list[Tensor]) -> Tensor:
+        """The backbone's levels on the grid of tokens that are matched, [B, C, h, w]."""
         finest = levels[self._fine_level]
-        grid = (finest.shape[-2], finest.shape[-1])
-        fine = fuse_levels(levels, grid=grid, pooling="area")
-        return Features(self.standardize(coarse), fine)
+        return fuse_levels(levels, grid=(finest.shape[-2], finest.shape[-1]), pooling="area")
 
     def standardize(self, coarse: Tensor) -> Tensor:
         """Coarse features [B, C, h, w], standardised over the training normals with `model.standardize`."""
@@ -262,7 +275,7 @@ class Network(nn.Module):
         return upsample_logits(distance, self.params.input_size)
 
     def distance_map(self, distance: Tensor) -> Tensor:
-        """Distances to the nearest memory tokens [B, h8, w8], at input size: [B, H, W]."""
+        """Distances to the nearest memory tokens [B, h, w], at input size: [B, H, W]."""
         return upsample_logits(distance[:, None], self.params.input_size)
 
     def _count_evidence(self) -> int:

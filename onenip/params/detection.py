@@ -27,11 +27,13 @@ class ModelParams(Section):
     input_size: tuple[int, int] = Field(
         (224, 224), description="height and width of the network's input in px"
     )
-    zooms: tuple[float, ...] = Field(
-        (1.0,),
-        description="multiples of input_size at which a category may be looked at; each gets the "
-        "largest that its photographs have the pixels for; the refiner `paper`, and backbones that take "
-        "images of one size, have no zoom",
+    zoom: int = Field(
+        2,
+        ge=1,
+        le=4,
+        description="a second memory matches tokens at this multiple of input_size, for categories whose "
+        "photographs have the pixels; 1: none; the refiner `paper`, backbones that take images of one size "
+        "and models without a memory have none",
     )
     padding_size: int | None = Field(
         None,
@@ -81,8 +83,6 @@ class ModelParams(Section):
             raise ValueError("model.memory_window must be odd and model.refiner_width even")
         if min(self.input_size) < 32:
             raise ValueError("model.input_size must be at least 32 px a side")
-        if not self.zooms or min(self.zooms) < 1:
-            raise ValueError("model.zooms needs at least one number, each 1 or more")
         if not self.evidence or len(set(self.evidence)) < len(self.evidence):
             raise ValueError("model.evidence needs at least one kind, each once")
         if self.refiner == "evidence" and not self.memory_tokens:
@@ -91,12 +91,9 @@ class ModelParams(Section):
                 raise ValueError(f"model.evidence {sorted(lost)} needs model.memory_tokens above 0")
         return self
 
-    def zoomed_size(self, zoom: float) -> tuple[int, int]:
-        """(height, width) in px at which images come in at a zoom, multiples of 16 unless it is 1."""
-        if zoom == 1:
-            return self.input_size
-        height, width = (16 * round(zoom * side / 16) for side in self.input_size)
-        return height, width
+    def zoomed_size(self, zoom: int) -> tuple[int, int]:
+        """(height, width) in px at which images come in at a zoom."""
+        return zoom * self.input_size[0], zoom * self.input_size[1]
 
 
 class TrainParams(Section):
@@ -184,9 +181,9 @@ class CalibrateParams(Section):
         "units of its spread over normal images",
     )
     fusion_weights: dict[
-        Literal["restoration", "distance", "refined"], Annotated[float, Field(ge=0)]
+        Literal["restoration", "distance", "refined", "detail"], Annotated[float, Field(ge=0)]
     ] = Field(
-        {"restoration": 0.0, "distance": 1.0, "refined": 1.0},
+        {"restoration": 0.0, "distance": 1.0, "refined": 1.0, "detail": 1.0},
         description="weights of the maps for `standardized`",
     )
     pooling: Literal["peak", "top"] = Field(

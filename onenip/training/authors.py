@@ -209,7 +209,7 @@ def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed
     workers = count_cores()
     data = build_training_set(
         network,
-        list(load_resized(fitted, size, cache_dir=None, workers=workers, progress=False)),
+        load_resized(fitted, size, cache_dir=None, workers=workers, progress=False),
         names=[s.name for s in fitted],
         categories=[s.category for s in fitted],
         seed=seed,

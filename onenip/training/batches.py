@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,13 @@ from onenip.errors import DataError, DivergedError, ParamsError
 from onenip.folders import keep_newest, write_whole
 from onenip.model.features import Backbone
 from onenip.model.folding import fold_backbone
-from onenip.model.network import CategoryStatistics, Features, Match, Network
+from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.weights import hash_backbone
 from onenip.synthesis.anomalies import Synthesizer
 from onenip.version import hash_code
 
 _EMBED_BATCH = 8
-_KEPT_ENTRIES = 6  # of the cache of features: one for each input size of a training
+_KEPT_ENTRIES = 3  # of the cache of features
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
 
 log = logging.getLogger(__name__)
@@ -44,24 +44,26 @@ class TrainingSet:
     """Normal images to fit to, and everything computed from them once.
 
     Attributes:
-        images: n of [H, W, 3] uint8, each at the input size of its category's zoom.
+        images: [n, H, W, 3] uint8 at input size.
         names: [n] of the images, for messages.
         categories: [n] name of each image's category.
-        features: n of one image each, coarse float32 [1, C, h, w] and fine float16 [1, C, h8, w8], both raw;
-            on disk where they are cached.
+        features: coarse float32 [n, C, h, w] and fine float16 [n, C, h8, w8], both raw; on disk where they
+            are cached.
         embeddings: [n, C] float, global.
         statistics: by category.
-        matches: n of one image each, to the nearest memory tokens of other images; empty without memory.
+        distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
+        matches: [n, N8] int64, those tokens' indices; empty without memory.
         owners: by category, the index of the image that each memory token comes from.
     """
 
-    images: Sequence[NDArray[np.uint8]]
+    images: NDArray[np.uint8]
     names: list[str]
     categories: list[str]
-    features: list[Features]
+    features: Features
     embeddings: Tensor
     statistics: dict[str, CategoryStatistics]
-    matches: list[Match]
+    distances: Tensor
+    matches: Tensor
     owners: dict[str, Tensor]
 
     def list_indices(self, category: str) -> NDArray[np.intp]:
@@ -71,7 +73,7 @@ class TrainingSet:
 
 def build_training_set(
     network: Network,
-    images: Sequence[NDArray[np.uint8]],
+    images: NDArray[np.uint8],
     *,
     names: list[str],
     categories: list[str],
@@ -83,7 +85,7 @@ def build_training_set(
 
     Args:
         network: with its backbone's weights; its `coarse_mean` and `coarse_std` are set.
-        images: n of [H, W, 3] uint8, each at the input size of its category's zoom.
+        images: [n, H, W, 3] uint8 at input size.
         names: [n].
         categories: [n].
         seed: root of the memories' choice.
@@ -95,43 +97,42 @@ def build_training_set(
     """
     network.coarse_mean.zero_()
     network.coarse_std.fill_(1)
-    raw: list[Features] = [Features(torch.empty(0), torch.empty(0))] * len(images)
-    for shape in sorted({image.shape for image in images}):
-        rows = [i for i, image in enumerate(images) if image.shape == shape]
-        group = [images[i] for i in rows]
-        embedded = embed_cached(network, group, cache_dir=cache_dir, progress=progress)
-        for place, i in enumerate(rows):
-            raw[i] = embedded[place : place + 1]
+    raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
     _check_finite(raw, names)
     if network.params.standardize:
-        overall = CategoryStatistics.measure([one.coarse[0] for one in raw])
+        overall = CategoryStatistics.measure(list(raw.coarse))
         network.coarse_mean.copy_(overall.mean)
         network.coarse_std.copy_(overall.std)
     statistics: dict[str, CategoryStatistics] = {}
     owners = {}
-    empty = Match(torch.zeros(1, 0), torch.zeros(1, 0, dtype=torch.int64))
-    matches = [empty] * len(images)
+    size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
+    distances = torch.zeros(len(images), size)
+    matches = torch.zeros(len(images), size, dtype=torch.int64)
     with torch.inference_mode():
         for number, category in enumerate(sorted(set(categories))):
             indices = np.flatnonzero(np.array(categories) == category)
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            fine = [raw[i].fine[0] for i in indices]
+            fine = list(_take(raw.fine, indices))
             own, owner = measure_statistics(network, fine, generator=generator)
             statistics[category], owners[category] = own, torch.tensor(indices)[owner]
             if not network.uses_memory:
                 continue
             for index in indices:
-                tokens = network.average_tokens(own.standardize(raw[index].fine))
+                tokens = network.average_tokens(own.standardize(raw.fine[index][None]))
                 excluded = (owners[category] == int(index))[None]
-                matches[index] = network.match(tokens, own.memory, excluded=excluded)
+                match = network.match(tokens, own.memory, excluded=excluded)
+                distances[index], matches[index] = match.distance[0], match.index[0]
     return TrainingSet(
         images=images,
         names=names,
         categories=categories,
         features=raw,
-        embeddings=torch.cat([embed_globally(network.standardize(one.coarse)) for one in raw]),
+        embeddings=torch.cat(
+            [embed_globally(network.standardize(part)) for part in raw.coarse.split(_EMBED_BATCH)]
+        ),
         statistics=statistics,
-        matches=[Match(one.distance.clone(), one.index.clone()) for one in matches],
+        distances=distances.clone(),
+        matches=matches.clone(),
         owners=owners,
     )
 
@@ -145,7 +146,7 @@ def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Featur
     Args:
         network: standardises coarse features, if its standardisation is set.
         backbone: the network's, folded.
-        images: [B, H, W, 3] uint8 at the input size of a zoom, on the network's device.
+        images: [B, H, W, 3] uint8 at input size, on the network's device.
 
     Returns:
         coarse float32 and fine float16, on the network's device.
@@ -156,20 +157,16 @@ def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Featur
 
 
 def embed_cached(
-    network: Network,
-    images: Sequence[NDArray[np.uint8]],
-    *,
-    cache_dir: Path | None,
-    progress: bool,
+    network: Network, images: NDArray[np.uint8], *, cache_dir: Path | None, progress: bool
 ) -> Features:
-    """Raw features of images of one size, from the cache if it holds the features of these very images.
+    """Raw features of images, from the cache if it holds the features of these very images.
 
     An entry is a folder, named by a digest of everything that features depend on. The entries used last
     are kept, the others deleted.
 
     Args:
         network: whose standardisation is off (zero mean, unit deviation).
-        images: n of [H, W, 3] uint8 at the input size of a zoom.
+        images: [n, H, W, 3] uint8 at input size.
         cache_dir: folder of the cache; None for no cache.
         progress: whether to show a bar.
 
@@ -201,23 +198,22 @@ def embed_cached(
     return Features(*map(torch.from_numpy, found))
 
 
-def _name_entry(network: Network, images: Sequence[NDArray[np.uint8]]) -> str:
+def _name_entry(network: Network, images: NDArray[np.uint8]) -> str:
     """Digest of everything that features depend on: code, libraries, weights, settings, device, images."""
     facts = (
         hash_code("model", libraries=("timm", "torch")),
         hash_backbone(network.backbone),
         network.params.model_dump_json(),
         network.coarse_mean.device.type,
-        (len(images), *images[0].shape),
+        images.shape,
     )
     key = hashlib.sha256(repr(facts).encode())
-    for image in images:
-        key.update(np.ascontiguousarray(image).data)
+    key.update(np.ascontiguousarray(images).data)
     return key.hexdigest()[:32]
 
 
 def _embed_parts(
-    network: Network, images: Sequence[NDArray[np.uint8]], *, progress: bool
+    network: Network, images: NDArray[np.uint8], *, progress: bool
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float16]]]:
     """Coarse and fine features of a few images at a time, [b, C, h, w] each, C-contiguous.
 
@@ -227,7 +223,7 @@ def _embed_parts(
     device = network.coarse_mean.device
     starts = range(0, len(images), _EMBED_BATCH)
     for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
-        batch = torch.from_numpy(np.stack(images[start : start + _EMBED_BATCH]))
+        batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
         embedded = embed_images(network, backbone, batch.to(device))
         coarse, fine = embedded.coarse.cpu(), embedded.fine.cpu()
         yield np.ascontiguousarray(coarse.numpy()), np.ascontiguousarray(fine.numpy())
@@ -259,9 +255,22 @@ def _write_arrays(
                     stream.write(array.data)
 
 
-def _check_finite(features: Sequence[Features], names: Sequence[str]) -> None:
-    finite = [bool(f.coarse.isfinite().all() and f.fine.isfinite().all()) for f in features]
-    bad = (~torch.tensor(finite)).nonzero()[:, 0]
+def _take(features: Tensor, indices: NDArray[np.intp]) -> Tensor:
+    """Rows of features; no copy is made where they follow each other, as those of a category do."""
+    first, last = int(indices[0]), int(indices[-1])
+    if last - first + 1 == len(indices):
+        return features[first : last + 1]
+    return features[torch.from_numpy(indices)]
+
+
+def _check_finite(features: Features, names: Sequence[str]) -> None:
+    finite = torch.stack(
+        [
+            torch.cat([part.isfinite().flatten(1).all(1) for part in one.split(_EMBED_BATCH)])
+            for one in (features.coarse, features.fine)
+        ]
+    )
+    bad = (~finite.all(0)).nonzero()[:, 0]
     if len(bad):
         raise DivergedError(
             f"features of {len(bad)} of {len(names)} normal images are not finite, "
@@ -275,19 +284,15 @@ class Batch(NamedTuple):
     Attributes:
         indices: [B] int64, of the normal images.
         prompts: [B] int64, of the images that prompt them.
-        anomalous: B of [H, W, 3] uint8, each at the input size of its category's zoom.
-        masks: [B, H, W] bool, of the windows of the anomalous images, at input size.
-        corners: [2B, 2] int64, row and column of the fine token at which the window begins that the refiner
-            is trained on, of the normal images, then of the anomalous ones; 0 for images without zoom, of
-            which the window is all.
+        anomalous: [B, H, W, 3] uint8.
+        masks: [B, H, W] bool.
         seeds: [B] int64, roots of each sample's further noise.
     """
 
     indices: Tensor
     prompts: Tensor
-    anomalous: list[Tensor]
+    anomalous: Tensor
     masks: Tensor
-    corners: Tensor
     seeds: Tensor
 
 
@@ -300,9 +305,7 @@ class BatchPlan(Dataset[Batch]):
 
     Args:
         data: the training set.
-        synthesizers: draw the anomalies, by input size.
-        window: (height, width) in px that the refiner sees of each image: the input size without zoom.
-        stride: px of a fine token.
+        synthesizer: draws the anomalies.
         batch_size: `B`, on each device.
         seed: root of every choice.
         prompt_choice: `random` or `nearest` image of the category, never the image itself.
@@ -314,10 +317,8 @@ class BatchPlan(Dataset[Batch]):
     def __init__(
         self,
         data: TrainingSet,
-        synthesizers: Mapping[tuple[int, int], Synthesizer],
+        synthesizer: Synthesizer,
         *,
-        window: tuple[int, int],
-        stride: int,
         batch_size: int,
         seed: int,
         prompt_choice: str,
@@ -326,9 +327,7 @@ class BatchPlan(Dataset[Batch]):
         accumulate_steps: int = 1,
     ) -> None:
         self.data = data
-        self.synthesizers = synthesizers
-        self.window = window
-        self.stride = stride
+        self.synthesizer = synthesizer
         self.batch_size = batch_size
         self.seed = seed
         self.prompt_choice = prompt_choice
@@ -360,7 +359,6 @@ class BatchPlan(Dataset[Batch]):
         start = offset * self.samples_per_step
         picks = np.take(order, [start + place for place in places], mode="wrap")
         prompts, images, masks, seeds = [], [], [], []
-        normal_corners, corners = [], []
         for pick, place in zip(picks, places, strict=True):
             rng = np.random.default_rng([self.seed, 2, step, place])
             mates = self._mates[self.data.categories[pick]]
@@ -368,43 +366,19 @@ class BatchPlan(Dataset[Batch]):
             prompts.append(self._choose_prompt(int(pick), others, rng))
             donors = [self.data.images[i] for i in rng.choice(others, min(_DONORS, len(others)))]
             try:
-                image = self.data.images[pick]
-                synthesizer = self.synthesizers[image.shape[0], image.shape[1]]
-                drawn = synthesizer.draw(image, rng, donors=donors)
+                drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
             except ParamsError as error:
                 raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
-            images.append(torch.from_numpy(drawn.image))
+            images.append(drawn.image)
+            masks.append(drawn.mask)
             seeds.append(int(rng.integers(2**62)))
-            normal_corners.append(self._choose_corner(None, image, rng))
-            corners.append(self._choose_corner(drawn.mask, image, rng))
-            top, left = (place * self.stride for place in corners[-1])
-            masks.append(drawn.mask[top : top + self.window[0], left : left + self.window[1]])
         return Batch(
             torch.tensor(picks),
             torch.tensor(prompts),
-            images,
+            torch.tensor(np.stack(images)),
             torch.tensor(np.stack(masks)),
-            torch.tensor(normal_corners + corners),
             torch.tensor(seeds),
         )
-
-    def _choose_corner(
-        self, mask: NDArray[np.bool_] | None, image: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[int, int]:
-        """Row and column of the first fine token of a window; one around a masked pixel if there are any."""
-        around = None if mask is None else rng.choice(np.argwhere(mask))
-        corner = []
-        for axis in (0, 1):
-            last = (image.shape[axis] - self.window[axis]) // self.stride
-            if last <= 0:
-                corner.append(0)
-                continue
-            low, high = 0, last
-            if around is not None:
-                high = min(last, int(around[axis]) // self.stride)
-                low = max(0, -(-(int(around[axis]) + 1 - self.window[axis]) // self.stride))
-            corner.append(int(rng.integers(min(low, high), high + 1)))
-        return corner[0], corner[1]
 
     def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:
         if self.prompt_choice == "random":

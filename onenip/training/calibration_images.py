@@ -15,10 +15,10 @@ from onenip.detector.calibration import (
     MAX_CALIBRATION_IMAGES,
     MIN_CALIBRATION_IMAGES,
     CalibrationImage,
+    add_memories,
     choose_prompts,
-    measure_statistics,
 )
-from onenip.detector.category import CategoryState, embed_globally
+from onenip.detector.category import CategoryState, Excluded, embed_globally
 from onenip.images import load_image, resize_image
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.synthesis.bank import StoredAnomaly
@@ -46,7 +46,7 @@ def choose_state(
     device = network.coarse_mean.device
     picks = choose_prompts(data.embeddings[indices], count=prompts)
     chosen = [int(indices[i]) for i in picks]
-    coarse = torch.cat([data.features[i].coarse for i in chosen])
+    coarse = data.features.coarse[chosen]
     coarse = network.standardize(coarse.to(device))
     state = CategoryState(
         prompts=torch.tensor(np.stack([data.images[i] for i in chosen])),
@@ -90,7 +90,7 @@ def gather_normals(
     category: str,
     *,
     prompts: Container[str],
-    zoom: float,
+    zoom: int,
     selects: bool,
     seed: int,
 ) -> tuple[dict[str, CalibrationImage], CategoryStatistics]:
@@ -106,7 +106,7 @@ def gather_normals(
         data: the training set.
         category: one of its categories.
         prompts: names of the category's prompts.
-        zoom: of the category.
+        zoom: of the category; above 1, fitted images are read anew.
         selects: whether weights were selected on held-out images.
         seed: root of the memory's choice.
 
@@ -126,16 +126,23 @@ def gather_normals(
     for sample, image in zip(held_out.selection, seen, strict=True):
         found[sample.name] = replace(image, is_fitted=True)
     fitted = _reuse_fitted(network, data, category)
+    if zoom > 1:
+        files = [s for s in select(samples, category=category, subset="fit") if s.name in fitted]
+        for sample, image in zip(files, embed_files(network, files, zoom=zoom), strict=True):
+            own = fitted[sample.name]
+            fitted[sample.name] = replace(own, features=image.features)
     statistics = data.statistics[category]
-    if network.uses_memory and len(fitted) < MAX_CALIBRATION_IMAGES:
+    if network.uses_memory and (zoom > 1 or len(fitted) < MAX_CALIBRATION_IMAGES):
         found |= fitted
-        fine = [image.features.fine[0].cpu().half() for image in found.values()]
         generator = torch.Generator().manual_seed(seed)
-        statistics, owners = measure_statistics(network, fine, generator=generator)
-        found = {
-            name: replace(image, excluded=owners == number)
-            for number, (name, image) in enumerate(found.items())
-        }
+        statistics, images = add_memories(network, list(found.values()), generator=generator)
+        if len(fitted) >= MAX_CALIBRATION_IMAGES:
+            statistics = replace(data.statistics[category], detail=statistics.detail)
+            images = [
+                replace(new, excluded=Excluded(old.excluded.fine, new.excluded.detail))
+                for new, old in zip(images, found.values(), strict=True)
+            ]
+        found = dict(zip(found, images, strict=True))
         fitted = {name: image for name, image in found.items() if name in fitted}
     judged = {name: image for name, image in fitted.items() if name not in prompts}
     held = {name: image for name, image in found.items() if name not in fitted}
@@ -143,7 +150,7 @@ def gather_normals(
 
 
 def embed_files(
-    network: Network, files: Iterable[Sample | Path], *, zoom: float
+    network: Network, files: Iterable[Sample | Path], *, zoom: int
 ) -> list[CalibrationImage]:
     """Features of images kept out of fitting: held-out normals, or files of synthetic anomalies."""
     size, device = network.params.zoomed_size(zoom), network.coarse_mean.device
@@ -174,8 +181,10 @@ def _reuse_fitted(
     owners = data.owners[category]
     return {
         data.names[i]: CalibrationImage(
-            Features(network.standardize(data.features[i].coarse), data.features[i].fine),
-            owners == int(i),
+            Features(
+                network.standardize(data.features.coarse[i : i + 1]), data.features.fine[i : i + 1]
+            ),
+            Excluded((owners == int(i))[None]),
             is_fitted=True,
         )
         for i in indices

@@ -161,8 +161,7 @@ def identify(
         hash_tensors(trained_tensors(network)),
         network.params.model_dump(mode="json"),
         params.model_dump(mode="json", exclude=_ASIDE),
-        [one.params.model_dump(mode="json") for one in plan.synthesizers.values()],
-        [image.shape for image in plan.data.images],
+        plan.synthesizer.params.model_dump(mode="json"),
         plan.data.names,
         plan.data.categories,
         plan.world_size,
@@ -172,9 +171,8 @@ def identify(
         selected_on,
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    textures = (texture for one in plan.synthesizers.values() for texture in one.textures)
-    for image in (*plan.data.images, *textures):
-        digest.update(np.ascontiguousarray(image).data)
+    for images in (plan.data.images, *plan.synthesizer.textures):
+        digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip.data.loading import count_cores, load_zoomed
+from onenip.data.loading import count_cores, load_resized
 from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import measure_category
 from onenip.detector.category import CategoryState
@@ -91,10 +91,9 @@ def fit_detector(
     set_determinism(params.seed, is_deterministic=params.train.deterministic)
     network = build_network(params, fabric)
     fitted = select(samples, subset="fit")
-    zooms = choose_zooms(samples, params.model)
-    images = load_zoomed(
+    images = load_resized(
         fitted,
-        {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()},
+        params.model.input_size,
         cache_dir=cache_dir / "images" if cache_dir else None,
         workers=count_cores(),
         progress=progress,
@@ -112,9 +111,9 @@ def fit_detector(
     _warm_start(network, params.train.warm_start)
     plan = BatchPlan(
         data,
-        synthetic_bank.build_synthesizers(params.synthesize, images, seed=params.seed),
-        window=params.model.input_size,
-        stride=network.fine_stride,
+        synthetic_bank.build_synthesizer(
+            params.synthesize, size=params.model.input_size, seed=params.seed
+        ),
         batch_size=params.train.batch_size,
         seed=params.seed,
         prompt_choice=params.train.prompt_choice,
@@ -122,9 +121,7 @@ def fit_detector(
         world_size=fabric.world_size,
         accumulate_steps=params.train.accumulate_steps,
     )
-    selection = _prepare_selection(
-        network, params, samples=samples, data=data, bank=bank, zooms=zooms
-    )
+    selection = _prepare_selection(network, params, samples=samples, data=data, bank=bank)
     record = fit(
         network,
         plan,
@@ -305,14 +302,11 @@ def _prepare_selection(
     samples: Sequence[Sample],
     data: TrainingSet,
     bank: Sequence[StoredAnomaly],
-    zooms: Mapping[str, float],
 ) -> SelectionSet | None:
     """Images to select weights on; None without selection, or without such images."""
     if params.train.selection_trials == 0:
         return None
-    found = SelectionSet(
-        network, params.calibrate, samples=samples, data=data, bank=bank, zooms=zooms
-    )
+    found = SelectionSet(network, params.calibrate, samples=samples, data=data, bank=bank)
     if found.categories:
         return found
     log.warning(

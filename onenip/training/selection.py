@@ -54,7 +54,6 @@ class SelectionSet:
             comes from them.
         data: the training set.
         bank: synthetic anomalies.
-        zooms: by category.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class SelectionSet:
         samples: Sequence[Sample],
         data: TrainingSet,
         bank: Sequence[StoredAnomaly],
-        zooms: Mapping[str, float],
     ) -> None:
         self.params = params
         self.data = data
@@ -79,10 +77,8 @@ class SelectionSet:
                 if not held_out or not stored:
                     continue
                 self._images[category] = _Images(
-                    normals=embed_files(network, held_out, zoom=zooms[category]),
-                    anomalies=embed_files(
-                        network, [one.image for one in stored], zoom=zooms[category]
-                    ),
+                    normals=embed_files(network, held_out, zoom=1),
+                    anomalies=embed_files(network, [one.image for one in stored], zoom=1),
                     masks=np.stack(
                         [
                             resize_mask(load_mask(one.mask), network.params.input_size)

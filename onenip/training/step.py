@@ -5,14 +5,12 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from onenip.model.folding import fold_backbone
-from onenip.model.network import Features, Network, resize
+from onenip.model.network import Network
 from onenip.model.reconstruction import jitter_features
 from onenip.model.refiner import PaperRefiner, upsample_logits
 from onenip.params import TrainParams
@@ -45,15 +43,11 @@ class Trainee(nn.Module):
         """
         network, params = self.network, self.params
         device = network.coarse_mean.device
-        features = self.data.features
-
-        def gather(indices: Tensor) -> Tensor:
-            coarse = torch.cat([features[i].coarse for i in indices.tolist()])
-            return network.standardize(coarse.to(device))
-
-        normal, prompts = gather(batch.indices), gather(batch.prompts)  # [B, C, h, w]
-        anomalous = self._embed(batch.anomalous)
-        query = torch.cat([normal, *(one.coarse for one in anomalous)])  # [2B, C, h, w]
+        coarse = self.data.features.coarse
+        normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
+        prompts = network.standardize(coarse[batch.prompts].to(device))
+        anomalous = embed_images(network, self.backbone, batch.anomalous.to(device))
+        query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]
         tokens = torch.cat([query, prompts]).flatten(2).mT  # [3B, N, C]
         jittered = jitter_features(
             tokens,
@@ -65,7 +59,7 @@ class Trainee(nn.Module):
         encoded_query, encoded_prompt = encoded[: len(query)], encoded[len(query) :]
         restored = network.decode(encoded_query, encoded_prompt.repeat(2, 1, 1))
         feature_loss = feature_mse(restored, normal.repeat(2, 1, 1, 1))
-        logits = self._refine(batch, query, restored, anomalous)[:, 0].float()  # [2B, H, W]
+        logits = self._refine(batch, query, restored, anomalous.fine)[:, 0].float()  # [2B, H, W]
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
         dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
@@ -84,20 +78,10 @@ class Trainee(nn.Module):
             "mask_recall": _measure_recall(logits.detach(), target),
         }
 
-    def _embed(self, images: Sequence[Tensor]) -> list[Features]:
-        """Features of each of some images, those of one size computed together."""
-        found: dict[int, Features] = {}
-        for shape in {image.shape for image in images}:
-            rows = [i for i, image in enumerate(images) if image.shape == shape]
-            group = torch.stack([images[i] for i in rows]).to(self.network.coarse_mean.device)
-            embedded = embed_images(self.network, self.backbone, group)
-            found |= {i: embedded[place : place + 1] for place, i in enumerate(rows)}
-        return [found[i] for i in range(len(images))]
-
     def _refine(
-        self, batch: Batch, query: Tensor, restored: Tensor, anomalous: Sequence[Features]
+        self, batch: Batch, query: Tensor, restored: Tensor, anomalous_fine: Tensor
     ) -> Tensor:
-        """Logits of the windows at input size, [2B, 1, H, W]."""
+        """Logits at input size, [2B, 1, H, W]."""
         network, data = self.network, self.data
         error = (restored - query).abs()
         if isinstance(network.refiner, PaperRefiner):
@@ -106,54 +90,35 @@ class Trainee(nn.Module):
                 error=error, fine=empty, tokens=empty, distance=empty, matched=empty
             )
             return upsample_logits(logits, network.params.input_size)[:, None]
-        errors, fine, tokens, distances, matched = [], [], [], [], []
-        count = len(batch.indices)
+        fine, distances, matched = [], [], []
         # distances are differences of large numbers: never in half precision
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for row, corner in enumerate(batch.corners.tolist()):
-                index = int(batch.indices[row % count])
+            for index in batch.indices.tolist():
+                statistics = data.statistics[data.categories[index]]
+                fine.append(statistics.standardize(data.features.fine[index][None]))
+                distances.append(data.distances[index])
+                matched.append(statistics.memory[data.matches[index]])
+            for row, index in enumerate(batch.indices.tolist()):
                 category = data.categories[index]
                 statistics = data.statistics[category]
-                is_normal = row < count
-                raw = data.features[index] if is_normal else anomalous[row - count]
-                whole = statistics.standardize(raw.fine.cpu())  # [1, C, h8, w8]
-                grid = (whole.shape[-2], whole.shape[-1])
-                fine.append(self._cut(whole, corner))
-                averaged = network.average_tokens(whole).mT.unflatten(2, grid)
-                tokens.append(self._cut(averaged, corner).flatten(2).mT)  # [1, N8, C]
+                fine.append(statistics.standardize(anomalous_fine[row][None].cpu()))
                 if not network.uses_memory:
                     continue
-                if is_normal:
-                    known = data.matches[index]
-                    distance, place = (
-                        self._cut(one.unflatten(1, grid), corner).flatten(1)
-                        for one in (known.distance, known.index)
-                    )
-                else:
-                    excluded = (data.owners[category] == index)[None]
-                    match = network.match(tokens[-1], statistics.memory, excluded=excluded)
-                    distance, place = match.distance, match.index
-                distances.append(distance)
-                matched.append(statistics.memory[place])
-        for row, corner in enumerate(batch.corners.tolist()):
-            source = data.features[int(batch.indices[row % count])].fine
-            whole = resize(error[row : row + 1], (source.shape[-2], source.shape[-1]))
-            errors.append(self._cut(whole, corner))
+                excluded = (data.owners[category] == index)[None]
+                own = network.average_tokens(fine[-1])
+                match = network.match(own, statistics.memory, excluded=excluded)
+                distances.append(match.distance[0])
+                matched.append(statistics.memory[match.index[0]])
+            tokens = network.average_tokens(torch.cat(fine))  # [2B, N8, C]
         device = query.device
         logits = network.refine(
-            error=torch.cat(errors),
+            error=error,
             fine=torch.cat(fine).to(device),
-            tokens=torch.cat(tokens).to(device),
-            distance=torch.cat(distances).to(device) if network.uses_memory else query,
-            matched=torch.cat(matched).to(device) if network.uses_memory else query,
+            tokens=tokens.to(device),
+            distance=torch.stack(distances).to(device) if network.uses_memory else query,
+            matched=torch.stack(matched).to(device) if network.uses_memory else query,
         )
         return upsample_logits(logits, network.params.input_size)[:, None]
-
-    def _cut(self, maps: Tensor, corner: Sequence[int]) -> Tensor:
-        """The window of maps [..., h8, w8] that begins at a corner."""
-        rows, columns = self.network.fine_grid
-        top, left = corner
-        return maps[..., top : top + rows, left : left + columns]
 
 
 def dice_loss(probability: Tensor, target: Tensor, *, overlap_weight: float) -> Tensor:

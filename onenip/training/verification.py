@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from onenip.detector.calibration import (
     MIN_CALIBRATION_IMAGES,
@@ -15,11 +16,13 @@ from onenip.detector.calibration import (
     fuse_calibration_maps,
     measure_pixel_threshold,
 )
+from onenip.detector.category import Excluded
 from onenip.detector.detector import Detector
 from onenip.detector.operating_points import decide
 from onenip.images import hash_file
 from onenip.model.file import CategorySpec, MapScale
 from onenip.model.memory import match_tokens
+from onenip.model.network import CategoryStatistics
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.calibration_images import embed_files, pick_anomalies
@@ -130,7 +133,7 @@ def _list_promises(known: CategorySpec) -> list[float]:
 
 def _check_prompts(detector: Detector, name: str) -> Finding:
     known = detector.spec.categories[name]
-    found = [p.score for p in detector.predict(list(detector.prompt_images(name)), category=name)]
+    found = detector.score_prompts(name)
     agree = len(found) == len(known.prompt_scores) and all(
         math.isclose(a, b, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
         for a, b in zip(found, known.prompt_scores, strict=False)
@@ -201,9 +204,17 @@ def _without_own(detector: Detector, name: str, image: CalibrationImage) -> Cali
     network, statistics = detector.folded, detector.state(name).statistics
     if not network.uses_memory:
         return image
-    tokens = network.average_tokens(statistics.standardize(image.features.fine.half()))[0]
-    distance, _ = match_tokens(statistics.memory, tokens.half().float())
-    return replace(image, excluded=distance < _SAME * tokens.shape[1] ** 0.5)
+
+    def find_own(features: Tensor, known: CategoryStatistics) -> Tensor:
+        tokens = network.average_tokens(known.standardize(features.half()))[0]
+        distance, _ = match_tokens(known.memory, tokens.half().float())
+        return (distance < _SAME * tokens.shape[1] ** 0.5)[None]
+
+    fine = find_own(image.features.fine, statistics)
+    detail = None
+    if statistics.detail is not None and image.features.detail is not None:
+        detail = find_own(image.features.detail, statistics.detail)
+    return replace(image, excluded=Excluded(fine, detail))
 
 
 def _list_scales(scales: Mapping[str, MapScale]) -> list[float]:

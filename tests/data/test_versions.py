@@ -120,7 +120,7 @@ def test_a_refused_first_download_leaves_nothing(checkout, tmp_path):
     assert not Path("data.dvc").exists()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, kills):
     """SIGKILL again and again; in between the data is the old or the new, in the end the same bytes."""
     old = make_source(tmp_path / "old", range(5))

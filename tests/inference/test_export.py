@@ -71,6 +71,7 @@ def test_every_format_answers_as_the_detector(tiny_detector, exported, paths, fo
     assert_same_answers(tiny_detector, EdgeDetector.load(exported[format_]), paths[::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -234,6 +235,7 @@ def test_an_export_that_fails_leaves_the_old_one(onnx_file, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_one_added_category_takes_the_place_of_an_older_export(
     tiny_detector, onnx_file, paths, tmp_path
 ):

@@ -170,6 +170,7 @@ def test_tiles_from_the_command_line(tiny_model, tmp_path):
     assert json.loads(done.stdout)["category"] == "stripes"
 
 
+@pytest.mark.slow
 def test_an_exported_file_tiles_by_itself(tiny_model, tiled, tmp_path):
     """`onenip export --tile` writes a file that answers big images as the tiled detector does."""
     from PIL import Image

@@ -641,6 +641,7 @@ except OneNIPError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(checkout, tmp_path):
     """Nothing is lost while nothing can be written; with room again every image is taken."""
     inbox, rng = tmp_path / "inbox", np.random.default_rng(1)
@@ -674,7 +675,7 @@ ingest(params, inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: Non
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, kills):
     """SIGKILL again and again, then one run to the end: as if it had never been killed."""
     ends = []

@@ -9,7 +9,7 @@ from onenip.params import Params
 from onenip.params.presets import apply_preset, list_presets, load_preset, merge, render
 from tests.tiny import fit_tiny
 
-QUICK = ("cpu", "demo", "paper-lite2")
+QUICK = ("demo",)
 
 
 def start(name, tiny_data, folder):

@@ -167,6 +167,7 @@ def test_another_command_completes_a_killed_decision(started, tmp_path, monkeypa
     assert versions.find_version("disc", 2).approval == "rejected"
 
 
+@pytest.mark.slow
 def test_a_registration_killed_anywhere_ends_as_without_a_kill(models, tmp_path, monkeypatch):
     """A version, a challenger and an entry, each once; whatever the first attempt left behind."""
     killer = Killer(monkeypatch)

@@ -88,6 +88,7 @@ def registry(server, tmp_path, monkeypatch):
     return server
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_server_that_dies_loses_nothing_and_promotes_nothing(
     registry, tiny_model, evaluation, monkeypatch

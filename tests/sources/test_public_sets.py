@@ -24,7 +24,11 @@ DRAWN = pytest.param(
     "drawn", marks=pytest.mark.slow
 )  # test_sources.py tests each alone, and faster
 REAL = pytest.param(
-    "real", marks=pytest.mark.skipif(not IMAGES.is_dir(), reason="needs the shared images")
+    "real",
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(not IMAGES.is_dir(), reason="needs the shared images"),
+    ],
 )
 
 

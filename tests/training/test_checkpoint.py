@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from onenip.errors import CheckpointError
+from onenip.synthesis.bank import build_synthesizer
 from onenip.training import checkpoint
-from onenip.training.batches import build_training_set
+from onenip.training.batches import BatchPlan, build_training_set
 from onenip.training.checkpoint import CHECKPOINT_FILE, identify
 from onenip.training.fit import build_network, start_fabric
 from tests.paths import ROOT
-from tests.tiny import draw_normal, fit_tiny, make_tiny_params, plan_batches
+from tests.tiny import draw_normal, fit_tiny, make_tiny_params
 from tests.training.test_training import killed_at
 
 
@@ -65,7 +66,8 @@ def training():
         cache_dir=None,
         progress=False,
     )
-    plan = plan_batches(data, params, batch_size=2)
+    synthesizer = build_synthesizer(params.synthesize, size=params.model.input_size, seed=0)
+    plan = BatchPlan(data, synthesizer, batch_size=2, seed=0, prompt_choice="random")
     facts = {
         "params": params.train,
         "seed": 0,
@@ -81,9 +83,7 @@ CHANGES = {
     "first weights": lambda network, _plan, _facts: network.reconstruction.final_norm.bias[0].add_(
         1
     ),
-    "texture": lambda _network, plan, _facts: (
-        next(iter(plan.synthesizers.values())).textures[5].__ixor__(1)
-    ),
+    "texture": lambda _network, plan, _facts: plan.synthesizer.textures[5].__ixor__(1),
     "image": lambda _network, plan, _facts: plan.data.images[2].__ixor__(1),
     "category": lambda _network, plan, _facts: plan.data.categories.__setitem__(2, "other"),
     "device": lambda _network, _plan, facts: facts.update(numerics="cuda bf16-mixed"),

@@ -1,5 +1,6 @@
 """Mixed precision: the same features for normals and anomalies; a scaler that overflows and goes on."""
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
@@ -7,10 +8,11 @@ from lightning_fabric.plugins import MixedPrecision
 
 from onenip.errors import DeviceError
 from onenip.images import load_image
-from onenip.training.batches import build_training_set
+from onenip.synthesis.bank import build_synthesizer
+from onenip.training.batches import BatchPlan, build_training_set
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.step import Trainee
-from tests.tiny import fit_tiny, make_tiny_params, plan_batches
+from tests.tiny import fit_tiny, make_tiny_params
 from tests.training.test_training import killed_at
 
 
@@ -26,16 +28,17 @@ def test_normals_and_anomalies_get_their_features_in_one_way(tiny_data, precisio
     files = sorted((tiny_data / "disc/train/good").iterdir())[:4]
     data = build_training_set(
         network,
-        [load_image(file) for file in files],
+        np.stack([load_image(file) for file in files]),
         names=[file.name for file in files],
         categories=["disc"] * 4,
         seed=0,
         cache_dir=None,
         progress=False,
     )
-    plan = plan_batches(data, params, batch_size=4)
+    synthesizer = build_synthesizer(params.synthesize, size=params.model.input_size, seed=0)
+    plan = BatchPlan(data, synthesizer, batch_size=4, seed=0, prompt_choice="random")
     batch = plan[0]
-    batch = batch._replace(anomalous=[torch.from_numpy(data.images[i]) for i in batch.indices])
+    batch = batch._replace(anomalous=torch.from_numpy(data.images[batch.indices.numpy()]))
     trainee = fabric.setup(Trainee(network, data, params.train))
     seen = {}
     refine = network.refine

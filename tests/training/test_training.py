@@ -260,6 +260,7 @@ def losses_of(history):
     return np.array([[row[key] for key in ("loss", "feature_loss")] for row in history])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_batch(tiny_data, tmp_path):
     """Two CPU processes of 4 samples a step have the losses of one process of 8, within 1e-4."""
     command = [
@@ -294,6 +295,7 @@ def test_accumulated_batches_see_the_samples_of_one_big_batch(tiny_data, tmp_pat
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_training_with_averaged_weights_resumes_exactly(tiny_data, tmp_path, monkeypatch):
     """The running average goes on from the checkpoint, and what is saved is the average."""
     train = {"epochs": 2, "max_steps": 4, "batch_size": 4, "log_steps": 1, "learning_rate": 0.01}
