@@ -4,7 +4,8 @@ OneNIPError
 ├── ParamsError(ValueError)     params missing, malformed or contradictory
 ├── DataError                   image, mask or manifest not as promised
 │   ├── ImageError              one image file cannot be used
-│   │   └── ForeignImageError       it shows no product that has a model
+│   │   ├── ForeignImageError       it shows no product that has a model
+│   │   └── RangeError              its samples are beyond their range, or have none that is known
 │   └── UnknownCategoryError    no such category
 ├── SourceError                 a data source could not be read, or is unsafe
 │   └── ArrivalError                one object of the inbox could not be; its neighbours can
@@ -78,6 +79,10 @@ class ImageError(DataError):
 
 class ForeignImageError(ImageError):
     """An image looks like no category that has a champion; `reason` says like which."""
+
+
+class RangeError(ImageError):
+    """Samples of an image are beyond their category's range, or none is known; `reason` says what to do."""
 
 
 class UnknownCategoryError(DataError):

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from onenip.errors import ImageError
+from onenip.errors import ImageError, RangeError
 from onenip.folders import walk_files
 
 # files that are taken for images by their names, and the formats that are ever opened, whatever the name
@@ -41,6 +41,16 @@ UNCLEAR_RANGE: SampleRange = (
 
 _Result = TypeVar("_Result")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_OTHER_FORMATS = (
+    (b"GIF8", "GIF"),
+    (b"\0\0\0\x0cjP", "JPEG 2000"),
+    (b"P4", "PBM"),
+    (b"P5", "PGM"),
+    (b"P6", "PPM"),
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+)
+_HEAD_BYTES = 8
 # tags of TIFF, and values of the last three
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
 _WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, 2
@@ -128,11 +138,15 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArr
 
 @dataclass(frozen=True)
 class SampleExtent:
-    """Lowest and highest sample of an image of more than 8 bits, and whether they are floats."""
+    """Lowest and highest sample of an image of more than 8 bits, and whether they are floats.
+
+    `most` is the largest sample that their type could hold.
+    """
 
     low: float
     high: float
     is_float: bool
+    most: float = math.inf
 
 
 def measure_samples(source: Path | str | bytes) -> SampleExtent | None:
@@ -146,7 +160,10 @@ def measure_samples(source: Path | str | bytes) -> SampleExtent | None:
         return None
     values = samples.values
     high = samples.own_white or float(values.max())
-    return SampleExtent(float(values.min()), high, values.dtype.kind == "f")
+    if values.dtype.kind == "f":
+        return SampleExtent(float(values.min()), high, is_float=True)
+    most = float(np.iinfo(values.dtype.str).max)
+    return SampleExtent(float(values.min()), high, is_float=False, most=most)
 
 
 def decide_range(extents: Iterable[SampleExtent | None]) -> SampleRange | None:
@@ -173,7 +190,23 @@ def decide_range(extents: Iterable[SampleExtent | None]) -> SampleRange | None:
     white = next((white for white in _WHITES if high <= white * (1 + slack)), None)
     if white is None or (deep[0].is_float and high < white / 4):
         return None
-    return 0.0, float(white)
+    return 0.0, min(float(white), *(one.most for one in deep))
+
+
+def load_preview(source: Path | str | bytes) -> NDArray[np.uint8]:
+    """Pixels of an image file for people to look at, never to be judged: [H, W, 3] uint8, RGB.
+
+    As `load_image`, but samples of more than 8 bits whose range is not known are shown over the one that this
+    image alone suggests.
+
+    Raises:
+        ImageError: as `load_image`, but for their range.
+    """
+    extent = measure_samples(source)
+    own = decide_range([extent])
+    if own is None and extent is not None and extent.low < extent.high:
+        own = extent.low, extent.high
+    return load_image(source, sample_range=own)
 
 
 def share_range(ranges: Iterable[SampleRange | None]) -> SampleRange | None:
@@ -282,7 +315,7 @@ def _explain(
             warnings.simplefilter("ignore")
             yield
     except ImageError as error:
-        raise ImageError(name, error.reason) from error
+        raise type(error)(name, error.reason) from error
     except FileNotFoundError as error:
         raise ImageError(name, "no such file") from error
     except IsADirectoryError as error:
@@ -354,6 +387,8 @@ def _read_samples(image: Image.Image) -> _Samples | None:
     values: NDArray[np.generic] = np.asarray(ImageOps.exif_transpose(image))
     if is_signed_byte:
         values = values.view(np.int8)
+    elif raw_mode.startswith("I;16") and raw_mode.endswith("S"):
+        values = values.astype(np.int16)
     elif raw_mode.startswith("I;32") and not raw_mode.endswith("S"):
         values = values.view(np.uint32)
     elif values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -400,22 +435,22 @@ def _to_uint8(samples: _Samples, sample_range: SampleRange | None) -> NDArray[np
     black, white = sample_range or _find_range(samples)
     low, high = float(values.min()), float(values.max())
     if not black - white:
-        raise ImageError("image", f"black and white are both {black:g}")
+        raise RangeError("image", f"black and white are both {black:g}")
     if math.isnan(black):
         reason = "its samples have more than 8 bits, which categories read over different ranges"
-        raise ImageError("image", f"{reason}; name its category")
+        raise RangeError("image", f"{reason}; name its category")
     is_float = values.dtype.kind == "f"
     slack = _FLOAT_SLACK * abs(white - black) if is_float else 0.0
     if low < min(black, white) - slack or high > max(black, white) + slack:
         reason = f"its values of {low:g} to {high:g} are beyond {black:g} to {white:g}"
-        raise ImageError("image", f"{reason}, the range of its category; {_REMEDY}")
+        raise RangeError("image", f"{reason}, the range of its category; {_REMEDY}")
     if (
         is_float
         and abs(white - black) >= _UINT8_MAX
         and -_FLOAT_SLACK <= low <= high <= 1 + _FLOAT_SLACK
     ):
         reason = f"its values are floats of {low:g} to {high:g}"
-        raise ImageError("image", f"{reason}, but those of its category go to {white:g}; {_REMEDY}")
+        raise RangeError("image", f"{reason}, but those of its category go to {white:g}; {_REMEDY}")
     scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(
         _UINT8_MAX / (white - black)
     )
@@ -433,16 +468,16 @@ def _find_range(samples: _Samples) -> SampleRange:
     low, high = float(samples.values.min()), float(samples.values.max())
     if kind == "f":
         if low < -_FLOAT_SLACK or high > 1 + _FLOAT_SLACK:
-            raise ImageError("image", f"its values are floats of {low:g} to {high:g}; {_REMEDY}")
+            raise RangeError("image", f"its values are floats of {low:g} to {high:g}; {_REMEDY}")
         return 0.0, 1.0
     if kind != "u" or size != 2:
-        raise ImageError("image", f"its values are signed or of 32 bits; {_REMEDY}")
+        raise RangeError("image", f"its values are signed or of 32 bits; {_REMEDY}")
     if samples.own_white is not None:
         return 0.0, samples.own_white
     if 0 < high < _LEAST_16_BIT:  # a black one is left to validation
         bits = max(int(high).bit_length(), 8)
         reason = f"it looks like {bits} bits stored in 16: no value is above {high:g}"
-        raise ImageError("image", f"{reason}; {_REMEDY}")
+        raise RangeError("image", f"{reason}; {_REMEDY}")
     return 0.0, float(FULL_WHITE)
 
 
@@ -491,12 +526,14 @@ def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.gen
 
 def _why_unidentified(source: Path | str | bytes) -> str:
     if isinstance(source, bytes):
-        head = source[:4]
+        head = source[:_HEAD_BYTES]
     else:
         with Path(source).open("rb") as file:
-            head = file.read(4)
+            head = file.read(_HEAD_BYTES)
     if not head:
         return "empty file"
-    if head in _TIFF_MAGIC:
+    if head[:4] in _TIFF_MAGIC:
         return "a TIFF of a kind that is not supported, or damaged; save it with 8 or 16 bits a channel"
+    if kind := next((name for start, name in _OTHER_FORMATS if head.startswith(start)), ""):
+        return f"a file of the format {kind}, which is not read; PNG, JPEG, BMP, TIFF and WebP are"
     return "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import struct
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from onenip.cli import app
 from onenip.data.manifest import load_manifest, select
 from onenip.data.validation import validate
 from onenip.errors import DataError, ImageError, ParamsError
-from onenip.images import load_image
+from onenip.images import decide_range, load_image, load_preview, measure_samples
 from onenip.inference.edge import Description, EdgeDetector, ExportedCategory
 from onenip.inference.export import describe
 from onenip.ingestion.arrival_check import inspect
@@ -209,6 +210,54 @@ def test_dark_images_of_true_16_bits_are_read_as_declared(tiny_data, tmp_path):
     assert 0 < sample.load_image().max() <= 16
     inverted = replace(sample, sample_range=(4095.0, 0.0)).load_image()
     assert (inverted == 255 - replace(sample, sample_range=(0.0, 4095.0)).load_image()).all()
+
+
+def test_cameras_of_different_depths_are_doubted(tiny_data, tmp_path):
+    """A few images of 12 bits among those of 16 are not crushed to 16 grey levels without a word."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    for index, path in enumerate(sorted(data.glob("disc/t*/*/*.png"))):
+        deepen(path, 4095 if index % 3 else 65535)
+
+    found = run_validation(data, tmp_path / "out")
+
+    (said,) = [b.reason for b in found.breaches if b.rule == "samples_declared"]
+    assert "cameras of different depths" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "white"),
+    [
+        (np.arange(20_000, 24_096, dtype=np.int16), 32767),
+        (np.arange(4096, dtype=np.int16), 4095),
+        (np.arange(4096, dtype=np.int32) * 16, 65535),
+        (np.arange(4096, dtype=np.uint16) * 16, 65535),
+        (np.arange(4096, dtype=np.int16) - 1, None),
+        (np.arange(4096, dtype=np.uint32) << 20, None),
+        (np.linspace(0, 1.001, 4096, dtype=np.float32), 1),
+        (np.linspace(0, 254, 4096, dtype=np.float32), 255),
+        (np.linspace(-1, 1, 4096, dtype=np.float32), None),
+    ],
+)  # fmt: skip
+def test_white_follows_from_type_and_values(values, white, tmp_path):
+    """Of a camera of so many bits, or of a signed type, which holds no more; else it is to be declared."""
+    path, pixels = tmp_path / "x.tif", values.reshape(64, 64)
+    path.write_bytes(write_tiff(pixels))
+
+    assert decide_range([measure_samples(path)]) == (None if white is None else (0.0, float(white)))
+    shown = load_preview(path)
+    assert shown.min() < shown.max()
+
+
+def write_tiff(pixels):
+    """An uncompressed TIFF of one channel of any type, which Pillow does not write."""
+    height, width = pixels.shape
+    kind = {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
+    bits, size = pixels.dtype.itemsize * 8, pixels.nbytes
+    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 146, 277: 1, 278: height}
+    tags |= {279: size, 284: 1, 339: kind}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head + pixels.tobytes()
 
 
 def test_ranges_without_an_answer_are_named(tiny_data, tmp_path):

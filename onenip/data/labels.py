@@ -13,21 +13,30 @@ from pathlib import PurePosixPath
 from onenip.errors import DataError
 
 GOOD = "good"
+# in small letters, without dots, hyphens, underscores and spaces
 NORMAL_WORDS = frozenset(
-    {"good", "goods", "ok", "okay", "normal", "pass", "passed", "io", "gut", "0"}
-)
-DEFECT_WORDS = frozenset(
-    {"ng", "nok", "nio", "not ok", "defect", "defective", "defects", "bad", "fail", "failed", "1",
-     "anomaly", "anomalous", "abnormal", "schlecht"}
+    {"good", "goods", "ok", "okay", "normal", "pass", "passed", "io", "inordnung", "gut", "0",
+     "nodefect", "nodefects", "defectfree", "nondefective", "accept", "accepted"}
 )  # fmt: skip
+DEFECT_WORDS = frozenset(
+    {"ng", "nok", "nio", "notok", "notgood", "nichtok", "nichtio", "nichtinordnung", "defect",
+     "defective", "defects", "bad", "fail", "failed", "faulty", "1", "anomaly", "anomalous",
+     "abnormal", "reject", "rejected", "schlecht"}
+)  # fmt: skip
+_UNCLEAR_WORDS = frozenset(
+    {"true", "false", "yes", "no", "positive", "negative", "pos", "neg", "-1"}
+)
 UNSORTED = "unsorted"  # shelf folder of arrivals without a category, never a category
 
 _SPLITS = frozenset({"train", "test", "ground_truth", "validation"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of Windows
 _MAX_BYTES = 100  # of a name in UTF-8: it stands in names of files, too
-_WORD = r"(?:masks?|gt|ground[ _-]?truth|labels?|seg)"
+_FILLERS = re.compile(r"[\s._-]+")
+_ZERO_OR_ONE = re.compile(r"([01])[.,]0+")  # as tables write numbers
+_WORD = r"\(?(?:masks?|gt|ground[ _-]?truth|labels?|seg|segmentation|anno|annotation)\)?"
 _MASK_START = re.compile(rf"^{_WORD}[ _.-]+", re.IGNORECASE)
 _MASK_END = re.compile(rf"[ _.-]+{_WORD}$", re.IGNORECASE)
+_IMAGE_END = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 
 
 def clean_name(text: str) -> str:
@@ -36,25 +45,27 @@ def clean_name(text: str) -> str:
 
 
 def is_normal_label(label: str) -> bool:
-    """Whether a label says that an image is normal, in any of the usual words."""
-    return clean_name(label).casefold() in NORMAL_WORDS
+    """Whether a label says that an image is normal, in any of the usual words and spellings (`i.O.`)."""
+    return _to_word(label) in NORMAL_WORDS
 
 
 def is_label(word: str) -> bool:
     """Whether a word is a label, of normal images or of defects, so that it names no category."""
-    return clean_name(word).casefold() in NORMAL_WORDS | DEFECT_WORDS
+    return _to_word(word) in NORMAL_WORDS | DEFECT_WORDS or _is_unclear(word)
 
 
 def clean_label(label: str) -> str:
     """A label as it is kept: `good` for every word for normal, else the kind of defect.
 
     Raises:
-        DataError: if it cannot be the name of a folder.
+        DataError: if it cannot be the name of a folder, or may mean either, as `true` does.
     """
     if is_normal_label(label):
         return GOOD
     name = clean_name(label)
     problem = _find_folder_problem(name)
+    if _is_unclear(label):
+        problem = "it does not say which are the normal images; write good, or the kind of defect"
     if problem:
         raise DataError(f"label {label!r}: {problem}")
     return name
@@ -85,7 +96,8 @@ def check_category(name: str) -> str:
 def find_masked_stem(mask: str, stems: Iterable[str]) -> str:
     """Stem of the image that a mask belongs to, by the mask's name.
 
-    Understood are `000`, `000_mask`, `000_gt`, `000-label`, `mask_000` and the like, in any case.
+    Understood are `000`, `000_mask`, `000_gt`, `000-label`, `mask_000`, `000.bmp_mask` and the like, in any
+    case.
 
     Args:
         mask: name of the mask's file.
@@ -93,9 +105,27 @@ def find_masked_stem(mask: str, stems: Iterable[str]) -> str:
     """
     stem = PurePosixPath(mask).stem
     bare, rest = _MASK_END.sub("", stem), _MASK_START.sub("", stem)
-    known = set(stems)
-    found = next((one for one in (stem, bare, rest) if one in known), "")
-    return found or (bare if bare != stem else rest) or stem
+    known = {fold(one): one for one in stems}
+    for one in (stem, bare, rest, _IMAGE_END.sub("", bare)):
+        if fold(one) in known:
+            return known[fold(one)]
+    return (bare if bare != stem else rest) or stem
+
+
+def fold(name: str) -> str:
+    """A name as the most forgetful file system sees it."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _to_word(label: str) -> str:
+    """A label in small letters, without what people put between them; a number without decimals."""
+    word = fold(label).strip()
+    number = _ZERO_OR_ONE.fullmatch(word)
+    return number[1] if number else _FILLERS.sub("", word)
+
+
+def _is_unclear(label: str) -> bool:
+    return fold(label).strip() in _UNCLEAR_WORDS
 
 
 def _find_folder_problem(name: str) -> str:

@@ -120,14 +120,13 @@ def find_quarantined(path: Path) -> set[str]:
     return {row["sha256"] for row in _read_rows(path) if row["status"] != "ok"}
 
 
-def read_ranges(path: Path) -> dict[str, SampleRange]:
-    """Ranges of samples that the latest validation decided on, by category; none without a manifest."""
+def read_ranges(path: Path) -> dict[str, SampleRange | None]:
+    """Ranges of samples that the latest validation decided on, by category; empty without a manifest."""
     try:
         samples = load_manifest(path, DATA_DIR)
     except DataError:  # validation comes later, or wrote it for another version
         return {}
-    found = {sample.category: sample.sample_range for sample in samples}
-    return {name: known for name, known in found.items() if known is not None}
+    return {sample.category: sample.sample_range for sample in samples}
 
 
 def assign_subset(sha256: str, *, calibration_fraction: float, holdout_fraction: float) -> Subset:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.data.labels import UNSORTED, find_category_problem
-from onenip.errors import ImageError
+from onenip.errors import ImageError, RangeError
 from onenip.images import IMAGE_SUFFIXES, SampleRange, hash_file, load_image
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
 from onenip.ingestion.journal import Item, Outcome
@@ -89,7 +89,10 @@ def inspect(
     if problem := find_category_problem(item.category):
         reason = f"its folder {item.category!r} cannot be a category: {problem}"
         return Verdict("held", reason, sha256)
-    image, problem = _decode(path, item, sample_range)
+    try:
+        image, problem = _decode(path, item, sample_range)
+    except RangeError as error:  # once it is declared, a release brings the image back
+        return Verdict("held", error.reason, sha256)
     if image is None:
         return Verdict("quarantine", problem, sha256)
     fingerprint = take_fingerprint(image, sha256)
@@ -144,6 +147,8 @@ def _decode(
         return None, "it has 0 bytes"
     try:
         image = load_image(path, sample_range=sample_range)
+    except RangeError:
+        raise
     except ImageError as error:
         return None, error.reason
     if min(image.shape[:2]) < _MIN_SIDE_PX:

@@ -13,7 +13,7 @@ import sqlite3
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from itertools import islice
@@ -23,17 +23,19 @@ from typing import TYPE_CHECKING
 from onenip.data import dvc
 from onenip.data.checkout import hold_checkout
 from onenip.data.git import HERE
+from onenip.data.labels import GOOD, find_category_problem
 from onenip.data.manifest import DATA_DIR, read_ranges
 from onenip.data.outputs import Outputs
 from onenip.errors import (
     ArrivalError,
     CheckpointError,
     DataError,
+    ImageError,
     OneNIPError,
     RegistryError,
     UnreachableError,
 )
-from onenip.images import SampleRange, hash_file
+from onenip.images import SampleExtent, SampleRange, decide_range, hash_file, measure_samples
 from onenip.ingestion.arrival_check import NEAR, Verdict, inspect, placed_name, shelf_name
 from onenip.ingestion.branch import DataBranch
 from onenip.ingestion.fingerprint import KnownImages
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 
 _BATCH = 2000  # arrivals that are versioned together: a kill, or a full disk, costs no more
 _MAX_LISTED = 500
+_MAX_MEASURED = 32  # images that say what the range of a new category is
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +141,7 @@ class _Steps:
     find_unified: Callable[[], Detector | None]
     root: Path
     journal: Journal
+    first_extents: dict[str, list[SampleExtent]] = field(default_factory=dict)
 
     @property
     def data_dir(self) -> Path:
@@ -189,11 +193,40 @@ class _Steps:
         return KnownImages(self.data_dir, self.journal, self.find_range)
 
     def find_range(self, category: str) -> SampleRange | None:
-        """Range of a category's samples: as it is declared, or as the latest validation decided."""
-        return self.params.data.declared_range(category) or self.decided_ranges.get(category)
+        """Range of a category's samples: declared, decided by validation, or as its first images suggest."""
+        if self._is_range_known(category):
+            declared = self.params.data.declared_range(category)
+            return declared or self.decided_ranges[category]
+        return decide_range(self._measure_first(category))
+
+    def _is_range_known(self, category: str) -> bool:
+        declared = self.params.data.declared_range(category)
+        return declared is not None or category in self.decided_ranges
+
+    def _measure_first(self, category: str) -> list[SampleExtent]:
+        """Extents of the first normal images of a category that was never validated, to be added to."""
+        if category not in self.first_extents:
+            paths = sorted((self.data_dir / category / "train" / GOOD).glob("*"))[:_MAX_MEASURED]
+            self.first_extents[category] = list(filter(None, map(_measure, paths)))
+        return self.first_extents[category]
+
+    def _suggest_range(self, category: str, staged: Path) -> SampleRange | None:
+        """As `find_range`, with an arrival among the first images."""
+        if self._is_range_known(category):
+            return self.find_range(category)
+        extents, before = self._measure_first(category), self.find_range(category)
+        extents += filter(None, [_measure(staged)])
+        found = decide_range(extents)
+        if found is not None and found != before:
+            log.warning(
+                "%s: samples are read over %g to %g, as its first images suggest, until `onenip "
+                "validate` decides; if that is wrong, declare data.sample_ranges.%s",
+                *(category, *found, category),
+            )
+        return found
 
     @cached_property
-    def decided_ranges(self) -> dict[str, SampleRange]:
+    def decided_ranges(self) -> dict[str, SampleRange | None]:
         """Ranges that the latest validation decided on."""
         return read_ranges(Outputs(self.root).manifest)
 
@@ -287,6 +320,10 @@ class _Steps:
         sample_range = None
         if champion is not None and item.category in champion.categories:
             sample_range = champion.sample_range(item.category)
+            if sample_range is None and self._is_range_known(item.category):
+                sample_range = self.find_range(item.category)
+        elif not find_category_problem(item.category):
+            sample_range = self._suggest_range(item.category, staged)
         try:
             return inspect(
                 staged,
@@ -297,7 +334,7 @@ class _Steps:
                 categories=categories,
                 is_released=is_released,
                 params=self.params.retrain,
-                sample_range=sample_range or self.find_range(item.category),
+                sample_range=sample_range,
             )
         except (OneNIPError, OSError):
             raise
@@ -357,6 +394,13 @@ def _open_journal(work_dir: Path) -> Iterator[Journal]:
 
 def _to_arrival(item: Item) -> Arrival:
     return Arrival(item.key, item.version, item.size, item.arrived_at)
+
+
+def _measure(path: Path) -> SampleExtent | None:
+    try:
+        return measure_samples(path)
+    except ImageError:  # who inspects it says why
+        return None
 
 
 def _write_through(path: Path) -> None:

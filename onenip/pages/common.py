@@ -15,7 +15,7 @@ from streamlit.delta_generator import DeltaGenerator
 
 from onenip.detector.prediction import Verdict
 from onenip.errors import DataError, ImageError
-from onenip.images import load_image
+from onenip.images import load_preview
 from onenip.pages.models import Candidate, find_candidates, list_known_categories
 from onenip.pages.viewer import encode
 from onenip.review.answers import Answer, Answers
@@ -162,7 +162,7 @@ def draw_verdict(verdict: Verdict, text: str, who: str = "") -> None:
 def take_image(content: bytes | Path) -> NDArray[np.uint8] | None:
     """An image [H, W, 3] uint8, or a line on the page that says why there is none."""
     try:
-        return load_image(content)
+        return load_preview(content)
     except ImageError as error:
         st.error(f"This image cannot be shown: {error.reason}")
         return None
@@ -172,7 +172,7 @@ def take_image(content: bytes | Path) -> NDArray[np.uint8] | None:
 def make_thumbnail(path: Path, stamp: float) -> str:  # noqa: ARG001  # part of the cache's key
     """A small picture as a data address; empty if it cannot be read."""
     try:
-        return encode(load_image(path), longest_px=_THUMBNAIL_PX)
+        return encode(load_preview(path), longest_px=_THUMBNAIL_PX)
     except (DataError, OSError):
         return ""
 

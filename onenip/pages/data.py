@@ -12,7 +12,7 @@ import streamlit as st
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import ImageError, ParamsError, VersioningError
-from onenip.images import load_image
+from onenip.images import load_preview
 from onenip.ingestion.ingest import open_journal
 from onenip.ingestion.journal import Item
 from onenip.pages.common import CACHE_SECONDS, choose_category, draw_pictures, load_candidates
@@ -171,7 +171,7 @@ def _list_shelf(shelf: Shelf) -> list[tuple[str, str, str]]:
             source = ""
             if inbox.fetch(arrival, path):
                 try:
-                    source = encode(load_image(path), longest_px=_THUMBNAIL_PX)
+                    source = encode(load_preview(path), longest_px=_THUMBNAIL_PX)
                 except ImageError:
                     source = ""  # what is quarantined may be no image at all
             note = inbox.read_note(shelf, arrival.key) or {}

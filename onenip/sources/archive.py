@@ -16,9 +16,9 @@ import zlib
 from pathlib import Path
 from typing import IO
 
+from onenip.data.labels import fold
 from onenip.errors import SourceError
 from onenip.sources.items import Limits, check_relative
-from onenip.sources.layout import fold
 
 ARCHIVE_SUFFIXES = (
     ".zip",

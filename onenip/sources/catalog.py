@@ -6,7 +6,6 @@ ONENIP_URL_MAGNETIC_TILE. `#sha256=…` at its end replaces the pinned checksum.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ from onenip.data.labels import GOOD
 from onenip.errors import SourceError
 from onenip.images import IMAGE_SUFFIXES, hash_file
 from onenip.sources.folder import fetch_archive, place_folder
-from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
+from onenip.sources.items import Fetched, Item, Origin, Workspace
 from onenip.sources.layout import mask_target
+from onenip.sources.manifest_files import convert_visa
 
 Convert = Callable[[Path], list[Item]]
 
@@ -105,29 +105,6 @@ def convert_btad(folder: Path) -> list[Item]:
     ]
 
 
-def convert_visa(folder: Path) -> list[Item]:
-    """VisA by its own split for one-class training, `split_csv/1cls.csv`; masks count from 1."""
-    tables = sorted(folder.rglob("1cls.csv"))
-    if len(tables) != 1:
-        raise SourceError("visa: the archive lacks split_csv/1cls.csv")
-    root = tables[0].parent.parent
-    items = []
-    with tables[0].open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                category, image = row["object"], row["image"]
-                label = GOOD if row["label"] == "normal" else "bad"
-                target = f"{category}/{row['split']}/{label}/{Path(image).name}"
-                mask = row["mask"]
-            except KeyError as error:
-                raise SourceError(f"visa: split_csv/1cls.csv lacks the column {error}") from error
-            items.append(Item(target, _member(root, image)))
-            if mask and label != GOOD:
-                place = mask_target(category, label, Path(image).stem)
-                items.append(Item(place, _member(root, mask), is_mask=True))
-    return items
-
-
 def convert_magnetic_tile(folder: Path) -> list[Item]:
     """Magnetic tiles: MT_Free is normal, a fifth of it, by content, for testing."""
     items = []
@@ -158,13 +135,6 @@ def convert_dtd(folder: Path) -> list[Item]:
     if not items:
         raise SourceError("dtd: the archive lacks images/<texture>/<image>")
     return items
-
-
-def _member(root: Path, name: str) -> Path:
-    path = root / check_relative(name, "visa")
-    if not path.is_file():
-        raise SourceError(f"visa: split_csv/1cls.csv names {name}, which the archive lacks")
-    return path
 
 
 CATALOG = {

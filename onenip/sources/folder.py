@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,27 @@ from onenip.sources import http
 from onenip.sources.archive import extract, is_archive_name
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
 from onenip.sources.layout import arrange
-from onenip.sources.manifest_files import name_format
+from onenip.sources.manifest_files import VISA_TABLE, convert_visa, name_format
 from onenip.sources.s3 import Bucket, S3Object
 
 logger = logging.getLogger(__name__)
 
 _ARCHIVE_STEM = ".tar"
+_REAL_IAD = re.compile(r"(^|/)(OK|NG/\w+)/S\d{4}/[^/]+$")
 
 
 def place_folder(folder: Path, *, name: str, origin: str) -> list[Item]:
     """Items of a folder whose files are to be placed by their paths."""
     paths = [path.relative_to(folder).as_posix() for path in walk_files(folder)]
+    if any(f"/{path}".endswith(VISA_TABLE) for path in paths):
+        return convert_visa(folder)
+    if any(map(_REAL_IAD.search, paths)):
+        raise SourceError(
+            f"{origin}: it lies as Real-IAD unpacks, which is not read; write a CSV with path, category, "
+            "label and mask: each .jpg, and the .png beside it"
+        )
     for path in paths:
-        if path.lower().endswith(".json") and (kind := name_format(folder / path)):
+        if path.lower().endswith((".json", ".manifest")) and (kind := name_format(folder / path)):
             logger.warning("%s: %s are not read: draw masks of them, as images", path, kind)
     items = []
     for place in arrange(paths, name=name, origin=origin):

@@ -9,7 +9,6 @@ A single folder around all of it is looked through.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from onenip.data.labels import (
     check_category,
     clean_label,
     find_masked_stem,
+    fold,
     is_label,
     is_normal_label,
 )
@@ -30,7 +30,7 @@ from onenip.images import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
-_MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "gt"})  # beside folders of labels
+_MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
 _VALIDATION = "validation"  # normal images of MVTec LOCO and AD 2: they train
 _PRIVATE = "test_private"  # images of MVTec AD 2 without labels
 _SHOWN = 5
@@ -100,7 +100,8 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
     for parts in files:
         groups[parts[depth] if len(parts) > depth + 1 else ""].append(parts)
     loose = groups.pop("", [])
-    if groups.keys() & SPLITS or any(map(is_label, groups)):
+    labels = {parts[depth] for parts in files if len(parts) == depth + 2 and is_label(parts[depth])}
+    if groups.keys() & SPLITS or labels:
         whole = [parts for group in groups.values() for parts in group]
         placements = _place_category(whole, depth, _name_category(name))
     elif not any(_is_image(parts) for group in groups.values() for parts in group):
@@ -147,11 +148,6 @@ def check_clashes(targets: Sequence[str], origin: str) -> None:
         counts.add(target)
 
 
-def fold(name: str) -> str:
-    """A name as the most forgetful file system sees it."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 def mask_target(category: str, label: str, stem: str) -> str:
     """Place of a mask: `<category>/ground_truth/<label>/<stem>_mask.png`."""
     return f"{category}/ground_truth/{label}/{stem}_mask.png"
@@ -194,7 +190,8 @@ def _place_category(group: Sequence[Parts], depth: int, category: str) -> list[P
     """Placements of one category whose own folder ends at `depth`."""
     inside = [parts for parts in group if len(parts) > depth + 1]
     if any(parts[depth] in SPLITS for parts in inside):
-        return [_place_split(p, depth, category) for p in inside if p[depth] in SPLITS]
+        known = SPLITS | _MASK_FOLDERS
+        return [_place_split(p, depth, category) for p in inside if p[depth].casefold() in known]
     if any(is_label(parts[depth]) for parts in inside):
         return _place_labels(inside, depth, category)
     for parts in inside:
@@ -206,6 +203,7 @@ def _place_category(group: Sequence[Parts], depth: int, category: str) -> list[P
 def _place_split(parts: Parts, depth: int, category: str) -> Placement:
     path = "/".join(parts)
     split, *labels, file = parts[depth:]
+    split = "ground_truth" if split.casefold() in _MASK_FOLDERS else split
     if split == "train" and not labels:
         labels = [GOOD]
     if split == "ground_truth" and len(labels) == 2 and _is_image(parts):  # MVTec LOCO
@@ -245,20 +243,33 @@ def _place_images(group: Sequence[Parts], category: str) -> list[Placement]:
 
 
 def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
-    """The same with each mask named after its image, and masks of one image united."""
+    """The same with each mask named after its image, and masks of one image united.
+
+    A file beside the images whose name is one of theirs with a word for masks is such a mask.
+    """
     stems: dict[tuple[str, str], set[str]] = defaultdict(set)
+    labels: dict[tuple[str, str], str] = {}
     for place in placements:
         category, split, label, file = place.target.split("/")
         if split == "test":
             stems[category, label].add(PurePosixPath(file).stem)
+            labels.setdefault((category, fold(label)), label)
     named: dict[str, Placement] = {}
-    plain = []
+    plain, beside = [], []
     for place in placements:
         category, split, label, file = place.target.split("/")
-        if split != "ground_truth" or not _is_image((file,)):
+        label = labels.get((category, fold(label)), label) if split == "ground_truth" else label
+        others = stems[category, label]
+        if split == "test":
+            others = others - {PurePosixPath(file).stem}
+        stem = find_masked_stem(file, others)
+        is_beside = split == "test" and stem in others
+        if not (split == "ground_truth" or is_beside) or not _is_image((file,)):
             plain.append(place)
             continue
-        target = mask_target(category, label, find_masked_stem(file, stems[category, label]))
+        if is_beside:
+            beside.append(place.path)
+        target = mask_target(category, label, stem)
         is_mask = place.is_mask or PurePosixPath(file).suffix.lower() != ".png"
         first = named.get(target)
         if first is None:
@@ -267,6 +278,8 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
             named[target] = replace(first, more=(*first.more, place.path))
         else:
             plain.append(replace(place, target=target))  # two files for one place
+    if beside:
+        logger.info("%d masks lie beside their images: %s", len(beside), _list(beside))
     return [*plain, *named.values()]
 
 
@@ -274,14 +287,17 @@ def _is_image(parts: Sequence[str]) -> bool:
     return PurePosixPath(parts[-1]).suffix.lower() in IMAGE_SUFFIXES
 
 
+def _list(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:_SHOWN]) + (", ..." if len(paths) > _SHOWN else "")
+
+
 def _report(left_out: Sequence[str], placements: Sequence[Placement], origin: str) -> None:
     if left_out:
-        names = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
         logger.warning(
             "%s: %d files lie outside of the layout and are left out: %s",
             origin,
             len(left_out),
-            names,
+            _list(left_out),
         )
     by_category: dict[str, bool] = defaultdict(lambda: True)
     for place in placements:

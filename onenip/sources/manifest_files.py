@@ -19,12 +19,14 @@ from onenip.errors import DataError, SourceError
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
 from onenip.sources.layout import check_clashes, mask_target
 
+VISA_TABLE = "/split_csv/1cls.csv"
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _REQUIRED = ("path", "category", "label")
 _COLUMNS = (*_REQUIRED, "mask", "split")
 _ALIASES = {"image": "path", "file": "path", "filename": "path", "object": "category"}
 _DELIMITERS = ",;\t"
-_ENCODINGS = ("utf-8-sig", "cp1252")  # Excel writes either
+_ENCODINGS = ("utf-8-sig", "cp1252")  # Excel writes either, or UTF-16 with its mark
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,36 @@ def name_format(path: Path) -> str:
     return ""
 
 
+def convert_visa(folder: Path) -> list[Item]:
+    """VisA by its own split for one-class training, `split_csv/1cls.csv`; masks count from 1."""
+    tables = sorted(folder.rglob("1cls.csv"))
+    if len(tables) != 1:
+        raise SourceError("visa: it lacks split_csv/1cls.csv")
+    root = tables[0].parent.parent
+    items = []
+    with tables[0].open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                category, image = row["object"], row["image"]
+                label = GOOD if row["label"] == "normal" else "bad"
+                target = f"{category}/{row['split']}/{label}/{Path(image).name}"
+                mask = row["mask"]
+            except KeyError as error:
+                raise SourceError(f"visa: split_csv/1cls.csv lacks the column {error}") from error
+            items.append(Item(target, _member(root, image)))
+            if mask and label != GOOD:
+                place = mask_target(category, label, Path(image).stem)
+                items.append(Item(place, _member(root, mask), is_mask=True))
+    return items
+
+
+def _member(root: Path, name: str) -> Path:
+    path = root / check_relative(name, "visa")
+    if not path.is_file():
+        raise SourceError(f"visa: split_csv/1cls.csv names {name}, which is not there")
+    return path
+
+
 def _place(row: dict[str, str], file: str) -> str:
     return f"{row['category']}/{row['split']}/{row['label']}/{file}"
 
@@ -89,10 +121,12 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     try:
         text = _read_text(path)
         if path.suffix.lower() == ".csv":
+            skipped = text.startswith("sep=")  # a line for Excel alone
+            text = text.partition("\n")[2] if skipped else text
             head = text.partition("\n")[0]
             delimiter = max(_DELIMITERS, key=head.count)
             reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-            raw: list[tuple[int, object]] = [(reader.line_num, dict(row)) for row in reader]
+            raw: list[tuple[int, object]] = [(reader.line_num + skipped, dict(r)) for r in reader]
         else:
             lines = enumerate(text.split("\n"), 1)
             raw = [(number, json.loads(line)) for number, line in lines if line.strip()]
@@ -107,12 +141,12 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _read_text(path: Path) -> str:
     content = path.read_bytes()
-    for encoding in _ENCODINGS:
+    for encoding in ("utf-16",) if content.startswith(_UTF_16) else _ENCODINGS:
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:
             continue
-    raise ValueError("neither UTF-8 nor Windows' own encoding")
+    raise ValueError("neither Unicode nor Windows' own encoding")
 
 
 def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:

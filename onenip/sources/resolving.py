@@ -76,6 +76,8 @@ def _resolve_path(name: str, path: Path, sha256: str) -> Source:
         raise SourceError(
             f"{name}: {kind} cannot be read; write a CSV with path, category, label and mask, masks as images"
         )
+    if path.suffix.lower() in (".xlsx", ".xlsm", ".xls", ".ods"):
+        raise SourceError(f"{name}: a workbook is not read; save its table as CSV")
     raise SourceError(f"{name}: not a folder, an archive (zip, tar), a CSV or a JSON-lines file")
 
 

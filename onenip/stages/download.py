@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from onenip.data import dvc, git
+from onenip.data.labels import fold
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import SourceError
 from onenip.folders import write_whole
 from onenip.params import Params
 from onenip.sources.catalog import CATALOG
 from onenip.sources.items import Fetched, Limits, Source, Workspace, read_record
-from onenip.sources.layout import check_clashes, fold
+from onenip.sources.layout import check_clashes
 from onenip.sources.resolving import resolve_source
 from onenip.sources.staging import StagedFile, Staging, explain_disk_errors
 

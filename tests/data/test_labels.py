@@ -19,8 +19,9 @@ NAMES = (CASES / "category-names/names.txt").read_text(encoding="utf-8").splitli
 
 @pytest.mark.parametrize(
     "word",
-    ["good", "Good", "GOOD ", " ok", "OK", "normal", "goods", "io", "IO", "gut", "pass", "0"],
-)
+    ["good", "Good", "GOOD ", " ok", "OK", "normal", "goods", "io", "IO", "gut", "pass", "0", "i.O.",
+     "i. O.", "O.K.", "no_defect", "defect-free", "0.0", "0,0", "In Ordnung"],
+)  # fmt: skip
 def test_every_usual_word_for_normal_is_good(word):
     """In any case, with white space around it."""
     assert is_normal_label(word)
@@ -31,6 +32,23 @@ def test_every_usual_word_for_normal_is_good(word):
 def test_other_words_stay_kinds_of_defects(word):
     """What is no word for normal is a defect, under its own name."""
     assert clean_label(word) == word
+
+
+@pytest.mark.parametrize(
+    "word", ["N.I.O.", "n. i. O.", "not_ok", "NOT-OK", "1.0", "schlecht", "Bad "]
+)
+def test_every_usual_word_for_defects_names_no_category(word):
+    """However it is spelt, it is a label of defects."""
+    assert not is_normal_label(word)
+    assert "label" in find_category_problem(word)
+
+
+@pytest.mark.parametrize("word", ["True", "false", " yes", "-1", "Positive", "neg"])
+def test_a_word_that_may_mean_either_is_refused(word):
+    """Nobody can know whether true says good or defective."""
+    with pytest.raises(DataError, match="which are the normal images"):
+        clean_label(word)
+    assert "label" in find_category_problem(word)
 
 
 @pytest.mark.parametrize("name", [*NAMES, "a", "Über-Teil (2)", "x.y", "O-Ring 3,5mm"])
@@ -62,9 +80,11 @@ def test_what_cannot_be_a_category_says_why(name, reason):
 @pytest.mark.parametrize(
     "mask",
     ["000.png", "000_mask.png", "000_MASK.PNG", "000_gt.png", "mask_000.png", "000-label.tif",
-     "000_ground_truth.png", "000 mask.png"],
+     "000_ground_truth.png", "000 mask.png", "000_segmentation.png", "000.mask.png",
+     "000.bmp_mask.png", "000 (mask).png"],
 )  # fmt: skip
 def test_a_mask_is_found_by_any_usual_name(mask):
     """A word before or behind the image's own name, in any case."""
     assert find_masked_stem(mask, ["000", "001"]) == "000"
     assert find_masked_stem("seg_1_mask.png", ["seg_1"]) == "seg_1"
+    assert find_masked_stem("Bu\u0308CHSE_mask.png", ["B\u00fcchse"]) == "B\u00fcchse"

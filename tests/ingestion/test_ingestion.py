@@ -382,6 +382,27 @@ def test_a_new_category_starts_with_its_first_images(checkout, tmp_path, tiny_de
     assert again.counts == {"widget": {"accepted": 1}}
 
 
+def test_a_new_category_of_many_bits_is_read_as_its_first_images_suggest(
+    checkout, tmp_path, caplog
+):
+    """Twelve bits are taken with a line that says so; what suggests no range is held until it is declared."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(0)
+    for i in range(3):
+        bolt, nut = (draw_normal("disc", rng)[:, :, 0].astype(np.float64) for _ in range(2))
+        drop(inbox, f"bolt/{i}.png", np.rint(bolt * 4095 / 255).astype(np.uint16))
+        drop(inbox, f"nut/{i}.tif", (nut - 60).astype(np.float32))
+    Image.open(inbox / "bolt/0.png").save(inbox / "bolt/9.tif")
+
+    found = ingest(
+        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+    )
+
+    assert found.counts == {"bolt": {"accepted": 3, "duplicates": 1}, "nut": {"held": 3}}
+    assert "bolt: samples are read over 0 to 4095" in caplog.text
+    reasons = {item.reason for item in found.set_aside if item.category == "nut"}
+    assert all("declare data.sample_ranges" in reason for reason in reasons)
+
+
 def test_nothing_leaves_the_inbox_when_the_remote_is_down(checkout, tmp_path):
     """The push fails, the images stay; when the remote is back the next run goes on."""
     inbox, blocked = tmp_path / "inbox", tmp_path / "blocked"

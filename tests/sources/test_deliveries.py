@@ -65,6 +65,38 @@ def test_folders_of_labels_with_masks():
     assert {p.target for p in two} == {f"{c}/{path}" for c in ("nut", "cap") for path in expected}
 
 
+@pytest.mark.parametrize(
+    ("image", "mask", "target"),
+    [
+        ("test/hole/0.png", "masks/hole/0.png", "ground_truth/hole/0_mask.png"),
+        ("test/hole/0.png", "Ground Truth/Hole/0_gt.png", "ground_truth/hole/0_mask.png"),
+        ("test/hole/0.png", "test/hole/0_mask.png", "ground_truth/hole/0_mask.png"),
+        ("NG/0.png", "NG/0-label.png", "ground_truth/NG/0_mask.png"),
+        ("NG/IMG.png", "gt/ng/img_mask.png", "ground_truth/NG/IMG_mask.png"),
+    ],
+)
+def test_masks_are_found_in_other_places(image, mask, target):
+    """In another folder, in another case, or beside their images, where they are no images of the test."""
+    normal = "train/good/9.png" if image.startswith("test") else "OK/9.png"
+    paths = [f"nut/{path}" for path in (image, mask, normal, "readme.txt")]
+
+    placed = {place.path: place.target for place in arrange(paths, name="x", origin="x")}
+
+    assert placed[f"nut/{mask}"] == f"nut/{target}"
+    assert sum("/test/" in place for place in placed.values()) == 1
+
+
+def test_a_mask_among_the_test_images_of_the_data_is_named(tiny_data, tmp_path):
+    """Where nobody sorted it out before, validation does not take it for a defective part."""
+    data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
+    shutil.move(data / "disc/ground_truth/spot/000_mask.png", data / "disc/test/spot/000_mask.png")
+
+    found = {file.path: file for file in list_files(data)}
+
+    assert "a mask by its name" in found["disc/test/spot/000_mask.png"].stray
+    assert found["disc/test/spot/000.png"].label == "spot"
+
+
 def test_mvtec_ad_2_as_it_unpacks():
     """Public tests are tests, validation trains, private images without labels are left out by name."""
     placed = arrange(
@@ -157,12 +189,13 @@ def test_tables_from_excel(name, tmp_path):
     ("name", "text"),
     [
         ("windows.csv", "Path;Category;Label\r\nimages\\0.png;Dübel;0\r\n"),
+        ("told.csv", "sep=;\r\npath;category;label\r\nimages\\0.png;Dübel;i.O.\r\n"),
         ("tabs.csv", "path\tcategory\tlabel\nimages/0.png\tDübel\tIO\n"),
         ("numbers.jsonl", '{"path": "images/0.png", "category": "Dübel", "label": 0}\n'),
         ("visa.csv", "object,split,label,image,mask\nDübel,train,normal,images/0.png,\n"),
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
 def test_tables_of_other_programs(name, text, encoding, tmp_path):
     """Paths of Windows, its encoding, tabs, numeric labels, and VisA's own names of columns."""
     shutil.copytree(CASES / "csv-from-excel/images", tmp_path / "in/images")
@@ -198,6 +231,54 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
     arrange(["a/train/good/0.png", "a/readme.txt"], name="x", origin="set")
 
     assert "a/readme.txt" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["a/OK/S0001/1.jpg", "a/NG/QS/S0002/2.jpg", "a/NG/QS/S0002/2.png"], "Real-IAD unpacks"),
+        (["OK/nut/1.png", "NG/nut/2.png"], "category 'NG': it is a label"),
+        (["nut/True/1.png", "nut/False/2.png"], "label 'False'"),
+        (["NG/train/good/1.png"], "category 'NG': it is a label"),
+    ],
+    ids=["real-iad", "labels above products", "true and false", "label as product"],
+)
+def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
+    """A line names the format, the label or the category."""
+    for name in files:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).touch()
+
+    with pytest.raises(SourceError, match=reason):
+        fetch(tmp_path / "set", tmp_path)
+
+
+def test_visa_as_it_unpacks(tmp_path):
+    """A folder with VisA's own list is read by it."""
+    names = ["Images/Normal/0.JPG", "Images/Anomaly/0.JPG", "Masks/Anomaly/0.png"]
+    for name in names:
+        (tmp_path / "visa/candle/Data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / "visa/candle/Data" / name)
+    paths = [f"candle/Data/{name}" for name in names]
+    (tmp_path / "visa/split_csv").mkdir()
+    (tmp_path / "visa/split_csv/1cls.csv").write_text(
+        "object,split,label,image,mask\n"
+        f"candle,train,normal,{paths[0]},\ncandle,test,anomaly,{paths[1]},{paths[2]}\n"
+    )
+
+    assert fetch(tmp_path / "visa", tmp_path) == [
+        "candle/ground_truth/bad/0_mask.png",
+        "candle/test/bad/0.JPG",
+        "candle/train/good/0.JPG",
+    ]
+
+
+def test_a_workbook_is_named(tmp_path):
+    """Excel's own file cannot be read; the line says what to do."""
+    (tmp_path / "images.xlsx").write_bytes(b"PK")
+
+    with pytest.raises(SourceError, match="save its table as CSV"):
+        fetch(tmp_path / "images.xlsx", tmp_path)
 
 
 @pytest.mark.parametrize("word", ["NG", "unsorted", "nul"])

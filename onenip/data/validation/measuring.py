@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import imagehash
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from onenip.data.labels import GOOD, is_normal_label
+from onenip.data.labels import GOOD, check_category, clean_label, find_masked_stem
 from onenip.data.manifest import format_range, match_masks
-from onenip.errors import ImageError
+from onenip.errors import DataError, ImageError
 from onenip.folders import walk_files
 from onenip.images import (
     FULL_WHITE,
@@ -40,6 +40,7 @@ from onenip.images import (
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
 _MOST_OF_IMAGE = 0.5
+_DARK = 15  # an image whose brightest value is below white by more may be of 12 bits among 16
 CHUNK = 16  # files handed to a worker at once
 _FORMATS = {
     ".png": {"PNG"},
@@ -86,12 +87,35 @@ def list_files(data_dir: Path) -> list[Found]:
     masks = {p for p in paths if "/ground_truth/" in p and _suffix(p) in IMAGE_SUFFIXES}
     images = [path for path in paths if path not in masks]
     names = match_masks(images, masks)
-    found = [_place(path, names) for path in images]
+    found = _doubt_masks([_place(path, names) for path in images])
     used = {file.mask for file in found}
     found += [
         Found(path, path.split("/")[0], stray="mask without its image") for path in masks - used
     ]
     return sorted(found, key=lambda file: file.path)
+
+
+def _doubt_masks(files: Sequence[Found]) -> list[Found]:
+    """The same with test images that are called as a mask of their neighbour named as such."""
+    stems: dict[str, set[str]] = {}
+    for file in files:
+        stems.setdefault(str(PurePosixPath(file.path).parent), set()).add(
+            PurePosixPath(file.path).stem
+        )
+    found = []
+    for file in files:
+        path = PurePosixPath(file.path)
+        others = stems[str(path.parent)] - {path.stem}
+        is_mask = (
+            file.split == "test"
+            and not file.stray
+            and find_masked_stem(path.name, others) in others
+        )
+        stray = (
+            f"a mask by its name; it belongs in {file.category}/ground_truth/{path.parent.name}/"
+        )
+        found.append(Found(file.path, file.category, stray=stray) if is_mask else file)
+    return found
 
 
 def list_category_folders(data_dir: Path) -> list[str]:
@@ -130,8 +154,8 @@ def decide_ranges(
     for category in {file.category for file in normals}:
         own = [e for f, e in zip(normals, measured, strict=True) if f.category == category and e]
         ranges[category] = decide_range(own)
-        if own and (text := _describe_range(own, ranges[category])):
-            doubts[category] = f"{text}; if that is wrong, declare data.sample_ranges.{category}"
+        if own and (text := _describe_range(own, ranges[category], category)):
+            doubts[category] = text
     found = [replace(f, sample_range=ranges.get(f.category)) if not f.stray else f for f in files]
     return found, doubts
 
@@ -143,21 +167,32 @@ def _measure_extent(file: Found, *, data_dir: Path) -> SampleExtent | None:
         return None
 
 
-def _describe_range(extents: Sequence[SampleExtent], decided: SampleRange | None) -> str:
+def _describe_range(
+    extents: Sequence[SampleExtent], decided: SampleRange | None, category: str
+) -> str:
     """What is to be known about a range that was decided; empty where the files themselves say it."""
     low, high = min(one.low for one in extents), max(one.high for one in extents)
+    remedy = f"if that is wrong, declare data.sample_ranges.{category}"
     if decided is None:
         return (
-            f"its samples of {low:g} to {high:g} in training have no range that follows from them"
+            f"its samples of {low:g} to {high:g} in training have no range that follows from them; "
+            f"declare data.sample_ranges.{category}"
         )
     white = decided[1]
+    dark = [one.high for one in extents if one.low < one.high < white / _DARK]
+    if dark and len(dark) < len(extents):
+        return (
+            f"{len(dark)} of {len(extents)} images in training have no value above {max(dark):g}, others "
+            f"go to {high:g}: are there cameras of different depths? All are read over 0 to {white:g}, "
+            f"which leaves the former few grey levels; {remedy}"
+        )
     if white in (1, FULL_WHITE):
         return ""
     bits = int(white).bit_length()
     container = "floats" if any(one.is_float for one in extents) else "16"
     return (
         f"it looks like {bits} bits in {container}: no value in training is above {high:g}; "
-        f"samples are read over 0 to {white:g}"
+        f"samples are read over 0 to {white:g}; {remedy}"
     )
 
 
@@ -262,7 +297,13 @@ def _place(path: str, masks: Mapping[str, str]) -> Found:
         return Found(path, category, stray="not an image by its name")
     if len(parts) != 4 or parts[1] not in ("train", "test"):
         return Found(path, category, stray="not in <category>/{train,test}/<label>/")
-    split, label = parts[1], GOOD if is_normal_label(parts[2]) else parts[2]
+    try:
+        kept, label = check_category(category), clean_label(parts[2])
+    except DataError as error:
+        return Found(path, category, stray=str(error))
+    if kept != category:
+        return Found(path, category, stray=f"rename its folder as it is kept: {kept!r}")
+    split, label = parts[1], label if label == GOOD else parts[2]
     return Found(path, category, split, label, masks.get(path, "") if split == "test" else "")
 
 
