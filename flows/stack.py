@@ -27,6 +27,7 @@ from flows.local_s3 import start_s3
 from flows.services import ServiceError, Services
 from flows.settings import LIGHT_POOL, STATE_DIR, TRAINING_POOL
 from onenip.addresses import pass_by_proxy
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError
 from onenip.folders import write_whole
 from onenip.params import Params
@@ -249,6 +250,9 @@ def _print(services: Services, databases: Mapping[str, str]) -> None:
     typer.echo(f"\nFor your shell:  source {ENVIRONMENT}")
     typer.echo(
         "Prefect's page asks for PREFECT_API_AUTH_STRING in it, MLflow's for its user and password."
+    )
+    typer.echo(
+        f"Then, for the line:  onenip serve --recent {OUTPUTS.recent};  for people:  onenip inspect"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
+from onenip.data.outputs import OUTPUTS
 from tests.paths import ROOT
+from tests.test_docs import parse_onenip
 
 DEPLOY = ROOT / "deploy"
 NOT_FOR_SERVING = (
@@ -61,6 +64,21 @@ def test_the_compose_file_fits_together():
         assert set(service.get("depends_on", [])) <= services.keys()
     assert all((DEPLOY / m).is_file() if m.startswith("./") else m in volumes for m in mounts)
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_commands_of_the_deployment_are_ones():
+    """Compose file and units call commands with options that exist; answers are kept where the page looks."""
+    services = YAML(typ="safe", pure=True).load((DEPLOY / "compose.yaml").read_text())["services"]
+    commands = [s["command"] for s in services.values() if "build" in s and "entrypoint" not in s]
+    for unit in (DEPLOY / "systemd").iterdir():
+        lines = re.findall(r"^Exec\w+=/srv/onenip/venv/bin/onenip (.+)$", unit.read_text(), re.M)
+        commands += map(shlex.split, lines)
+    for words in commands:
+        parse_onenip(words)
+    serving = [words for words in commands if words[0] == "serve"]
+
+    assert {words[0] for words in commands} == {"serve", "inspect", "up", "down"}
+    assert all(words[-2:] == ["--recent", str(OUTPUTS.recent)] for words in serving)
 
 
 def test_the_container_file_has_both_targets():

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from onenip.cli.options import PARAMS
+from onenip.version import __version__
 
 
 def init(
@@ -78,7 +79,9 @@ def upgrade(
 ) -> None:
     """Bring this workspace's files to the installed version: show the difference, then write and commit it.
 
-    Settings keep their values. Then `onenip run` makes anew what the update changes, and nothing else.
+    Settings keep their values, and your changes to dvc.yaml and .gitignore stay. Where they meet those of the
+    new version, both are left between markers, to be resolved and committed by you (exit status 1). Then
+    `onenip run` makes anew what the update changes, and nothing else.
     """
     from onenip.workspace.files import plan_upgrade, upgrade
 
@@ -89,11 +92,18 @@ def upgrade(
     typer.echo(update.difference)
     for stage, reason in update.reasons.items():
         typer.echo(f"{stage} runs anew: {reason}")
+    for path in update.conflicts:
+        typer.echo(f"{path}: your changes meet those of the new version, see the markers")
     if dry_run:
         return
     if not yes:
-        typer.confirm("Write and commit this?", abort=True)
+        typer.confirm("Write this?" if update.conflicts else "Write and commit this?", abort=True)
     upgrade(update)
+    if update.conflicts:
+        names = " ".join(map(str, update.conflicts))
+        typer.echo(f"written, not committed: edit {names} where <<<<<<< stands, then")
+        typer.echo(f'  git commit -am "Upgrade to onenip {__version__}"; onenip run')
+        raise typer.Exit(1)
     typer.echo("done; next: onenip run")
 
 

@@ -129,6 +129,37 @@ def push(branch: str, *, remote: str, root: Path = HERE) -> None:
     _ask(["push", "-q", remote, f"{reference}:{reference}"], remote, root)
 
 
+def merge_texts(
+    ours: str, base: str, theirs: str, *, titles: tuple[str, str, str]
+) -> tuple[str, bool]:
+    """A text with the changes of two sides, and whether none of them meet.
+
+    Where they meet, both stand there between Git's markers.
+
+    Args:
+        ours: one side's text.
+        base: what both sides started from.
+        theirs: the other side's text.
+        titles: of the three, in the markers.
+
+    Raises:
+        VersioningError: if Git is not installed, or takes one of them for no text.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        names = ("ours", "base", "theirs")
+        for name, text in zip(names, (ours, base, theirs), strict=True):
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        labels = [word for title in titles for word in ("-L", title)]
+        command = ["git", "merge-file", "-p", "-q", *labels, *names]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            raise VersioningError("git: not installed") from error
+    if done.returncode > 127:  # below, it is the number of conflicts
+        raise VersioningError(f"git: `merge-file` {titles[0]}: {done.stderr.strip()}")
+    return done.stdout, done.returncode == 0
+
+
 def run(arguments: Sequence[str], root: Path, env: dict[str, str] | None = None) -> str:
     """What a Git command prints, stripped.
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import os
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import LiteralScalarString
 
 from onenip.data import dvc, git
 from onenip.data.checkout import STATE_DIR, hold_checkout
@@ -25,7 +29,10 @@ from onenip.workspace.code import STAGES, describe_code
 CODE = Path("onenip.yaml")
 
 _DRAFT = ".onenip-init"
-_HEADER = "# Written by `onenip upgrade`: code and libraries that each stage depends on. Keep it in Git.\n"
+_HEADER = (
+    "# Written by `onenip upgrade`: code and libraries that each stage depends on, and files as they were\n"
+    "# shipped, from which it finds your changes to them. Keep it in Git.\n"
+)
 _DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n"
 # file of the workspace: file of the template; `upgrade` keeps these in step with the installed version
 _FOLLOWING = {
@@ -47,12 +54,14 @@ class Update:
     Attributes:
         difference: of all files, as `diff -u` prints it.
         reasons: why a stage will run anew, by stage.
-        texts: new content of each file that changes.
+        texts: new content of each file that changes, with a person's changes to it.
+        conflicts: files in which those meet changes of the new version; both stand there, between markers.
     """
 
     difference: str
     reasons: dict[str, str]
     texts: dict[Path, str]
+    conflicts: list[Path]
 
 
 def init(
@@ -120,7 +129,7 @@ def require_current(root: Path = Path()) -> None:
     if not is_workspace(root):
         return
     known = read_yaml(root / CODE)
-    if known != describe_code():
+    if any(known.get(key) != value for key, value in describe_code().items()):
         why = "; ".join(f"{stage}: {reason}" for stage, reason in explain(known).items())
         made = known.get("version")
         raise WorkspaceError(
@@ -153,7 +162,8 @@ def explain(known: dict[str, Any]) -> dict[str, str]:
 def plan_upgrade(root: Path = Path()) -> Update:
     """What the installed version has otherwise than the files of a workspace.
 
-    Params keep their values: new keys get their defaults, retired ones go.
+    A person's changes to a file stay: those of the new version are merged into it. Params keep their values
+    and comments: new keys get their defaults, retired ones go.
 
     Raises:
         WorkspaceError: if the folder is no workspace.
@@ -163,11 +173,19 @@ def plan_upgrade(root: Path = Path()) -> Update:
         raise WorkspaceError(
             f"{root.resolve()}: no {CODE}: no workspace of `onenip init`; a checkout follows its own code"
         )
-    wanted = {Path(name): _read_template(file) for name, file in _FOLLOWING.items()}
-    wanted[CODE] = _render_code()
-    params = Params.load(root / DEFAULT_PATH)
-    if _list_keys(read_yaml(root / DEFAULT_PATH)) != _list_keys(params.dump()):
-        wanted[DEFAULT_PATH] = render(params)
+    known = read_yaml(root / CODE)
+    titles = ("yours", f"onenip {known.get('version')}", f"onenip {__version__}")
+    wanted, conflicts = {CODE: _render_code()}, list[Path]()
+    for name, file in _FOLLOWING.items():
+        path, new = Path(name), _read_template(file)
+        made_from = (known.get("files") or {}).get(name)
+        if made_from is None or not (root / path).is_file():
+            wanted[path] = new
+            continue
+        present = (root / path).read_text(encoding="utf-8")
+        wanted[path], is_clean = git.merge_texts(present, made_from, new, titles=titles)
+        conflicts += [] if is_clean else [path]
+    wanted[DEFAULT_PATH] = _update_params(root / DEFAULT_PATH)
     texts, lines = {}, list[str]()
     for path, text in wanted.items():
         present = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
@@ -176,11 +194,11 @@ def plan_upgrade(root: Path = Path()) -> Update:
             lines += difflib.unified_diff(
                 present.splitlines(), text.splitlines(), str(path), str(path), lineterm=""
             )
-    return Update("\n".join(lines), explain(read_yaml(root / CODE)), texts)
+    return Update("\n".join(lines), explain(known), texts, conflicts)
 
 
 def upgrade(update: Update, root: Path = Path()) -> None:
-    """Write the files of an update, and commit them.
+    """Write the files of an update, and commit them, unless a person has to resolve conflicts first.
 
     Raises:
         WorkspaceError: if one of them has changes that are in no commit.
@@ -196,7 +214,8 @@ def upgrade(update: Update, root: Path = Path()) -> None:
         for path, text in update.texts.items():
             with write_whole(root / path) as draft:
                 draft.write_text(text, encoding="utf-8")
-        git.commit(names, message=f"Upgrade to onenip {__version__}", root=root)
+        if not update.conflicts:
+            git.commit(names, message=f"Upgrade to onenip {__version__}", root=root)
 
 
 def _read_template(name: str) -> str:
@@ -204,8 +223,9 @@ def _read_template(name: str) -> str:
 
 
 def _render_code() -> str:
+    files = {name: LiteralScalarString(_read_template(file)) for name, file in _FOLLOWING.items()}
     stream = io.StringIO()
-    YAML().dump(describe_code(), stream)
+    YAML().dump({**describe_code(), "files": files}, stream)
     return _HEADER + stream.getvalue()
 
 
@@ -219,6 +239,44 @@ def _render_remote(remote: str | None) -> str:
 def _make_absolute(address: str | None) -> str | None:
     """A folder by its whole path, since a relative one means another folder to DVC, or elsewhere."""
     return address if address is None or "://" in address else str(Path(address).resolve())
+
+
+def _update_params(path: Path) -> str:
+    """Text of params.yaml with the keys of this version: lines are added and removed, all others stay.
+
+    A file that has not a line for each key, as `onenip preset` writes it, is written anew.
+    """
+    params, present = Params.load(path), path.read_text(encoding="utf-8")
+    anew = render(params)
+    if _list_keys(read_yaml(path)) == _list_keys(params.dump()):
+        return present
+    here, there = _find_lines(present), _find_lines(anew)
+    added: dict[int, list[str]] = {-1: []}  # by the line that they come after
+    at = start = -1
+    for key, line in there.items():
+        at = here.get(key, at)
+        if key not in here:
+            added.setdefault(at, []).extend(anew.splitlines()[start + 1 : line + 1])
+        start = line
+    gone = {here[key] for key in here.keys() - there.keys()}
+    lines = added[-1]
+    for number, text in enumerate(present.splitlines()):
+        lines += ([] if number in gone else [text]) + added.get(number, [])
+    text = "\n".join([*lines, ""])
+    with contextlib.suppress(YAMLError):
+        if YAML(typ="safe", pure=True).load(text) == params.dump():
+            return text
+    return anew
+
+
+def _find_lines(text: str) -> dict[tuple[str, str], int]:
+    """Number of the line of each section, and of each key in one."""
+    found, section = {}, ""
+    for number, line in enumerate(text.splitlines()):
+        if match := re.match(r"(  )?(\w+):", line):
+            section = section if match[1] else match[2]
+            found[section, match[2] if match[1] else ""] = number
+    return found
 
 
 def _list_keys(values: dict[str, Any]) -> set[tuple[str, str]]:

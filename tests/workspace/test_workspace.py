@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -34,12 +35,27 @@ def plant(made, monkeypatch):
 
 def replace_code(folder, stage, **values):
     """Write what another version or library would have noted for a stage."""
-    path = folder / "onenip.yaml"
-    content = YAML(typ="safe", pure=True).load(path.read_text())
+    content = read_code(folder)
     content[stage] |= values
-    with path.open("w") as file:
+    with (folder / "onenip.yaml").open("w") as file:
         YAML().dump(content, file)
     git.commit(["onenip.yaml"], message="Another version", root=folder)
+
+
+def read_code(folder):
+    return YAML(typ="safe", pure=True).load((folder / "onenip.yaml").read_text())
+
+
+def edit_graph(folder, *, plant, earlier):
+    """Edit dvc.yaml as a plant does, and as if an earlier version had shipped another one."""
+    path = folder / "dvc.yaml"
+    shipped = path.read_text()
+    before = shipped.replace(*earlier)
+    assert before != shipped
+    assert plant[0] in before
+    replace_code(folder, "files", **{"dvc.yaml": before})
+    path.write_text(before.replace(*plant))
+    git.commit(["dvc.yaml"], message="Our own stages", root=folder)
 
 
 def test_a_new_workspace_is_complete(plant):
@@ -91,24 +107,71 @@ def test_an_update_reruns_the_stages_that_it_changes(plant):
     done = CliRunner().invoke(app, ["upgrade", "--yes"])
 
     assert done.exit_code == 0, done.output
-    assert YAML(typ="safe", pure=True).load((plant / "onenip.yaml").read_text()) == describe_code()
+    assert read_code(plant).items() > describe_code().items()
     assert git.run(["log", "-1", "--format=%s"], plant).startswith("Upgrade to onenip")
     require_current()
 
 
 def test_an_upgrade_keeps_the_values_of_params(plant):
-    """A key that this version added gets its default; what the plant set stays."""
-    text = (plant / "params.yaml").read_text()
-    lines = [line for line in text.splitlines() if not line.startswith("  min_new_images:")]
-    (plant / "params.yaml").write_text("\n".join(lines).replace("seed: 0", "seed: 7") + "\n")
+    """Keys that this version added get their defaults, retired ones go; all other lines stay as they are."""
+    shipped = (plant / "params.yaml").read_text()
+    ours = shipped.replace("seed: 0 ", "# as in the pilot\nseed: 7 ")
+    lines = [line for line in ours.splitlines() if not line.startswith("  min_new_images:")]
+    older = "\n".join(lines).replace("\ndata:\n", "\ndata:\n  root: data\n") + "\n"
+    older = older[: older.index("\n# Notices")]  # the last section
+    (plant / "params.yaml").write_text(older)
     git.commit(["params.yaml"], message="An older version", root=plant)
 
     assert CliRunner().invoke(app, ["upgrade", "--yes"]).exit_code == 0
 
-    params = Params.load("params.yaml")
-    assert params.seed == 7
-    assert "min_new_images" in (plant / "params.yaml").read_text()
-    assert params.retrain.inbox == "s3://images/inbox"
+    assert (plant / "params.yaml").read_text() == ours
+    assert Params.load("params.yaml").seed == 7
+
+
+def test_params_written_another_way_are_written_anew(plant):
+    """Where a file has not a line for each key, values are kept, and the difference shows the rest."""
+    (plant / "params.yaml").write_text("seed: 7\ndata: {holdout_fraction: 0.1}\n")
+
+    text = plan_upgrade().texts[Path("params.yaml")]
+    (plant / "params.yaml").write_text(text)
+
+    assert Params.load("params.yaml").data.holdout_fraction == 0.1
+    assert Params.load("params.yaml").seed == 7
+
+
+def test_an_upgrade_merges_changes_of_the_graph(plant):
+    """What the plant added to dvc.yaml stays beside what the new version changed."""
+    edit_graph(
+        plant,
+        plant=("title: Verdicts\n", "title: Verdicts\n# ours\n"),
+        earlier=("cmd: onenip validate", "cmd: onenip check"),
+    )
+
+    done = CliRunner().invoke(app, ["upgrade", "--yes"])
+
+    text = (plant / "dvc.yaml").read_text()
+    assert done.exit_code == 0, done.output
+    assert "cmd: onenip validate" in text
+    assert text.endswith("# ours\n")
+    assert git.run(["status", "--porcelain"], plant) == ""
+    assert plan_upgrade().texts == {}
+
+
+def test_an_upgrade_leaves_a_conflict_to_a_person(plant):
+    """Where both changed a line, both stand there, nothing is committed, and it says what to do."""
+    edit_graph(
+        plant,
+        plant=("cmd: onenip check", "cmd: nice onenip check"),
+        earlier=("cmd: onenip validate", "cmd: onenip check"),
+    )
+
+    done = CliRunner().invoke(app, ["upgrade", "--yes"])
+
+    text = (plant / "dvc.yaml").read_text()
+    assert done.exit_code == 1
+    assert "edit dvc.yaml where <<<<<<< stands, then\n  git commit" in done.output
+    assert "<<<<<<< yours\n    cmd: nice onenip check\n=======\n    cmd: onenip validate" in text
+    assert git.run(["log", "-1", "--format=%s"], plant) == "Our own stages"
 
 
 def test_an_upgrade_loses_no_change(plant):
