@@ -46,6 +46,6 @@ def require_server() -> None:
         httpx.get(f"{address.rstrip('/')}/health", timeout=_ANSWER_SECONDS).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise UnreachableError(
-            f"PREFECT_API_URL: no Prefect server answers at {address}; `make up` starts one here, "
+            f"PREFECT_API_URL: no Prefect server answers at {address}; `onenip up` starts one here, "
             "and without the variable none is needed"
         ) from error

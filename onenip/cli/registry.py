@@ -243,7 +243,7 @@ def webhooks(
     params: ParamsOption = PARAMS,
     test: Annotated[bool, typer.Option("--test", help="Send an example.")] = False,
 ) -> None:
-    """Make MLflow's server send changes of the registry to notify.webhook; `make up` does it too.
+    """Make MLflow's server send changes of the registry to notify.webhook; `onenip up` does it too.
 
     Needs a server (MLFLOW_TRACKING_URI) that keeps webhooks. ONENIP_WEBHOOK_SECRET signs what it
     sends. Doing it again changes nothing; without a webhook in params the earlier one is removed.

@@ -36,8 +36,8 @@ def preset(
 ) -> None:
     """List the presets, or write params.yaml from one, every value with its explanation.
 
-    Settings of the plant stay: download, register, gate, retrain, drift, notify. Other settings that you
-    changed are replaced with `--force` only.
+    Settings of the plant stay: download, register, gate, retrain, drift, review, notify. Other settings
+    that you changed are replaced with `--force` only.
     """
     from onenip.params.presets import apply_preset, list_presets, load_preset, render
 

@@ -112,17 +112,21 @@ def run(
     source: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="SOURCE",
             help="What to download: demo, a folder, an archive, s3://bucket/prefix, or a data set's "
-            "name (see `onenip download --help`); repeatable. Without it, data/ is used as it is."
+            "name (see `onenip download --help`); repeatable. Without it, data/ is used as it is.",
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Write params.yaml from this preset first.")
+        str | None,
+        typer.Option(metavar="PRESET", help="Write params.yaml from this preset first."),
     ] = None,
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="You accept the data set's licence.")
     ] = False,
-    endpoint_url: Annotated[str | None, typer.Option(help="S3 endpoint, if it is not AWS.")] = None,
+    endpoint_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="S3 endpoint, if it is not AWS.")
+    ] = None,
     no_sign_request: Annotated[
         bool, typer.Option("--no-sign-request", help="Read a public bucket without credentials.")
     ] = False,
