@@ -161,6 +161,8 @@ def run(
     with nullcontext() if is_verbose else showing_steps():
         run_pipeline(request)
     print_summary()
+    if not is_verbose:
+        logging.getLogger("prefect").setLevel(logging.WARNING)  # its server says that it stops
 
 
 def up() -> None:

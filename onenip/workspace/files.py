@@ -191,9 +191,8 @@ def plan_upgrade(root: Path = Path()) -> Update:
         present = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
         if present != text:
             texts[path] = text
-            lines += difflib.unified_diff(
-                present.splitlines(), text.splitlines(), str(path), str(path), lineterm=""
-            )
+            before, after = (one.partition("\nfiles:")[0].splitlines() for one in (present, text))
+            lines += difflib.unified_diff(before, after, str(path), str(path), lineterm="")
     return Update("\n".join(lines), explain(known), texts, conflicts)
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from onenip.cli import app
 from onenip.data import git
 from onenip.params import Params
+from onenip.version import __version__
 from onenip.workspace.code import STAGES, describe_code
 from onenip.workspace.files import WorkspaceError, init, plan_upgrade, require_current
 
@@ -151,6 +152,7 @@ def test_an_upgrade_merges_changes_of_the_graph(plant):
 
     text = (plant / "dvc.yaml").read_text()
     assert done.exit_code == 0, done.output
+    assert done.output.count("+    cmd: onenip validate") == 1
     assert "cmd: onenip validate" in text
     assert text.endswith("# ours\n")
     assert git.run(["status", "--porcelain"], plant) == ""
@@ -192,3 +194,10 @@ def test_the_doctor_names_a_remedy_for_what_is_missing(tmp_path, monkeypatch):
     for words in ("onenip init DIR", "does not answer", "GiB free", "clock"):
         assert words in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_version_needs_no_command():
+    """`onenip --version` prints it, and nothing else."""
+    result = CliRunner().invoke(app, ["--version"])
+
+    assert (result.exit_code, result.output.strip()) == (0, __version__)
