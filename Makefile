@@ -8,7 +8,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export DVC_NO_ANALYTICS ?= 1
 export GX_ANALYTICS_ENABLED ?= false
 
-.PHONY: help install lock sbom audit demo test check fix docs up down bench acceptance
+.PHONY: help install lock sbom audit demo test check fix docs up down bench drill acceptance
 
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-11s %s\n", $$1, $$2}'
@@ -65,6 +65,9 @@ down: ## stop what `make up` started
 
 bench: install ## run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
+
+drill: install ## repeat kills, damaged files and odd requests for ten minutes, print what went wrong
+	$(BIN)/python -m benchmarks.drill
 
 acceptance: install ## the whole product against real servers, end to end
 	$(BIN)/python -m pytest -q -m acceptance tests/acceptance

@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -61,6 +61,8 @@ _WHITES = (255, 1023, _UINT12_MAX, 16383, FULL_WHITE)  # of cameras of 8, 10, 12
 _LEAST_16_BIT = 1 << 14  # a brightest value below it comes of a camera of 10, 12 or 14 bits
 _FLOAT_SLACK = 0.01  # by which filtering may overshoot 0..1
 _REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
+_MAX_FRAMES = 100  # that are counted
+_MAX_SCANS, _SCAN = 64, b"\xff\xda"  # usual are 1 or 10, and a few for thumbnails
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
 
 
@@ -298,6 +300,8 @@ def _decode(
         frames = _count_frames(image)
         if frames > 1:
             raise ImageError(name, f"it holds {frames} frames; save each as an image of its own")
+        if image.format in ("JPEG", "MPO") and _has_many_scans(image):
+            raise ImageError(name, f"a JPEG of more than {_MAX_SCANS} scans; save it anew")
         return convert(image)
 
 
@@ -330,17 +334,29 @@ def _explain(
 
 def _count_frames(image: Image.Image) -> int:
     """Pictures of a file, without the reduced copies that a TIFF may hold beside its picture."""
-    frames = int(getattr(image, "n_frames", 1))
-    if frames == 1 or image.format == "MPO":
+    if image.format == "MPO":
         return 1
     if image.format != "TIFF":
-        return frames
+        return int(getattr(image, "n_frames", 1))
     full = 0
-    for index in range(frames):
-        image.seek(index)
-        full += not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]  # a TIFF's
+    with suppress(EOFError):  # the last one; a small file may have a million
+        for index in range(_MAX_FRAMES):
+            image.seek(index)
+            full += not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]  # a TIFF's
     image.seek(0)
     return max(full, 1)
+
+
+def _has_many_scans(image: Image.Image) -> bool:
+    """Whether a JPEG goes over its pixels again and again: a scan of a few bytes takes as long as any."""
+    file = image.fp  # type: ignore[attr-defined]  # a file's
+    at, count, last = file.tell(), 0, b""
+    file.seek(0)
+    while count <= _MAX_SCANS and (part := file.read(1 << 20)):
+        count += (last + part).count(_SCAN)
+        last = part[-1:]
+    file.seek(at)
+    return count > _MAX_SCANS
 
 
 def _find_raw_mode(image: Image.Image) -> str:

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from tests.drill import Drill
 from tests.paths import ROOT
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -15,6 +16,17 @@ os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # two processes, two databases of Prefect
     os.environ.setdefault("PREFECT_HOME", str(ROOT / ".onenip" / f"prefect-{worker}"))
+
+
+def pytest_addoption(parser):
+    """`--drill SEED` repeats the tests marked `drill` many times: `python -m benchmarks.drill`."""
+    parser.addoption("--drill", type=int, metavar="SEED", help="repeat attacks many times")
+
+
+@pytest.fixture
+def drill(request, record_property):
+    """How often, with which random numbers."""
+    return Drill(request.config.getoption("--drill"), record_property)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from onenip.images import (
     resize_image,
     to_rgb,
 )
+from tests.drill import damage
 from tests.paths import CASES
 
 RAMP = np.linspace(0, 255, 48).astype(np.uint8).reshape(6, 8)
@@ -207,21 +208,41 @@ def test_missing_file_and_too_many_pixels(tmp_path):
         load_image(encode(Image.fromarray(RAMP)), max_pixels=40)
 
 
+def test_small_files_that_take_hours_are_refused():
+    """A JPEG that scans its pixels 100 times, in 64 bytes each, and a TIFF of 20,000 pages in a megabyte."""
+    jpeg = encode(Image.fromarray(RAMP).resize((640, 480)), "JPEG", progressive=True)
+    scan = jpeg[jpeg.rfind(b"\xff\xda") : -2]
+    tiff = bytearray(encode(Image.fromarray(RAMP), "TIFF"))
+    at = struct.unpack_from("<I", tiff, 4)[0]
+    size = 2 + 12 * struct.unpack_from("<H", tiff, at)[0]
+    page = tiff[at : at + size]
+    for _ in range(20_000):
+        struct.pack_into("<I", tiff, at + size, len(tiff))
+        at = len(tiff)
+        tiff += page + bytes(4)
+
+    with pytest.raises(ImageError, match="more than 64 scans"):
+        load_image(jpeg[:-2] + scan * 100 + jpeg[-2:])
+    with pytest.raises(ImageError, match="100 frames"):
+        load_image(bytes(tiff))
+    assert load_image(jpeg).shape == (480, 640, 3)
+
+
+@pytest.mark.drill
 @pytest.mark.parametrize(
     "kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "DDS", "ICNS", "TGA"]
 )
-def test_two_thousand_damaged_files_end_in_an_image_error(kind):
+def test_two_thousand_damaged_files_end_in_an_image_error(kind, drill):
     """Bytes changed or cut anywhere, in wanted and unwanted formats, end in pixels or in an ImageError."""
-    rng = np.random.default_rng(len(kind))
+    rng = drill.draw()
     whole = encode(Image.fromarray(RAMP).convert("RGB").resize((32, 32)), kind)
-    for _ in range(230):
-        content = bytearray(whole)
-        for position in rng.integers(0, len(content), rng.integers(1, 8)):
-            content[position] = rng.integers(0, 256)
-        cut = int(rng.integers(1, len(content) + 1)) if rng.random() < 0.3 else len(content)
-        with suppress(ImageError):
-            load_image(bytes(content[:cut]), max_pixels=100_000)
-            load_mask(bytes(content[:cut]), max_pixels=100_000)
+    count = drill.choose(230, 4000)
+    drill.note("damaged images of nine formats", count)
+    for _ in range(count):
+        content = damage(whole, rng)
+        for load in (load_image, load_mask):
+            with suppress(ImageError):
+                load(content, max_pixels=100_000)
 
 
 @settings(deadline=None, max_examples=150)

@@ -85,7 +85,7 @@ def count_files(root: Path = HERE) -> int:
     try:
         out = YAML(typ="safe", pure=True).load((root / DATA_POINTER).read_text(encoding="utf-8"))
         return int(out["outs"][0].get("nfiles", 0))
-    except (FileNotFoundError, YAMLError, KeyError, IndexError, TypeError):
+    except (FileNotFoundError, YAMLError, LookupError, TypeError, ValueError, RecursionError):
         return 0
 
 
@@ -266,7 +266,7 @@ def _hash(path: Path) -> str:
 def _parse_pointer(text: str, name: str) -> str:
     try:
         return str(YAML(typ="safe", pure=True).load(text)["outs"][0]["md5"])
-    except (YAMLError, KeyError, IndexError, TypeError) as error:
+    except (YAMLError, LookupError, TypeError, RecursionError) as error:
         raise DataError(f"{name}: not a pointer of DVC", path=name) from error
 
 

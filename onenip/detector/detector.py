@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onenip.data.labels import check_category
+from onenip.data.labels import check_category, find_category_problem
 from onenip.detector.calibration import calibrate_given
 from onenip.detector.category import (
     CategoryState,
@@ -107,7 +107,13 @@ class Detector:
         folder = Path(path)
         chosen = choose_device(device)
         spec, tensors, digest = read_model(folder)
-        network = Network(spec.model)
+        for name in spec.categories:
+            if problem := find_category_problem(name):
+                raise CheckpointError(f"{folder}: category {name[:60]!a}: {problem}")
+        try:
+            network = Network(spec.model)
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder}: the network cannot be built: {error}") from error
         own = {
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }

@@ -18,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.data.labels import check_category
 from onenip.detector.image_like import ImageLike, to_array
 from onenip.detector.prediction import Prediction, choose_category, make_prediction
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
@@ -46,7 +47,7 @@ class ExportedCategory:
         reach: distance from its prompts up to which an image may show it; None where that is not known.
 
     Raises:
-        ValueError: if a threshold is not finite.
+        ValueError: if a number is not finite.
     """
 
     number: int
@@ -60,11 +61,10 @@ class ExportedCategory:
     reach: float | None = None
 
     def __post_init__(self) -> None:
-        thresholds = [self.image_threshold, self.pixel_threshold]
-        if self.review_threshold is not None:
-            thresholds.append(self.review_threshold)
-        if not all(map(math.isfinite, thresholds)):
-            raise ValueError(f"thresholds {thresholds}")
+        numbers = [self.image_threshold, self.pixel_threshold, *(self.sample_range or ())]
+        numbers += [one for one in (self.review_threshold, self.reach) if one is not None]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError(f"numbers that are not finite: {numbers}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Description:
             map_size=_to_size(content["map_size"]),
             input_size=_to_size(content["input_size"]),
             categories={
-                name: ExportedCategory(
+                check_category(name): ExportedCategory(
                     **{
                         **known,
                         "input_size": _to_size(known["input_size"]),

@@ -47,20 +47,22 @@ class ModelParams(Section):
     standardize: bool = Field(
         True, description="scale each feature channel to zero mean and unit variance"
     )
-    width: int = Field(128, ge=2, description="transformer width D")
-    heads: int = Field(4, ge=1, description="attention heads")
-    encoder_layers: int = Field(2, ge=1, description="encoder layers")
-    decoder_layers: int = Field(2, ge=1, description="bidirectional decoder layers")
-    feedforward: int = Field(512, ge=1, description="hidden width of the feed-forward layers")
+    width: int = Field(128, ge=2, le=1024, description="transformer width D")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
+    encoder_layers: int = Field(2, ge=1, le=24, description="encoder layers")
+    decoder_layers: int = Field(2, ge=1, le=24, description="bidirectional decoder layers")
+    feedforward: int = Field(
+        512, ge=1, le=4096, description="hidden width of the feed-forward layers"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout probability in training")
     neighbor_size: int = Field(
-        7, ge=0, description="side in tokens of the masked neighbourhood, odd; 0: no mask"
+        7, ge=0, le=255, description="side in tokens of the masked neighbourhood, odd; 0: no mask"
     )
     refiner: Literal["paper", "evidence"] = Field(
         "evidence",
         description="network that refines the map: as in the paper, or one with more inputs",
     )
-    refiner_width: int = Field(96, ge=2, description="channels inside the refiner, even")
+    refiner_width: int = Field(96, ge=2, le=1024, description="channels inside the refiner, even")
     refiner_dropout: float = Field(
         0.3, ge=0, lt=1, description="share of evidence channels dropped in a training step"
     )
@@ -69,9 +71,11 @@ class ModelParams(Section):
         description="inputs of the refiner `evidence`",
     )
     memory_tokens: int = Field(
-        2048, ge=0, description="normal tokens kept per category; 0: no memory"
+        2048, ge=0, le=200_000, description="normal tokens kept per category; 0: no memory"
     )
-    memory_window: int = Field(3, ge=1, description="side in tokens of the averaging window, odd")
+    memory_window: int = Field(
+        3, ge=1, le=31, description="side in tokens of the averaging window, odd"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -81,8 +85,8 @@ class ModelParams(Section):
             raise ValueError("model.neighbor_size must be odd, or 0")
         if self.memory_window % 2 == 0 or self.refiner_width % 2:
             raise ValueError("model.memory_window must be odd and model.refiner_width even")
-        if min(self.input_size) < 32:
-            raise ValueError("model.input_size must be at least 32 px a side")
+        if min(self.input_size) < 32 or max(self.input_size) * self.zoom > 1024:
+            raise ValueError("model.input_size must be 32 to 1024 px a side, zoomed too")
         if not self.evidence or len(set(self.evidence)) < len(self.evidence):
             raise ValueError("model.evidence needs at least one kind, each once")
         if self.refiner == "evidence" and not self.memory_tokens:

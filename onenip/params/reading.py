@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 
 from onenip.errors import ParamsError
 
+_MAX_VALUES = 100_000
 _MAX_DEPTH = 64  # of brackets in brackets: the time to read deeper ones grows with its square
 
 
@@ -37,12 +38,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(io.StringIO(text))
     except FileNotFoundError as error:
         raise ParamsError(f"{path}: no such params file") from error
-    except (YAMLError, UnicodeDecodeError) as error:
+    except (YAMLError, ValueError, OSError) as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from error
     except RecursionError as error:
         raise ParamsError(f"{path}: nested too deeply") from error
     if not isinstance(values, dict):
         raise ParamsError(f"{path}: expected keys and values")
+    left, inner = _MAX_VALUES, [iter([values])]
+    while inner:  # anchors may multiply a few bytes, or hold themselves
+        for one in inner[-1]:
+            left -= 1
+            if isinstance(one, dict | list):
+                inner.append(iter(one.values() if isinstance(one, dict) else one))
+                break
+        else:
+            inner.pop()
+        if left <= 0:
+            raise ParamsError(f"{path}: more than {_MAX_VALUES} values; do anchors multiply them?")
     return values
 
 

@@ -5,16 +5,18 @@ No link is ever made on disk: links inside of the archive become copies of what 
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import posixpath
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from onenip.data.labels import fold
 from onenip.errors import SourceError
@@ -45,9 +47,13 @@ _DAMAGE = (
     lzma.LZMAError,
     zlib.error,
     EOFError,
-    NotImplementedError,
-    UnicodeDecodeError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
 )
+_MAX_HEADER_BYTES = 1 << 20
+_CONTENT_TYPES = (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
 
 
 def is_archive_name(name: str) -> bool:
@@ -78,8 +84,8 @@ def extract(archive: Path, folder: Path, *, limits: Limits, name: str = "") -> P
     partial.mkdir(parents=True)
     guard = _Guard(origin, archive.stat().st_size, limits)
     try:
-        if tarfile.is_tarfile(archive):
-            _extract_tar(archive, partial, guard)
+        if (packed := _open_tar(archive)) is not None:
+            _extract_tar(packed, partial, guard)
         elif zipfile.is_zipfile(archive):
             _extract_zip(archive, partial, guard)
         else:
@@ -88,7 +94,10 @@ def extract(archive: Path, folder: Path, *, limits: Limits, name: str = "") -> P
     except _DAMAGE as error:
         raise SourceError(f"{origin}: damaged archive ({error}); fetch it again") from error
     except OSError as error:
-        if error.errno is not None:  # the disk's, not a decompressor's
+        if error.errno not in (
+            None,
+            errno.EINVAL,
+        ):  # the disk's, not a wrong place or a decompressor's
             raise
         raise SourceError(f"{origin}: damaged archive ({error}); fetch it again") from error
     finally:
@@ -178,15 +187,36 @@ def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
                 )
             path = guard.admit(name, info.file_size)
             if kind == stat.S_IFLNK:
-                links[path] = _resolve(path, packed.read(info)[:4096].decode(), guard.origin)
+                with packed.open(info) as reader:
+                    links[path] = _resolve(path, reader.read(4096).decode(), guard.origin)
                 continue
             with packed.open(info) as reader:
                 guard.copy(reader, folder, path)
     _copy_links(links, folder, guard)
 
 
-def _extract_tar(archive: Path, folder: Path, guard: _Guard) -> None:
-    with tarfile.open(archive, "r:*") as packed:
+class _Header(tarfile.TarInfo):
+    """Header of an entry; one of names and attributes, which is read into memory whole, must be small."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """The header in 512 bytes."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.type not in _CONTENT_TYPES and found.size > _MAX_HEADER_BYTES:
+            raise ValueError(f"a header of {found.size} bytes")
+        return found
+
+
+def _open_tar(archive: Path) -> tarfile.TarFile | None:
+    """The archive, None if it is no tar."""
+    try:
+        return tarfile.open(archive, "r:*", tarinfo=_Header)  # who unpacks it closes it
+    except tarfile.TarError:
+        return None
+
+
+def _extract_tar(archive: tarfile.TarFile, folder: Path, guard: _Guard) -> None:
+    with archive as packed:
         links = {}
         for info in packed:
             if info.isdir():

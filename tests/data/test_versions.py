@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -120,8 +119,8 @@ def test_a_refused_first_download_leaves_nothing(checkout, tmp_path):
     assert not Path("data.dvc").exists()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(25, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, kills):
+@pytest.mark.drill
+def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, drill):
     """SIGKILL again and again; in between the data is the old or the new, in the end the same bytes."""
     old = make_source(tmp_path / "old", range(5))
     new = tmp_path / "new.zip"
@@ -130,7 +129,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, k
     before = tree(Path("data"))
     command = [sys.executable, "-m", "onenip", "download", "--source", str(new)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    chance = random.Random(kills)
+    kills, chance = drill.choose(1, 20), drill.draw()
     for _ in range(kills):
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
@@ -156,6 +155,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, k
     shutil.rmtree("data")
     run_dvc(checkout, "checkout", "data.dvc")
     assert len(tree(Path("data"))) == 300
+    drill.note("kills of a download, while it is moved in", kills)
 
 
 @pytest.fixture(params=["folder", "http", "s3"])
@@ -181,17 +181,17 @@ def remote(request, tmp_path, monkeypatch):
         yield "s3://images/kills"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(15, marks=pytest.mark.slow)])
-def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, kills):
+@pytest.mark.drill
+def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, drill):
     """SIGKILL again and again, wherever it goes on: the old data, then exactly the new."""
     bring(make_source(tmp_path / "old", range(5)))
     before = tree(Path("data"))
     expected = {f"b/train/good/{i}.png": picture(i) * 4 for i in range(300)}
     command = [sys.executable, "-m", "onenip", "download", "--source", remote]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    chance = random.Random(kills)
+    chance = drill.draw()
     killed = 0
-    for _ in range(kills):
+    for _ in range(drill.choose(2, 10)):
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
         )
@@ -209,6 +209,7 @@ def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, 
     assert {name: path.read_bytes() for name, path in found.items()} == expected
     assert not list(Path(".onenip/download/data").iterdir())
     assert is_up_to_date(checkout)
+    drill.note("kills of a download, while it is fetched from folder, HTTP or S3", killed)
 
 
 @pytest.mark.parametrize("text", ["", '{"read": {}, "wri', "zombie"])

@@ -203,15 +203,31 @@ def test_a_threshold_that_is_no_finite_number_is_refused(onnx_file, tmp_path, va
         EdgeDetector.load(file)
 
 
-@pytest.mark.parametrize("key", ["image_threshold", "pixel_threshold", "review_threshold"])
-def test_no_threshold_of_an_exported_category_is_infinite_or_none(key):
-    """Not even the threshold of reviews, which may be left out."""
+@pytest.mark.parametrize(
+    "key", ["image_threshold", "pixel_threshold", "review_threshold", "reach", "sample_range"]
+)
+def test_no_number_of_an_exported_category_is_infinite_or_none(key):
+    """Not even one that may be left out."""
     values = {"number": 0, "input_size": (8, 8), "image_threshold": 2.0, "pixel_threshold": 2.0}
     values["is_provisional"] = False
 
     for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="thresholds"):
-            ExportedCategory(**{**values, key: value})
+        with pytest.raises(ValueError, match="not finite"):
+            ExportedCategory(**{**values, key: (0.0, value) if key == "sample_range" else value})
+
+
+def test_an_exports_categories_lead_nowhere(onnx_file, tmp_path):
+    """A name such as `../../evil` would become a folder of what is written about images."""
+    file = copy_export(onnx_file, tmp_path)
+
+    def change(content):
+        content["categories"]["../../evil"] = content["categories"]["disc"]
+        content["seal"] = compute_seal(content)
+
+    edit(Path(f"{file}.json"), change)
+
+    with pytest.raises(CheckpointError, match="separator of folders"):
+        EdgeDetector.load(file)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 10_000, "\xff"])

@@ -696,15 +696,14 @@ ingest(params, inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: Non
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, kills):
+@pytest.mark.drill
+def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, drill):
     """SIGKILL again and again, then one run to the end: as if it had never been killed."""
-    ends = []
-    for name, count in (("calm", 0), ("killed", kills)):
+    ends, chance = [], drill.draw()
+    for name, count in (("calm", 0), ("killed", drill.choose(1, 10))):
         checkout = Path(shutil.copytree(template, tmp_path / name, symlinks=True))
         inbox = tmp_path / f"{name}-inbox"
         fill(inbox, checkout / "data")
-        chance = random.Random(kills)
         for attempt in range(count + 1):
             process = subprocess.Popen(
                 [sys.executable, "-c", _RUN, str(inbox), str(checkout)], start_new_session=True
@@ -716,6 +715,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, k
 
     assert ends[0] == ends[1]
     assert ends[0][0] == EXPECTED
+    drill.note("kills of an ingestion, at random moments", count)
 
 
 def _kill_after_start(process: subprocess.Popen, checkout: Path, chance: random.Random) -> None:

@@ -168,6 +168,34 @@ def test_tensors_are_looked_at(tiny_model, tmp_path, name, tensor, words):
         Detector.load(folder)
 
 
+@pytest.mark.parametrize("name", ["../../evil", "/etc/x", "", "a\x1b[2Jb", "con", "good"])
+def test_a_models_categories_lead_nowhere(tiny_model, tmp_path, name):
+    """Their names become folders: of reports, exports and kept answers."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    hold(folder, lambda values: values["categories"].update({name: values["categories"]["disc"]}))
+
+    with pytest.raises(CheckpointError, match="category"):
+        Detector.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("width", 10**9),
+        ("encoder_layers", 10**6),
+        ("input_size", [10**6, 10**6]),
+        ("zoom", 99),
+    ],
+)
+def test_a_network_that_no_machine_holds_is_refused(tiny_model, tmp_path, key, value):
+    """A description of a few kilobytes neither fills the memory nor takes hours."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    hold(folder, lambda values: values["model"].update({key: value}))
+
+    with pytest.raises(CheckpointError, match=f"{key}|input_size"):
+        Detector.load(folder)
+
+
 def test_a_description_as_deep_as_a_well_is_one_line(tmp_path):
     """A description of 100,000 levels is refused, not a traceback."""
     (tmp_path / "detector.json").write_text("[" * 100_000)

@@ -9,6 +9,10 @@ from onenip.params import Params
 from onenip.params.presets import apply_preset, list_presets, load_preset, merge, render
 from tests.tiny import fit_tiny
 
+# nine lines that stand for a billion values
+_MULTIPLIED = "a0: &a0 [1]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10)
+)
 QUICK = ("demo",)
 
 
@@ -77,8 +81,10 @@ def test_rendered_params_read_back_equal(tmp_path):
         ("model: [1, 2\n", "YAML"),
         ("just text\n", "keys and values"),
         ("model:\n  input_size: [224]\n", "model.input_size"),
-        ("train: &again\n  epochs: *again\n", "plain values"),
+        ("train: &again\n  epochs: *again\n", "more than 100000 values"),
         (f"train: {'[' * 5000}{']' * 5000}\n", "params.yaml"),
+        (_MULTIPLIED, "more than 100000 values"),
+        (f"seed: {'9' * 5000}\n", "params.yaml: not valid YAML"),
         ("seed: 2026-11-26\n", "params.yaml"),
     ],
 )

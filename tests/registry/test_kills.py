@@ -117,8 +117,11 @@ def describe():
     return noted, [(e.action, e.version, e.by, e.reason, e.champion) for e in trail]
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("action", ["approve", "reject", "rollback", "threshold"])
-def test_a_decision_killed_anywhere_ends_as_without_a_kill(started, tmp_path, monkeypatch, action):
+def test_a_decision_killed_anywhere_ends_as_without_a_kill(
+    started, tmp_path, monkeypatch, drill, action
+):
     """Whether the same command is repeated or another comes first: one decision, one entry, no rest."""
 
     def decide():
@@ -148,6 +151,7 @@ def test_a_decision_killed_anywhere_ends_as_without_a_kill(started, tmp_path, mo
 
         assert describe() == wanted, f"killed before write {at} of {writes}"
         assert not locks()
+    drill.note("kills of a decision, before each write to the registry", writes)
 
 
 def test_another_command_completes_a_killed_decision(started, tmp_path, monkeypatch):
@@ -168,7 +172,10 @@ def test_another_command_completes_a_killed_decision(started, tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_registration_killed_anywhere_ends_as_without_a_kill(models, tmp_path, monkeypatch):
+@pytest.mark.drill
+def test_a_registration_killed_anywhere_ends_as_without_a_kill(
+    models, tmp_path, monkeypatch, drill
+):
     """A version, a challenger and an entry, each once; whatever the first attempt left behind."""
     killer = Killer(monkeypatch)
     for at in (None, *range(30)):
@@ -193,6 +200,7 @@ def test_a_registration_killed_anywhere_ends_as_without_a_kill(models, tmp_path,
         register(models, 1)
 
         assert describe() == wanted, f"killed before write {at} of {writes}"
+    drill.note("kills of a registration, before each write to the registry", writes)
 
 
 def begin(started, folder, patch):

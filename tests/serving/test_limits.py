@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import random
 import socket
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
@@ -17,6 +18,7 @@ from fastapi.testclient import TestClient
 from onenip.serving import connections
 from onenip.serving.champions import Follower
 from onenip.serving.web import ServeSettings, build_app
+from tests.drill import damage
 
 KEY = "secret"
 MAX_BYTES = 300_000
@@ -153,39 +155,26 @@ _PIECES = (
 )
 
 
-def mutate(content, rng):
-    """Some bytes replaced, cut out or put in."""
-    changed = bytearray(content)
-    for _ in range(rng.choice([1, 2, 4, 16])):
-        at = rng.randrange(len(changed) + 1)
-        kind = rng.randrange(4)
-        if kind == 0:
-            changed[at : at + 1] = rng.randbytes(1)
-        elif kind == 1:
-            changed[at:at] = rng.randbytes(rng.choice([1, 3, 50]))
-        elif kind == 2:
-            del changed[at : at + rng.choice([1, 5, 200])]
-        else:
-            changed[at:at] = rng.choice(_PIECES)
-    return bytes(changed)
-
-
-def test_mutated_requests_are_answered_or_refused(client, image):
+@pytest.mark.drill
+def test_mutated_requests_are_answered_or_refused(client, image, drill):
     """Of many requests with damaged bodies and content types none is a fault of the server."""
-    rng = random.Random(0)
+    rng, count = drill.draw(), drill.choose(300, 3000)
+    drill.note("damaged requests", count)
     form, kind = make_form(("file", "a.png", image), ("category", None, b"disc"))
     whole = {
         "/predict": (to_json(image, category="disc").encode(), b"application/json"),
         "/predict/file": (form, kind.encode()),
     }
     codes = Counter()
-    for number in range(300):
+    for number in range(count):
         path = rng.choice(list(whole))
         content, sent = whole[path]
         if number % 5 == 0:
-            sent = mutate(sent, rng).translate(None, b"\r\n\x00")
+            sent = damage(sent, rng, _PIECES).translate(None, b"\r\n\x00")
         headers = [(b"content-type", sent)]
-        codes[client.post(path, content=mutate(content, rng), headers=headers).status_code] += 1
+        codes[
+            client.post(path, content=damage(content, rng, _PIECES), headers=headers).status_code
+        ] += 1
 
     assert set(codes) <= {200, 404, 413, 415, 422}
 
@@ -340,3 +329,48 @@ def test_a_server_that_is_stopped_ends(tiny_model, monkeypatch):
 
     assert read(header) == b""
     assert read(body).split()[1] == b"503"
+
+
+@pytest.mark.drill
+def test_answers_are_the_same_under_load(tiny_model, tiny_data, monkeypatch, image, drill):
+    """Eight clients ask good and odd things at once, beside silent ones: a good image has one answer."""
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 2)
+    rng, count = drill.draw(), drill.choose(64, 4000)
+    images = [path.read_bytes() for path in sorted((tiny_data / "disc/test").rglob("*.png"))]
+    odd = [
+        (image, {}, 401),
+        (image, {"X-API-Key": "other"}, 401),
+        (image[: len(image) // 2], {"X-API-Key": KEY}, 422),
+        (b"no image", {"X-API-Key": KEY}, 422),
+        (bytes(MAX_BYTES + 1), {"X-API-Key": KEY}, 413),
+    ]
+    good = [(content, {"X-API-Key": KEY}, 200) for content in images] * 3
+    answers: dict[bytes, list] = {}
+
+    def ask(client, content, headers, code):
+        answer = client.post(
+            "/predict/file", data={"category": "disc"}, files={"file": content}, headers=headers
+        )
+        assert answer.status_code == code
+        if code == 200:
+            body = answer.json()
+            answers.setdefault(content, []).append((body["score"], body["verdict"]))
+
+    settings = ServeSettings(api_key=KEY, max_bytes=MAX_BYTES)
+    with serve(build_app(Follower.of_folder(tiny_model), settings)) as port:
+        requests = [rng.choice(good + odd) for _ in range(count)] + good
+        slow = [send(port, HEAD[: rng.randrange(len(HEAD))]) for _ in range(100)]
+        with (
+            httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
+            ThreadPoolExecutor(8) as pool,
+        ):
+            list(pool.map(lambda request: ask(client, *request), requests))
+        for connection in slow:
+            connection.close()
+
+    assert set(answers) == set(images)
+    for found in answers.values():
+        assert len(set(found)) == 1
+    drill.note(
+        "requests of six kinds, beside 100 slow clients, with answers compared", len(requests)
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import lzma
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -12,6 +14,7 @@ import pytest
 from onenip.errors import SourceError
 from onenip.sources.archive import extract
 from onenip.sources.items import Limits
+from tests.drill import damage
 from tests.sources.originals import pack_tar, pack_zip
 
 SMALL = Limits(total_bytes=10_000, ratio=200, files=5)
@@ -156,6 +159,21 @@ def test_names_that_no_file_can_have_are_one_line(tmp_path, name):
         assert not list((tmp_path / f"{kind}-out").rglob("*"))
 
 
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
+    """Names and attributes of an entry are read whole, so 3 MB could stand for 20 GB of them."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 2 << 20
+    for first in (b"", tar_of(entry("a"))[:1024]):
+        content = first + header.tobuf(tarfile.USTAR_FORMAT) + bytes(3 << 20)
+        (tmp_path / "x.tar").write_bytes(lzma.compress(content))
+
+        with pytest.raises(SourceError, match="a header of 2097152 bytes"):
+            extract(tmp_path / "x.tar", tmp_path / "out", limits=SMALL)
+
+
 def test_a_zip_of_powershell_unpacks(tmp_path):
     """Its backslashes separate folders, and lead out of none."""
     (tmp_path / "x.zip").write_bytes(pack_zip({"part\\OK\\0.png": b"x", "part\\NG\\": b""}))
@@ -166,3 +184,23 @@ def test_a_zip_of_powershell_unpacks(tmp_path):
     assert (tmp_path / "out/part/OK/0.png").read_bytes() == b"x"
     with pytest.raises(SourceError, match="leads out"):
         extract(tmp_path / "y.zip", tmp_path / "other", limits=SMALL)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("kind", ["zip", "", "gz", "bz2", "xz"])
+def test_damaged_archives_unpack_or_are_one_line(tmp_path, kind, drill):
+    """Bytes changed, cut or put in anywhere: all of it is unpacked, or a SourceError and nothing is left."""
+    files = {f"a/{i}.png": bytes(range(256)) * i for i in range(4)}
+    whole = pack_zip(files) if kind == "zip" else pack_tar(files, kind)
+    rng, count = drill.draw(), drill.choose(60, 1500)
+    for number in range(count):
+        (tmp_path / "x").write_bytes(damage(whole, rng))
+        try:
+            extract(tmp_path / "x", tmp_path / f"{number}", limits=SMALL)
+        except SourceError as error:
+            assert "\n" not in str(error)  # noqa: PT017  # either may happen
+            assert not (tmp_path / f"{number}").exists()
+        else:
+            shutil.rmtree(tmp_path / f"{number}")
+        assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    drill.note("damaged archives of five formats", count)
