@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -196,5 +198,5 @@ def _load_grids(path: Path) -> dict[str, tuple[PixelGrid, tuple[str, ...]]]:
                 )
                 for category in categories
             }
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: not the counts of an evaluation: {error}", path=path) from error

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 _BATCH = 2000  # arrivals that are versioned together: a kill, or a full disk, costs no more
 _MAX_LISTED = 500
 _MAX_MEASURED = 32  # images that say what the range of a new category is
+_MAX_BYTES = 2 << 30  # of an arrival
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,8 @@ class _Steps:
             try:
                 if item.category in refused:
                     raise ArrivalError(refused[item.category])
+                if item.size > _MAX_BYTES:  # copied, it might fill the disk at every run
+                    raise ArrivalError(f"it has {item.size / 1e9:.1f} GB, which no image has")
                 if not self._judge(item, self.known):
                     tally.add(item, "gone")
             except (RegistryError, CheckpointError) as error:

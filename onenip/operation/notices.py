@@ -133,9 +133,9 @@ def _read_sent(memory: Path, *, hours: float) -> dict[str, float]:
     """What was sent within the last hours, and when, in seconds since 1970."""
     try:
         sent = dict(json.loads(memory.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return {said: at for said, at in sent.items() if 0 <= time.time() - at < hours * 3600}
+    except (OSError, ValueError, TypeError):  # lost or damaged: a notice comes twice
         return {}
-    return {said: at for said, at in sent.items() if 0 <= time.time() - at < hours * 3600}
 
 
 def _send(

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.detector.prediction import Prediction
-from onenip.errors import DataError
+from onenip.errors import DataError, OneNIPError
 from onenip.review.items import Label, check_opinion
 from onenip.review.marks import load_map, read_mask, save_map
 from onenip.sources.files import Files, open_files
@@ -41,6 +41,7 @@ _PASSING = "passing-"
 _PASSING_SECONDS = 3600.0
 _NEAR = 0.9  # of the threshold: a score above it is a near miss
 _FEEDBACK = "feedback"
+_NEEDED = {"category", "verdict", "score", "threshold"}  # in every answer
 _ID = re.compile(r"[0-9]{20}-[0-9a-f]{8}")  # as `new_id` makes them: such a name leads nowhere else
 
 log = logging.getLogger(__name__)
@@ -257,7 +258,7 @@ class Answers:
                 continue
             try:
                 feedback = Feedback(**json.loads(content))
-            except (ValueError, TypeError, DataError) as error:
+            except (ValueError, TypeError, RecursionError, OneNIPError) as error:
                 log.error("feedback %s cannot be read, and stays there: %s", name, error)
                 continue
             yield feedback
@@ -269,9 +270,11 @@ class Answers:
     def _read(self, name: str) -> Answer | None:
         content = self._files.read(name)
         try:
-            return None if content is None else Answer(Path(name).stem, dict(json.loads(content)))
-        except ValueError:  # damaged
-            return None
+            facts = json.loads(content or b"null")
+        except (ValueError, RecursionError):
+            facts = None
+        is_whole = isinstance(facts, dict) and facts.keys() >= _NEEDED
+        return Answer(Path(name).stem, facts) if is_whole else None  # none, or a damaged one
 
     def _read_either(self, answer: str, suffix: str) -> bytes | None:
         name = f"{_day(answer)}/{answer}"

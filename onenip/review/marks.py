@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ def load_map(path: Path | BytesIO) -> tuple[NDArray[np.float32], float]:
     try:
         with np.load(path) as found:
             return found["map"].astype(np.float32), float(found["pixel_threshold"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: no map can be read: {error}") from error
 
 

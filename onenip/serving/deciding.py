@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from onenip.serving.schema import (
 )
 
 _WRONG_SECONDS = 1.0  # that a wrong password costs
+log = logging.getLogger(__name__)
 Identify = Callable[[Request], Awaitable[Person | None]]
 Asked = TypeVar("Asked", DecisionRequest, ThresholdRequest)
 
@@ -44,13 +46,19 @@ def make_identify(people: People, header: str, proxies: frozenset[str]) -> Ident
 
     async def identify(request: Request) -> Person | None:
         is_proxy = request.client is not None and request.client.host in proxies
-        proxied = request.headers.get(header, "") if header and is_proxy else ""
+        named = request.headers.getlist(header) if header and is_proxy else []
+        if len(named) > 1:  # one of them is the client's own
+            raise HTTPException(400, f"{header}: sent twice")
+        proxied = named[0] if named else ""
         authorization = request.headers.get("authorization", "")
         try:
             return await asyncio.to_thread(people.identify, authorization, proxied)
         except NotAllowedError as error:
             await asyncio.sleep(_WRONG_SECONDS)
             raise refuse(error) from error
+        except OneNIPError as error:  # let nobody in by a damaged list
+            log.error("%s", error)
+            raise HTTPException(503, "the list of people cannot be read") from error
 
     return identify
 

@@ -85,6 +85,12 @@ class Guard:
         if not self._is_allowed(scope["path"], headers):
             await _refuse(401, "wrong or missing X-API-Key")(scope, receive, send)
             return
+        if not self._limits.api_key and _is_of_another_page(headers):
+            detail = (
+                "a web page of another site; with ONENIP_API_KEY set, pages need the key instead"
+            )
+            await _refuse(403, detail)(scope, receive, send)
+            return
         if b"transfer-encoding" in headers:
             detail = "a transfer encoding is refused; send Content-Length"
             await _refuse(411, detail, {"Connection": "close"})(scope, receive, send)
@@ -120,6 +126,19 @@ class Guard:
             return True
         key = headers.get(b"x-api-key", b"")
         return secrets.compare_digest(key, self._limits.api_key.encode())
+
+
+def _is_of_another_page(headers: dict[bytes, bytes]) -> bool:
+    """Whether a browser sends this for a page that did not come from here, or under a rebound name."""
+    origin = headers.get(b"origin")
+    if origin is None:
+        return False
+    site = origin.decode("latin-1").rpartition("//")[2]
+    name = site.rpartition(":")[0] if site.rpartition(":")[2].isdigit() else site
+    is_own_name = (
+        "." not in name or name.replace(".", "").isdigit()
+    )  # an address, or of this network
+    return site != headers.get(b"host", b"").decode("latin-1") or not is_own_name
 
 
 def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -168,11 +168,25 @@ class People:
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            return dict(json.loads(self._path.read_text(encoding="utf-8"))["people"])
+            rows = dict(json.loads(self._path.read_bytes())["people"])
+            for name, row in rows.items():
+                salt, _, kept = row["password"].partition("$")
+                if not (bytes.fromhex(salt) and bytes.fromhex(kept)):
+                    raise ValueError(f"{name!a} has no password")
+                if not set(row["roles"].values()) <= set(ROLES):
+                    raise ValueError(f"{name!a} has a role that is none of {', '.join(ROLES)}")
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise DataError(f"{self._path}: not a list of people: {error}") from error
+        return rows
 
     def _write(self, rows: Mapping[str, Any]) -> None:
         with write_whole(self._path) as draft:

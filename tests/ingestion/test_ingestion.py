@@ -34,12 +34,14 @@ from onenip.errors import (
     SourceUnreachableError,
     VersioningError,
 )
+from onenip.images import hash_file
 from onenip.ingestion.fingerprint import KnownImages, take_fingerprint
 from onenip.ingestion.ingest import ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
 from onenip.sources.inbox import FolderInbox, open_inbox
-from onenip.sources.inbox.base import file_refusals
+from onenip.sources.inbox import folder as folder_inbox
+from onenip.sources.inbox.base import file_refusals, parse_note
 from onenip.sources.inbox.s3 import S3Inbox
 from tests.checkouts import drop, make_checkout
 from tests.holding import held_elsewhere
@@ -305,6 +307,32 @@ def test_one_bad_arrival_never_stops_its_neighbours(checkout, tmp_path, caplog):
     assert "not UTF-8" in caplog.text
     again = ingest(params, inbox=box, find_champion=nobody, root=checkout)
     assert again.counts == {"disc": {"accepted": 1}, "stripes": {"accepted": 1}}
+
+
+def test_a_strange_size_time_or_note_stops_no_neighbour(checkout, tmp_path):
+    """A terabyte that holds nothing, a clock in the year 33,658, and a damaged note of a release."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(6)
+    drop(inbox, "disc/good.png", draw_normal("disc", rng))
+    drop(inbox, "disc/flat.png", np.full((64, 64, 3), 90, np.uint8))
+    with (inbox / "disc/huge.png").open("wb") as file:
+        file.truncate(1 << 40)
+    released = tmp_path / "inbox-released" / f"{hash_file(inbox / 'disc/flat.png')}.json"
+    released.parent.mkdir()
+    released.write_bytes(b"\xff[")
+    found = os.stat_result((0o100644, *[1] * 5, 10, 1e12, 1e12, 1e12))
+
+    result = ingest(
+        make_tiny_params(retrain=CLOSED),
+        inbox=FolderInbox(inbox),
+        find_champion=nobody,
+        root=checkout,
+    )
+
+    assert folder_inbox._to_arrival("disc/x.png", found).arrived_at.year == 9892
+    assert result.counts["disc"]["left"] == 1
+    assert result.counts["disc"]["accepted"] >= 1
+    for content in (b"\xff", b"[1]", b"[" * 100_000, b'"x"', b""):
+        assert parse_note(content) == {}
 
 
 def test_whatever_an_image_does_to_a_model_others_are_taken(checkout, tmp_path, tiny_detector):

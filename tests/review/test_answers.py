@@ -1,11 +1,13 @@
 """Answers that a server keeps: which, for how long, and where."""
 
 import time
+from io import BytesIO
 
 import pytest
 
 from onenip.errors import DataError
 from onenip.review.answers import Answers, Feedback, Keeping, is_doubtful, new_id
+from onenip.review.marks import load_map
 
 GOOD = {"category": "bottle", "verdict": "normal", "score": 1.0, "threshold": 2.0}
 ALARM = GOOD | {"verdict": "anomalous", "score": 2.5}
@@ -73,3 +75,22 @@ def test_answers_meet_in_a_bucket(s3_server, monkeypatch):
     assert answers.read_image(new) == b"image"
     assert [f.by for f in answers.take_feedback()] == ["Ada"]
     assert list(answers.take_feedback()) == []
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"[" * 100_000, b"\xff", b"PK\x03\x04junk"])
+def test_a_damaged_answer_hides_no_other(tmp_path, content):
+    """Answers, feedback and maps that are not what was written are passed over, or said to be none."""
+    policy, answers = Keeping(str(tmp_path)), Answers(tmp_path)
+    good = keep(answers, ALARM, policy)
+    other = keep(answers, GOOD, policy)
+    next(tmp_path.glob(f"*/{other}.json")).write_bytes(content)
+    answers.give_feedback(Feedback(good, "defect", "Ada"))
+    (tmp_path / f"feedback/{new_id()}.json").write_bytes(content)
+
+    assert [one.id for one in answers.list_latest(category="bottle")] == [good]
+    assert [one.id for one in answers.list_after("")] == [good]
+    assert [one.answer for one in answers.take_feedback()] == [good]
+    with pytest.raises(DataError, match="not kept here"):
+        answers.find(other)
+    with pytest.raises(DataError, match="no map can be read"):
+        load_map(BytesIO(content))

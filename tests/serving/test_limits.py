@@ -196,6 +196,28 @@ def test_a_mistyped_category_gets_the_closest_name(client, image):
     assert answer.json()["detail"] == expected
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "code"),
+    [
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", 200),
+        ("http://localhost:8000", "localhost:8000", 200),
+        ("http://[::1]:8000", "[::1]:8000", 200),
+        ("http://serve:8000", "serve:8000", 200),
+        ("http://evil.example", "127.0.0.1:8000", 403),
+        ("http://203.0.113.9", "127.0.0.1:8000", 403),
+        ("http://evil.example:8000", "evil.example:8000", 403),
+        ("null", "127.0.0.1:8000", 403),
+    ],
+)
+def test_without_a_key_no_page_of_another_site_is_answered(client, image, origin, host, code):
+    """Neither one that another site sent, nor one whose name was pointed at this machine afterwards."""
+    answer = client.post(
+        "/predict/file", files={"file": image}, headers={"Origin": origin, "Host": host}
+    )
+
+    assert answer.status_code == code
+
+
 @contextmanager
 def serve(app):
     """Port of a real server in a thread; the server must end when it is told to."""

@@ -86,6 +86,44 @@ def test_feedback_asks_for_an_inspector(tiny_model, tiny_data, tmp_path):
     assert (right.json()["by"], proxied.json()["by"]) == ("Bo", "Ada")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        '{"people": {"Ada": 5}}',
+        '{"people": {"Ada": {"roles": {"*": "approver"}}}}',
+        '{"people": {"Ada": {"roles": {"*": "king"}, "password": "00$00"}}}',
+        '{"people": {"Ada": {"roles": {"*": "approver"}, "password": "$"}}}',
+    ],
+)
+def test_a_damaged_list_lets_nobody_in(tiny_model, tmp_path, content):
+    """It is 503 and a line in the log, never a fault, whoever asks."""
+    (tmp_path / "people.json").write_text(content)
+    settings = ServeSettings(people=tmp_path / "people.json")
+    with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
+        asked = {"category": "disc", "reason": "read the report"}
+        answer = client.post("/approve", json=asked, auth=("Ada", ""))
+
+    assert answer.status_code == 503
+    with pytest.raises(DataError, match="not a list of people"):
+        People(tmp_path / "people.json").list_all()
+
+
+@pytest.mark.usefixtures("people")
+def test_a_name_that_comes_twice_is_refused(tiny_model, tmp_path):
+    """A proxy that adds its header leaves the client's own before it."""
+    settings = ServeSettings(
+        people=tmp_path / "people.json",
+        person_header="X-Person",
+        proxies=frozenset({"testclient"}),
+    )
+    with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
+        asked = {"category": "disc", "reason": "read the report"}
+        headers = [("X-Person", "Ada"), ("X-Person", "Vi")]
+
+        assert client.post("/approve", json=asked, headers=headers).status_code == 400
+
+
 @pytest.mark.usefixtures("people")
 def test_a_header_of_a_stranger_is_not_believed(tiny_model, tmp_path):
     """Only a trusted address may say who logged in."""

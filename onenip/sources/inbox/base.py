@@ -142,12 +142,13 @@ def render_note(note: Mapping[str, Any]) -> str:
     return json.dumps(dict(note), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def parse_note(text: str) -> dict[str, Any]:
+def parse_note(content: bytes) -> dict[str, Any]:
     """A note that was written down; empty if it is damaged."""
     try:
-        return dict(json.loads(text))
-    except ValueError:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def find_origin(name: str, note: Mapping[str, Any] | None) -> str:

@@ -26,6 +26,8 @@ from onenip.sources.inbox.base import (
     render_note,
 )
 
+_LATEST_SECONDS = 250_000_000_000.0  # the year 9892
+
 log = logging.getLogger(__name__)
 
 
@@ -94,10 +96,9 @@ class FolderInbox(Inbox):
     def read_note(self, shelf: str, name: str) -> dict[str, Any] | None:
         """See `Inbox`."""
         try:
-            text = (self._shelf(shelf) / f"{name}{NOTE_SUFFIX}").read_text(encoding="utf-8")
+            return parse_note((self._shelf(shelf) / f"{name}{NOTE_SUFFIX}").read_bytes())
         except FileNotFoundError:
             return None
-        return parse_note(text)
 
     def release(self, name: str, *, note: Mapping[str, Any]) -> None:
         """See `Inbox`."""
@@ -161,5 +162,6 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _to_arrival(key: str, found: os.stat_result) -> Arrival:
-    arrived_at = datetime.fromtimestamp(found.st_mtime, tz=UTC)
+    # a clock may be in a year that has five digits
+    arrived_at = datetime.fromtimestamp(min(max(found.st_mtime, 0.0), _LATEST_SECONDS), tz=UTC)
     return Arrival(key, f"{found.st_size}-{found.st_mtime_ns}", found.st_size, arrived_at)

@@ -100,7 +100,7 @@ class S3Inbox(Inbox):
                 if error.response["Error"]["Code"] in _MISSING:
                     return None
                 raise
-        return parse_note(body.decode())
+        return parse_note(body)
 
     def release(self, name: str, *, note: Mapping[str, Any]) -> None:
         """See `Inbox`."""
