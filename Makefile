@@ -17,7 +17,9 @@ install: .venv/.installed ## create .venv and install everything, each file chec
 
 .venv/.installed: pyproject.toml locked.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --no-deps --require-hashes -r locked.txt
+	sed -n '/^setuptools==/,/[^\\]$$/p' locked.txt > .venv/builder.txt
+	$(BIN)/pip install -q --no-deps --require-hashes -r .venv/builder.txt
+	$(BIN)/pip install -q --no-deps --no-build-isolation --require-hashes -r locked.txt
 	$(BIN)/pip install -q --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -36,7 +38,7 @@ sbom: .venv-release/.installed ## list all that is installed, as CycloneDX, in d
 	.venv-release/bin/cyclonedx-py requirements locked.txt --pyproject pyproject.toml --of JSON -o dist/sbom.json
 
 audit: .venv-release/.installed ## ask an advisory database about locked.txt; needs the internet
-	.venv-release/bin/pip-audit --no-deps --disable-pip --require-hashes -r locked.txt
+	.venv-release/bin/pip-audit --strict --no-deps --disable-pip --require-hashes -r locked.txt
 
 demo: install ## run the whole pipeline on the embedded demo set and print where to look
 	$(BIN)/onenip run --source demo

@@ -92,6 +92,19 @@ def test_the_container_file_has_both_targets():
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_nothing_is_installed_unchecked():
+    """Each installation takes files by their hashes, or files that were taken so, or this very checkout."""
+    files = [ROOT / "Makefile", DEPLOY / "Containerfile", ROOT / "docs/how-to/air-gapped.md"]
+    text = "\n".join(path.read_text().replace("\\\n", " ") for path in files)
+    commands = re.findall(r"pip (?:install|wheel|download) .*?(?=&&|$)", text, re.M)
+
+    assert len(commands) > 8
+    for command in commands:
+        words = command.split()
+        is_own = words[-1] == "." and "--no-build-isolation" in words
+        assert is_own or {"--require-hashes", "--no-index"} & set(words), command
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_takes_the_units(tmp_path):
     """`systemd-analyze verify` finds nothing but that onenip is not installed in /srv."""

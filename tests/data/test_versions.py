@@ -129,7 +129,7 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, d
     before = tree(Path("data"))
     command = [sys.executable, "-m", "onenip", "download", "--source", str(new)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    kills, chance = drill.choose(1, 20), drill.draw()
+    kills, chance = drill.choose(1, 12), drill.draw()
     for _ in range(kills):
         process = subprocess.Popen(
             command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
