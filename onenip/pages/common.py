@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,11 @@ def draw_link(page: str, label: str, **query: str) -> None:
     st.page_link(st.session_state["pages"][page], label=label, query_params=query)
 
 
+def plain(text: str) -> str:
+    """A text of others as it is, where Markdown is read: neither a picture from elsewhere nor a link."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
+
+
 def draw_verdict(verdict: Verdict, text: str, who: str = "") -> None:
     """The verdict as a bar of its colour, with figures and whose it is."""
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -193,7 +199,7 @@ def draw_pictures(pictures: Sequence[tuple[Path, str]], *, empty: str) -> None:
             with st.container(width=190):
                 if source := find_thumbnail(path):
                     st.image(source, alt=caption)
-                st.caption(caption)
+                st.caption(plain(caption))
 
 
 def ask_person(key: str) -> tuple[str, str]:

@@ -15,7 +15,13 @@ from onenip.errors import ImageError, ParamsError, VersioningError
 from onenip.images import load_preview
 from onenip.ingestion.ingest import open_journal
 from onenip.ingestion.journal import Item
-from onenip.pages.common import CACHE_SECONDS, choose_category, draw_pictures, load_candidates
+from onenip.pages.common import (
+    CACHE_SECONDS,
+    choose_category,
+    draw_pictures,
+    load_candidates,
+    plain,
+)
 from onenip.pages.viewer import encode
 from onenip.params import Params
 from onenip.registry.data_history import HistoryEntry, compare_versions, list_history
@@ -155,7 +161,7 @@ def _draw_aside() -> None:
             with st.container(width=220):
                 if source:
                     st.image(source, alt=key)
-                st.caption(f"**{key}**  \n{reason}")
+                st.caption(f"**{plain(key)}**  \n{plain(reason)}")
 
 
 @st.cache_data(ttl=CACHE_SECONDS, show_spinner="Looking at the shelf…")

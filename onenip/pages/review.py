@@ -13,7 +13,7 @@ from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Region, find_regions, resize_map
 from onenip.errors import OneNIPError
 from onenip.images import load_mask, resize_image
-from onenip.pages.common import find_thumbnail, load_candidates, take_image
+from onenip.pages.common import find_thumbnail, load_candidates, plain, take_image
 from onenip.pages.viewer import Panel, draw_viewer
 from onenip.review.items import REASONS, Item, Label, Reason, State
 from onenip.review.marks import load_map
@@ -108,16 +108,17 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
         st.button("Cannot say", shortcut="N", on_click=_say, args=(queue, item, "unsure", by))
         st.button("Skip", shortcut="S", on_click=skipped.append, args=(item.id,))
     for one in queue.history(item=item.id):
-        text = f"{one.at:%Y-%m-%d %H:%M} {one.by} ({one.role}): {one.label} {one.kind} {one.note}"
+        said = f"{one.by} ({one.role}): {one.label} {one.kind} {one.note}".strip()
+        text = f"{one.at:%Y-%m-%d %H:%M} {plain(said)}"
         if one.undone_by:
-            st.caption(f"~~{text.strip()}~~ taken back by {one.undone_by}")
+            st.caption(f"~~{text}~~ taken back by {plain(one.undone_by)}")
         else:
-            st.caption(text.strip())
+            st.caption(text)
 
 
 def _describe(item: Item) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"**{item.category}**")
+        st.markdown(f"**{plain(item.category)}**")
         st.badge(item.reason, color="blue")
         if item.state == "disputed":
             st.badge("reviewers disagree", color="red")
@@ -125,7 +126,7 @@ def _describe(item: Item) -> None:
             st.markdown(
                 f"{item.verdict}: score **{item.score:.2f}**, threshold {item.threshold:.2f}"
             )
-        st.caption(f"{item.at:%Y-%m-%d %H:%M} UTC; {item.detail}")
+        st.caption(f"{item.at:%Y-%m-%d %H:%M} UTC; {plain(item.detail)}")
 
 
 def _draw_pictures(item: Item, image: NDArray[np.uint8]) -> list[list[int]]:

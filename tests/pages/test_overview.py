@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from onenip.pages.common import plain
 from onenip.pages.overview import choose_tiles, make_tiles
 from onenip.registry.versions import Standing, Version
 from onenip.review.answers import Answer, new_id
@@ -37,3 +38,12 @@ def test_a_hundred_categories_are_counted_filtered_and_sorted():
     assert choose_tiles(tiles, text="", order="alarms")[0].standing.category == "part042"
     assert choose_tiles(tiles, text="", order="what waits")[0].standing.category == "part007"
     assert len(choose_tiles(tiles, text="PART09", order="name")) == 10
+
+
+def test_a_note_draws_no_picture_from_elsewhere():
+    """Feedback and names of files are text where Markdown is read: no picture, link, formula or heading."""
+    note = "![x](http://evil.example/x.png) [ok](x) $a$ :boom: # Größe → 5"
+
+    assert plain(note) == (
+        r"\!\[x\]\(http\:\/\/evil\.example\/x\.png\) \[ok\]\(x\) \$a\$ \:boom\: \# Größe → 5"
+    )
