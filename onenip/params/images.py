@@ -125,6 +125,11 @@ class ValidateParams(Section):
     min_train_images: int = Field(
         8, ge=1, description="minimum number of normal training images per category"
     )
+    excluded: list[str] = Field(
+        [],
+        description="normal training images to leave out, such as outliers that training named: names as "
+        "bottle/train/good/017.png, or patterns as bottle/train/good/batch7-*",
+    )
     severities: dict[str, Literal["error", "quarantine", "warning", "off"]] = Field(
         {}, description="severity by name of the rule, where it differs from the built-in one"
     )

@@ -13,6 +13,7 @@ from onenip.data.manifest import MANIFEST_COLUMNS, load_manifest
 from onenip.data.validation import validate
 from onenip.errors import DataError, ParamsError
 from onenip.params import DataParams, ValidateParams
+from tests.tiny import draw_tiny_data
 
 
 def run(data_dir, out_dir, **params):
@@ -301,3 +302,23 @@ def test_no_permission_to_write(tiny_data, tmp_path):
 
     with pytest.raises(DataError, match="cannot be written"):
         run(tiny_data, tmp_path / "file/out")
+
+
+def test_a_person_leaves_out_training_images(tmp_path):
+    """Excluded images stay in the data set and out of the manifest; what matches none, or a test, is told."""
+    data = draw_tiny_data(tmp_path / "data")
+    names = ["disc/train/good/000.png", "stripes/train/good/00[12].png"]
+
+    result = run(data, tmp_path / "out", excluded=names)
+
+    rows = read_rows(tmp_path / "out/quarantine.csv")
+    assert [row["file"] for row in rows if row["rule"] == "not_excluded"] == [
+        "disc/train/good/000.png",
+        "stripes/train/good/001.png",
+        "stripes/train/good/002.png",
+    ]
+    used = {sample.name for sample in load_manifest(result.manifest, data)}
+    assert used.isdisjoint(row["file"] for row in rows)
+    for nothing in ("disc/train/good/99.png", "disc/test/good/*"):
+        with pytest.raises(ParamsError, match="no training image matches"):
+            run(data, tmp_path / "out", excluded=[nothing])

@@ -83,7 +83,7 @@ def validate(
 
     Raises:
         DataError: if there are no images, none is usable, or a rule of severity `error` is broken.
-        ParamsError: if a severity is given for a rule that does not exist.
+        ParamsError: if a severity is given for a rule that does not exist, or `excluded` names no image.
     """
     check_names(params)
     if not data_dir.is_dir():
@@ -96,7 +96,9 @@ def validate(
     workers = workers or count_cores()
     files, doubts = decide_ranges(files, data_dir, declared=data.declared_range, workers=workers)
     rows = measure(files, data_dir, workers=workers, progress=progress)
-    frame = make_file_frame(rows, near_duplicate_bits=params.near_duplicate_bits)
+    frame = make_file_frame(
+        rows, near_duplicate_bits=params.near_duplicate_bits, excluded=params.excluded
+    )
     try:
         return _write_all(frame, doubts, data_dir, out_dir, data, params)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,10 @@ from numpy.typing import NDArray
 
 from onenip.data.labels import GOOD
 from onenip.data.validation.measuring import Row
+from onenip.errors import ParamsError
 
 TEXT_COLUMNS = (
-    "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray",
+    "path", "category", "split", "label", "mask", "mode", "sha256", "phash", "problem", "stray", "excluded",
     "wrong_suffix", "mask_problem", "defect_in_train", "empty_mask", "good_mask", "leak",
     "duplicate_in_train", "duplicate_in_test", "near_duplicate", "missing_mask",
     "mask_doubt", "mask_classes", "sample_range",
@@ -26,19 +28,38 @@ NEAR_LEVEL = 0.003  # brightness and contrast of near-duplicates differ by less
 _BLOCK = 1024
 
 
-def make_file_frame(rows: Sequence[Row], *, near_duplicate_bits: int) -> pd.DataFrame:
-    """A row per file, sorted by path, with every column that the rules judge."""
+def make_file_frame(
+    rows: Sequence[Row], *, near_duplicate_bits: int, excluded: Sequence[str]
+) -> pd.DataFrame:
+    """A row per file, sorted by path, with every column that the rules judge.
+
+    Raises:
+        ParamsError: if a pattern of `excluded` matches no training image.
+    """
     frame = pd.DataFrame(list(rows), columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
     for column in TEXT_COLUMNS:
         frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
     for column in NUMBER_COLUMNS:
         frame[column] = pd.to_numeric(frame[column]).astype(float)
     frame = frame.sort_values("path", ignore_index=True)
+    _exclude(frame, excluded)
     _compare_labels(frame)
     _compare_with_usual(frame)
     _find_duplicates(frame)
     _find_near_duplicates(frame, near_duplicate_bits)
     return frame
+
+
+def _exclude(frame: pd.DataFrame, patterns: Sequence[str]) -> None:
+    """Mark the training images that a person leaves out; tests are not theirs to thin."""
+    names = frame.loc[frame["split"].eq("train"), "path"]
+    for pattern in patterns:
+        matched = names[[fnmatchcase(name, pattern) for name in names]]
+        if matched.empty:
+            raise ParamsError(
+                f"validate.excluded: no training image matches {pattern!r}", key="validate.excluded"
+            )
+        frame.loc[matched.index, "excluded"] = f"left out by validate.excluded: {pattern}"
 
 
 def make_category_frame(

@@ -65,6 +65,7 @@ def file_rules(params: ValidateParams) -> list[Rule]:
     """Rules about single files, the gravest first."""
     usual = (-params.max_deviation, params.max_deviation)
     rules = [
+        Rule("not_excluded", "quarantine", "excluded"),
         Rule("readable", "quarantine", "problem"),
         Rule("large_enough", "quarantine", "short_side", "shortest side is {value:.0f} px",
              (params.min_side_px, None)),
