@@ -33,13 +33,21 @@ _HEADER = (
     "# Written by `onenip upgrade`: code and libraries that each stage depends on, and files as they were\n"
     "# shipped, from which it finds your changes to them. Keep it in Git.\n"
 )
-_DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    autostage = false\n"
+_DVC_CONFIG = """\
+[core]
+    analytics = false
+    check_update = false
+    autostage = false
+[plots]
+    html_template = plots/page.html
+"""
 # file of the workspace: file of the template; `upgrade` keeps these in step with the installed version
 _FOLLOWING = {
     "dvc.yaml": "dvc.yaml",
     ".gitignore": "gitignore",
     ".dvc/plots/onenip_curves.json": "plots/onenip_curves.json",
     ".dvc/plots/onenip_histogram.json": "plots/onenip_histogram.json",
+    ".dvc/plots/page.html": "plots/page.html",
 }
 
 

@@ -20,12 +20,6 @@ from onenip.review.items import Candidate
 from onenip.review.queue import ReviewQueue
 from tests.tiny import change_spec, write_figures
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--disable-dev-shm-usage"
-)
 REFUSED = versions.GateResult(
     verdict="reject",
     reasons=("it is slow",),
@@ -33,10 +27,7 @@ REFUSED = versions.GateResult(
     judged_at=datetime(2026, 11, 25, tzinfo=UTC),
 )
 
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium on this machine"),
-    pytest.mark.timeout(240),
-]
+pytestmark = pytest.mark.timeout(240)
 
 
 def start_page(folder, *arguments):
@@ -62,15 +53,6 @@ def stop_page(process):
     for one in family:
         one.terminate()
     psutil.wait_procs(family, timeout=20)
-
-
-@pytest.fixture
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
-        yield found
-        found.close()
 
 
 @pytest.fixture
