@@ -44,7 +44,7 @@ demo: install ## run the whole pipeline on the embedded demo set and print where
 	$(BIN)/onenip run --source demo
 
 test: install ## run the tests, in JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not slow and not acceptance'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow and not acceptance'
 
 check: install ## format, lint, types, architecture
 	$(BIN)/ruff format --check .

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 from onenip import Detector
 from onenip.cli import app
 from onenip.images import load_image
-from onenip.inference.export import SUFFIXES, export_detector
+from onenip.inference.export import export_detector
 from tests.tiny import write_figures
 
 EXPORT_TOLERANCE = 1e-3  # absolute, of scores and maps in fp32
@@ -149,7 +149,7 @@ def test_the_command_needs_neither_model_nor_category(image_file, wanted):
     assert answer["score"] == wanted.score
 
 
-@pytest.mark.parametrize("format_", sorted(SUFFIXES))
+@pytest.mark.parametrize("format_", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_exported_files_give_the_same_score(tiny_detector, image_file, wanted, tmp_path, format_):
     """`onenip predict --model FILE` answers as torch does, within the tolerance of exports."""
     file = export_detector(tiny_detector, tmp_path / "model", format=format_)

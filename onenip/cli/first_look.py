@@ -18,10 +18,8 @@ from onenip.printing import open_console
 if TYPE_CHECKING:
     from onenip.detector.detector import Detector
 
-_MAX_NORMALS, _MEMORY_TOKENS = (
-    24,
-    1024,
-)  # of a category: more change little at a first look, and cost time
+# of a category: more change little at a first look, and cost time
+_MAX_NORMALS, _MEMORY_TOKENS = 24, 1024
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +104,7 @@ def _build(normals: Mapping[str, Sequence[Path]]) -> Detector:
     from onenip.params import Params
 
     values = Params().dump()
-    values["model"]["memory_tokens"] = _MEMORY_TOKENS
+    values["model"] |= {"memory_tokens": _MEMORY_TOKENS, "zoom": 1}
     values["calibrate"]["fusion_weights"] = {"restoration": 0.0, "distance": 1.0, "refined": 0.0}
     params = Params.parse(values)
     network = Network(params.model)

@@ -34,12 +34,12 @@ _HEADER = (
     "# shipped, from which it finds your changes to them. Keep it in Git.\n"
 )
 _DVC_CONFIG = """\
+[plots]
+    html_template = plots/page.html
 [core]
     analytics = false
     check_update = false
     autostage = false
-[plots]
-    html_template = plots/page.html
 """
 # file of the workspace: file of the template; `upgrade` keeps these in step with the installed version
 _FOLLOWING = {

@@ -158,7 +158,13 @@ def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, d
     drill.note("kills of a download, while it is moved in", kills)
 
 
-@pytest.fixture(params=["folder", "http", "s3"])
+@pytest.fixture(
+    params=[
+        pytest.param("folder", marks=pytest.mark.slow),
+        pytest.param("http", marks=pytest.mark.slow),
+        "s3",
+    ]
+)
 def remote(request, tmp_path, monkeypatch):
     """300 new images in a folder, behind a slow HTTP server or in a bucket: the --source."""
     files = {f"b/{i}.png": picture(i) * 4 for i in range(300)}

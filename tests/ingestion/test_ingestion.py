@@ -724,6 +724,7 @@ ingest(params, inbox=FolderInbox(Path(sys.argv[1])), find_champion=lambda _: Non
 """
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_kills_at_random_moments_change_nothing_in_the_end(template, tmp_path, drill):
     """SIGKILL again and again, then one run to the end: as if it had never been killed."""

@@ -79,6 +79,7 @@ def test_of_two_people_who_approve_at_once_one_wins_and_the_other_is_told(regist
     assert len(approvals) == 1
 
 
+@pytest.mark.slow
 def test_whoever_looked_at_a_version_that_was_replaced_is_told(registry):
     """An approval that names the version it is about never lands on a newer one."""
     seen = registry()
@@ -92,6 +93,7 @@ def test_whoever_looked_at_a_version_that_was_replaced_is_told(registry):
     assert versions.challenger("disc").number == newer
 
 
+@pytest.mark.slow
 def test_an_alias_set_in_mlflows_own_page_is_recorded(registry, server):
     """The page's own request moves the alias; `onenip status` says so, and the model is pinned."""
     number = registry()
@@ -109,6 +111,7 @@ def test_an_alias_set_in_mlflows_own_page_is_recorded(registry, server):
     assert audit.find_breaks(audit.read_trail("disc")) == []
 
 
+@pytest.mark.slow
 def test_a_second_pipeline_in_a_checkout_is_told(tmp_path):
     """While one is at work the other ends with one line and touches nothing."""
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())

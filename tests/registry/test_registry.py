@@ -68,6 +68,7 @@ def test_registration_makes_one_challenger_per_category_and_stores_weights_once(
     assert first[0].data_version == "abc.dir"
 
 
+@pytest.mark.slow
 def test_equal_registrations_at_once_store_the_weights_once(store, tiny_model):
     """One run, one stored model, one version of each category, whoever comes first."""
     evaluation = write_figures(store / "evaluation", tiny_model)
