@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,8 @@ def first_look(
     other images. What `onenip run` trains draws defects more exactly, and is one model for all categories.
     Nothing is kept but the pictures.
     """
+    # read when torch is imported; threads that spin while they wait take thrice as long beside other work
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from rich import box
     from rich.table import Table
     from tqdm import tqdm
