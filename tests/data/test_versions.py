@@ -119,6 +119,7 @@ def test_a_refused_first_download_leaves_nothing(checkout, tmp_path):
     assert not Path("data.dvc").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_kills_at_random_moments_change_nothing_in_the_end(checkout, tmp_path, drill):
     """SIGKILL again and again; in between the data is the old or the new, in the end the same bytes."""

@@ -118,7 +118,15 @@ def describe():
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("action", ["approve", "reject", "rollback", "threshold"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param("approve", marks=pytest.mark.slow),
+        "reject",
+        pytest.param("rollback", marks=pytest.mark.slow),
+        "threshold",
+    ],
+)
 def test_a_decision_killed_anywhere_ends_as_without_a_kill(
     started, tmp_path, monkeypatch, drill, action
 ):

@@ -313,6 +313,7 @@ def test_it_follows_the_champion_and_outlives_the_registry(tmp_path, monkeypatch
     assert champions.roster.serving == {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_two_hundred_clients_at_once(tiny_model, image_file):
     """A real server under 200 clients answers or says 503, and never gives a wrong score."""
