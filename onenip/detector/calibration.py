@@ -121,7 +121,7 @@ def add_memories(
     fine = [image.features.fine[0].cpu().half() for image in images]
     statistics, owners = measure_statistics(network, fine, generator=generator)
     excluded = [Excluded(own[owners][None]) for own in apart]
-    details = [i.features.detail[0].cpu() for i in images if i.features.detail is not None]
+    details = [i.features.detail[0].cpu().half() for i in images if i.features.detail is not None]
     if details:
         detail, owners = measure_statistics(network, details, generator=generator)
         statistics = replace(statistics, detail=detail)

@@ -166,11 +166,6 @@ class Network(nn.Module):
         """True if a category needs a token memory."""
         return self.params.memory_tokens > 0
 
-    @property
-    def fine_stride(self) -> int:
-        """Px of a fine token."""
-        return self.params.input_size[0] // self.fine_grid[0]
-
     def embed(self, images: Tensor) -> Features:
         """Features of images [B, H, W, 3] uint8, RGB, 0..255, at input size or at a zoom of it."""
         zoom = images.shape[1] // self.params.input_size[0]
@@ -242,8 +237,8 @@ class Network(nn.Module):
         """Logits at the refiner's own resolution.
 
         Args:
-            error: absolute error of the reconstruction, [B, C, h, w], or on the grid of `fine`.
-            fine: standardised fine features, [B, C, h8, w8], or a window of them.
+            error: absolute error of the reconstruction, [B, C, h, w].
+            fine: standardised fine features, [B, C, h8, w8].
             tokens: the same averaged, [B, N8, C].
             distance: of the tokens to the nearest memory tokens, [B, N8]; unread without a memory.
             matched: those memory tokens, [B, N8, C]; unread without a memory.

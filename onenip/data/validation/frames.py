@@ -54,7 +54,7 @@ def _exclude(frame: pd.DataFrame, patterns: Sequence[str]) -> None:
     """Mark the training images that a person leaves out; tests are not theirs to thin."""
     names = frame.loc[frame["split"].eq("train"), "path"]
     for pattern in patterns:
-        matched = names[[fnmatchcase(name, pattern) for name in names]]
+        matched = names[[name == pattern or fnmatchcase(name, pattern) for name in names]]
         if matched.empty:
             raise ParamsError(
                 f"validate.excluded: no training image matches {pattern!r}", key="validate.excluded"
