@@ -1,11 +1,12 @@
 """Time of an image beside a training on the same machine.
 
-    python -m benchmarks.sharing [--rounds 60]
+    python -m benchmarks.sharing [--rounds 60] [--seconds 40]
 
 Images of the demo set are judged one at a time, on all cores, by a detector of the preset `cpu` (with random
-weights, which changes no time): alone, beside training steps of the same preset in another process of equal
-priority, and beside the same after `lower_priority`, as `onenip train` and the worker of `make up` run. The
-other process leads a session of its own, as under systemd or `make up`.
+weights, which changes no time): alone, beside training steps of the same preset in another process after
+`lower_priority`, as `onenip train` and the worker of `make up` run, and beside the same at equal priority.
+The other process leads a session of its own, as under systemd or `make up`. A row ends after so many images
+or seconds, whichever comes first; a training needs half a minute of a core before its first step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 
@@ -27,72 +28,93 @@ from benchmarks.machine import Spread, print_heading
 from benchmarks.synthesis import load_normals
 from benchmarks.training import build, step_ours
 from onenip.params.presets import load_preset
-from onenip.stages.process import lower_priority
+from onenip.stages.process import end_with, lower_priority
 from onenip.training.step import Trainee
 
 _READY = "steps"
+_WARM_UP = 3
+_IMAGES = 8  # of each category, to train on and to judge
 
 
-def train_for_ever(*, at_low_priority: bool) -> None:
-    """Take training steps until killed; prints a line after the first."""
+def train_for_ever(*, parent: int, at_low_priority: bool) -> None:
+    """Take a training step, say so; take more after a line from the process `parent`, until that ends."""
+    end_with(parent)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the others start below, at low priority
+    params = load_preset("cpu")
+    network, _, plan = build(params, _IMAGES)
     if at_low_priority:
         lower_priority()
-    params = load_preset("cpu")
-    network, _, plan = build(params)
+    torch.set_num_threads(threads)
     step = step_ours(network, plan, params, Trainee)
-    for number in count():
-        step(number)
-        if number == 0:
-            print(_READY, flush=True)
+    step(0)
+    print(_READY, flush=True)
+    if sys.stdin.readline():
+        for number in count(1):
+            step(number)
 
 
 @contextmanager
-def training_beside(way: str) -> Iterator[None]:
-    """A training in another process for the length of a block, once it takes steps."""
-    command = [sys.executable, "-m", "benchmarks.sharing", "--train", way]
+def training(way: str) -> Iterator[Callable[[], None]]:
+    """A training in a session of its own for the length of a block; what is given lets it begin."""
+    command = [sys.executable, "-m", "benchmarks.sharing", "--train", way, str(os.getpid())]
     # set before torch is imported, as commands do it
     env = os.environ | ({"OMP_WAIT_POLICY": "passive"} if way == "low" else {})
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
     ) as process:
+
+        def begin() -> None:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == _READY:
-                break
         try:
-            yield
+            while process.stdout.readline().strip() != _READY:
+                assert process.poll() is None, "the training ended"
+            yield begin
         finally:
             process.kill()
 
 
-def compare(*, rounds: int) -> None:
+def compare(*, rounds: int, seconds: float) -> None:
     """Print the table."""
     detector = build_ours(load_preset("cpu"))
-    images = next(iter(load_normals().values()))
+    images = load_normals(_IMAGES)["gear"]
 
     def measure() -> list[float]:
-        seconds = []
-        for number in range(rounds + 3):  # the first ones warm up
+        taken: list[float] = []
+        while (len(taken) < _WARM_UP + rounds and sum(taken) < seconds) or len(taken) <= _WARM_UP:
             started_at = time.perf_counter()
-            detector.predict([images[number % len(images)]], category=CATEGORY)
-            seconds.append(time.perf_counter() - started_at)
-        return seconds[3:]
+            detector.predict([images[len(taken) % len(images)]], category=CATEGORY)
+            taken.append(time.perf_counter() - started_at)
+        return taken[_WARM_UP:]
 
-    found = {"alone": measure()}
+    alone: list[float] = []
+    found = {}
     for way, title in (
-        ("equal", "beside a training of equal priority"),
         ("low", "beside a training at low priority"),
+        ("equal", "beside a training of equal priority"),
     ):
-        with training_beside(way):
+        with training(way) as begin:
+            alone += measure()
+            begin()
             found[title] = measure()
-    alone = Spread.of(found["alone"]).median
-    print("| an image | ms, median | 10-90 % | longest | slower, median |")
-    print("|---|---|---|---|---|")
-    for title, seconds in found.items():
-        spread = Spread.of(seconds)
+    found = {"alone": alone} | found
+    base = Spread.of(alone).median
+    print("| an image | images | ms, median | 10-90 % | longest | slower, median |")
+    print("|---|---|---|---|---|---|")
+    for title, taken in found.items():
+        spread = Spread.of(taken)
         print(
-            f"| {title} | {spread.show(scale=1000)} | {1000 * max(seconds):.0f} "
-            f"| {spread.median / alone:.2f} x |"
+            f"| {title} | {len(taken)} | {spread.show(scale=1000)} | {1000 * max(taken):.0f} "
+            f"| {spread.median / base:.2f} x |"
         )
 
 
@@ -102,16 +124,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--train", choices=["equal", "low"], help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=40.0, help="of a row, at most")
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     if options.train:
-        train_for_ever(at_low_priority=options.train == "low")
+        way, parent = options.train
+        train_for_ever(parent=int(parent), at_low_priority=way == "low")
         return
     threads = torch.get_num_threads()
     print_heading("benchmarks.sharing", threads=threads, packages=["torch", "timm"])
     print(f"priority of this process: {os.getpriority(os.PRIO_PROCESS, 0)}\n")
-    compare(rounds=options.rounds)
+    compare(rounds=options.rounds, seconds=options.seconds)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import Spread, choose_clock, print_heading
-from onenip.images import load_image, resize_image
+from onenip.images import resize_image
 from onenip.params import SynthesizeParams
-from onenip.sources.demo import draw_demo
+from onenip.sources.demo import CATEGORIES, TRAIN
+from onenip.sources.demo.scene import Camera
 from onenip.synthesis.anomalies import KINDS, Synthesizer
 from onenip.synthesis.textures import load_textures
 
@@ -30,15 +29,14 @@ SIZE = (224, 224)
 _WARMUP = 5
 
 
-def load_normals() -> dict[str, list[NDArray[np.uint8]]]:
-    """Normal images of the demo set, [224, 224, 3] uint8, by category."""
-    with tempfile.TemporaryDirectory() as folder:
-        draw_demo(Path(folder))
-        files = sorted(Path(folder).glob("*/train/good/*.png"))
-        normals: dict[str, list[NDArray[np.uint8]]] = {}
-        for file in files:
-            image = resize_image(load_image(file), SIZE)
-            normals.setdefault(file.parents[2].name, []).append(image)
+def load_normals(count: int = TRAIN) -> dict[str, list[NDArray[np.uint8]]]:
+    """The first normal images of the demo set, [224, 224, 3] uint8, so many for each category."""
+    normals = {}
+    for number, (name, (draw, _)) in enumerate(CATEGORIES.items()):
+        generators = [np.random.default_rng([0, number, index]) for index in range(count)]
+        products = [(draw(rng), Camera.draw(rng)) for rng in generators]
+        photos = (camera.photograph(product) for product, camera in products)
+        normals[name] = [resize_image(photo, SIZE) for photo in photos]
     return normals
 
 

@@ -47,6 +47,7 @@ from onenip.model.network import Network
 from onenip.model.refiner import upsample_logits
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
+from onenip.sources.demo import TRAIN
 from onenip.synthesis import bank as synthetic_bank
 from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set
 from onenip.training.fit import build_network, start_fabric
@@ -85,11 +86,11 @@ class Recomputing(Trainee):
         return super().forward(batch)
 
 
-def build(params: Params) -> tuple[Network, TrainingSet, BatchPlan]:
-    """A network with its backbone's weights, the demo set's normal images, and their batches."""
+def build(params: Params, count: int = TRAIN) -> tuple[Network, TrainingSet, BatchPlan]:
+    """A network with its backbone's weights, so many normal images of each demo category, their batches."""
     torch.manual_seed(0)
     network = build_network(params, start_fabric(params.train))
-    normals = load_normals()
+    normals = load_normals(count)
     data = build_training_set(
         network,
         np.stack([image for images in normals.values() for image in images]),

@@ -31,7 +31,7 @@ from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError
 from onenip.folders import write_whole
 from onenip.params import Params
-from onenip.stages.process import NICENESS
+from onenip.stages.process import NICENESS, set_session_niceness
 
 FOLDER = STATE_DIR / "stack"
 PORTS = {"prefect": 4200, "mlflow": 5000, "s3": 8333}
@@ -96,7 +96,9 @@ def _up() -> None:
         command = [*python, "prefect", "worker", "start", "--pool", pool, "--type", "process"]
         if pool == TRAINING_POOL:  # a server beside it keeps its speed
             command = ["nice", "-n", str(NICENESS), *command]
-        services.start(f"worker {pool}", command, env=everybody)
+        worker = services.start(f"worker {pool}", command, env=everybody)
+        if pool == TRAINING_POOL:
+            set_session_niceness(worker.process_id)
     _write_environment(env)
     _print(services, databases)
     if params.notify.webhook is not None:  # last: all else works without it

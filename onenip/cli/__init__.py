@@ -154,6 +154,14 @@ app = typer.Typer(
 )
 
 
+_BATCH = {
+    "run",
+    "validate",
+    "synthesize",
+    "train",
+    "evaluate",
+}  # servers beside it keep their speed
+
 # what a user can do about a disk that refuses
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
@@ -235,6 +243,10 @@ def main() -> None:
         os.environ.setdefault(key, value)
     pass_by_proxy()
     try:
+        if next((word for word in sys.argv[1:] if not word.startswith("-")), "") in _BATCH:
+            from onenip.stages.process import begin_stage
+
+            begin_stage()  # before torch is imported
         app()
     except OneNIPError as error:
         proxy = describe_proxy() if isinstance(error, UnreachableError) else ""

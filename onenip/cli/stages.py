@@ -130,9 +130,6 @@ def validate(
     """
     from rich.table import Column, Table
 
-    from onenip.stages.process import begin_stage
-
-    begin_stage()  # before torch is imported
     from onenip.stages import validate as stage
 
     loaded = _read_params(params)
@@ -169,9 +166,6 @@ def synthesize(
     ] = OUTPUTS.synthesis,
 ) -> None:
     """Make synthetic anomalies of normal images, with exact masks, reproducibly from the seed."""
-    from onenip.stages.process import begin_stage
-
-    begin_stage()  # before torch is imported
     from onenip.stages import synthesize as stage
 
     loaded = _read_params(params)
@@ -190,9 +184,6 @@ def train(
     ] = OUTPUTS.curves,
 ) -> None:
     """Train and calibrate one model for all categories; after a kill it resumes from its last checkpoint."""
-    from onenip.stages.process import begin_stage
-
-    begin_stage()  # before torch is imported
     from onenip.stages import train as stage
 
     loaded = _read_params(params)
@@ -236,12 +227,9 @@ def evaluate(
     5 %, and those at the model's own thresholds, per category and mean. report.html shows them with
     curves, histograms, the worst misses and the worst false alarms; scores.csv has a line per image.
     """
-    from onenip.params import Params
-    from onenip.stages.process import begin_stage
-
-    begin_stage()  # before torch is imported
     from onenip.evaluation.counts import describe_wrong
     from onenip.evaluation.results import group_figures
+    from onenip.params import Params
     from onenip.stages import evaluate as stage
     from onenip.workspace.files import require_current
 

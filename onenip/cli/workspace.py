@@ -141,12 +141,10 @@ def run(
     from onenip.model.network import check_architecture
     from onenip.params import Params
     from onenip.params.presets import apply_preset
-    from onenip.stages.process import lower_priority
     from onenip.workspace.files import require_current
 
     if preset is not None:
         apply_preset(preset, PARAMS)
-    lower_priority()
     check_architecture(Params.load().model)
     require_current()
     is_verbose = logging.getLogger().level <= logging.DEBUG

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,7 @@ from onenip.data.dvc import FLOW_PROCESS
 NICENESS = 10  # of batch work; servers keep 0
 
 _LOOK_SECONDS = 1.0
+_ATTEMPTS, _PAUSE_SECONDS = 20, 0.15
 # Linux shares the processor between sessions first, by this value, and within one by niceness
 _SESSION = Path("/proc/self/autogroup")
 
@@ -26,17 +28,21 @@ log = logging.getLogger(__name__)
 def lower_priority() -> None:
     """Lower the priority of this process and of all that it starts from now on; call it before threads start.
 
-    On Linux the priority of its session is lowered, too, until this process ends: where the kernel groups
-    tasks by session (autogroup), niceness counts within a session only. Threads wait without spinning:
+    Where the kernel groups tasks by session (autogroup), niceness counts within a session only. There the
+    work goes on in a child that leads a session of its own, at low priority, and this process only waits
+    for it: whatever kills either, the user's terminal keeps its speed. Threads wait without spinning:
     matrix products on all cores otherwise use the processor while they wait (`docs/benchmarks.md`).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
     if hasattr(os, "setpriority"):  # Windows has none
         now = os.getpriority(os.PRIO_PROCESS, 0)
         os.setpriority(os.PRIO_PROCESS, 0, max(NICENESS, now))
-    before = _read_session_niceness()
-    if before is not None and before < NICENESS and _set_session_niceness(NICENESS):
-        atexit.register(_set_session_niceness, max(before, 0))
+    niceness = _read_session_niceness()
+    if niceness is None or niceness >= NICENESS:
+        return
+    if os.getsid(0) != os.getpid():
+        _go_on_in_own_session()
+    set_session_niceness(os.getpid())
 
 
 def begin_stage() -> None:
@@ -44,14 +50,61 @@ def begin_stage() -> None:
 
     A flow that is cancelled or killed cannot stop what DVC started for it, so the stage looks itself.
     """
-    niceness = _read_session_niceness()
     lower_priority()
     number, _, started_at = os.environ.get(FLOW_PROCESS, "").partition(" ")
     if number:
-        look = threading.Thread(
-            target=_end_with, args=(int(number), float(started_at), niceness), daemon=True
-        )
-        look.start()
+        end_with(int(number), float(started_at))
+
+
+def end_with(number: int, started_at: float | None = None) -> None:
+    """From now on, end this process within a second or two of another's end.
+
+    Args:
+        number: of the other process.
+        started_at: when it started, in seconds since 1970; None means the one that has the number now.
+    """
+    started_at = psutil.Process(number).create_time() if started_at is None else started_at
+    threading.Thread(target=_wait_and_end, args=(number, started_at), daemon=True).start()
+
+
+def set_session_niceness(number: int) -> None:
+    """Give the session of a process the niceness of batch work, where the kernel groups tasks by session."""
+    for _ in range(_ATTEMPTS):  # all ordinary users together may do it ten times a second
+        try:
+            Path(f"/proc/{number}/autogroup").write_text(str(NICENESS), encoding="ascii")
+        except BlockingIOError:
+            time.sleep(_PAUSE_SECONDS)
+        except OSError as error:
+            log.debug("session of process %d: %s", number, error)
+            return
+        else:
+            return
+
+
+def _go_on_in_own_session() -> None:
+    """Return in a child that leads a session; here, hand signals on to it, and end as it does."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent, started_at = os.getpid(), psutil.Process().create_time()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        end_with(parent, started_at)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT):
+        signal.signal(number, lambda given, _: os.killpg(child, given))
+
+    def stop(*_: object) -> None:
+        os.killpg(child, signal.SIGSTOP)
+        os.kill(parent, signal.SIGSTOP)
+
+    signal.signal(signal.SIGTSTP, stop)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        with suppress(OSError):  # of signals that nobody may handle
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(parent, -code)
+    os._exit(code)
 
 
 def _read_session_niceness() -> int | None:
@@ -62,21 +115,9 @@ def _read_session_niceness() -> int | None:
         return None
 
 
-def _set_session_niceness(niceness: int) -> bool:
-    """True if the kernel took it."""
-    try:
-        _SESSION.write_text(str(niceness), encoding="ascii")
-    except OSError as error:  # an ordinary user may change it ten times a second
-        log.debug("%s: %s", _SESSION, error)
-        return False
-    return True
-
-
-def _end_with(number: int, started_at: float, session_niceness: int | None) -> None:
+def _wait_and_end(number: int, started_at: float) -> None:
     while _is_running(number, started_at):
         time.sleep(_LOOK_SECONDS)
-    if session_niceness is not None:  # nothing runs at the exit of what a signal ends
-        _set_session_niceness(max(session_niceness, 0))
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -35,6 +35,7 @@ _MADE = ("validation/manifest.csv", "model/model.safetensors", "evaluation/score
 
 @pytest.mark.slow
 @pytest.mark.drill
+@pytest.mark.timeout(3600)
 def test_kills_at_random_moments_change_no_model_and_no_figure(tiny_data, tmp_path, drill):
     """SIGKILL again and again: a model loads or is not there, and the end is the same bytes."""
     chance, kills, ends, seconds = drill.draw(), drill.choose(2, 8), [], 0.0

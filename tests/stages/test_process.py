@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from tests.paths import ROOT
 CHILD = "import os, sys; print(os.getpriority(os.PRIO_PROCESS, 0))"
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 10), (5, 10), (15, 15)])
+@pytest.mark.parametrize(("before", "after"), [(0, 10), (15, 15)])
 def test_a_process_and_its_children_get_low_priority(before, after):
     """Niceness goes up to 10, and never down."""
     code = (
@@ -32,32 +33,86 @@ def test_a_process_and_its_children_get_low_priority(before, after):
 
 
 SESSION = Path("/proc/self/autogroup")
-LOWERED = """
-import os
+groups_sessions = pytest.mark.skipif(
+    not SESSION.is_file(), reason="this kernel does not group by session"
+)
+BATCH = """
+import os, sys, time
 from onenip.stages.process import lower_priority
 lower_priority()
-print(open("/proc/self/autogroup").read().split()[-1], os.environ["OMP_WAIT_POLICY"])
-"""
-# leads a session, as a worker of `make up` or a shell does
-LEADER = f"""
-import subprocess, sys
-subprocess.run([sys.executable, "-c", {LOWERED!r}], check=True)
-print(open("/proc/self/autogroup").read().split()[-1])
+print(os.getpid(), open("/proc/self/autogroup").read().split()[-1], os.environ["OMP_WAIT_POLICY"], flush=True)
+{then}
 """
 
 
-@pytest.mark.skipif(not SESSION.is_file(), reason="this kernel does not group by session")
-def test_the_session_has_low_priority_as_long_as_the_process_lives():
-    """Between sessions the kernel goes by the session's own value, which the shell gets back."""
-    done = subprocess.run(
-        [sys.executable, "-c", LEADER],
-        capture_output=True,
+def start_batch(then, **options):
+    """Batch work in a process of this terminal: that process, then number and niceness of who works."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BATCH.format(then=then)],
+        stdout=subprocess.PIPE,
         text=True,
-        check=True,
-        start_new_session=True,
+        **options,
     )
+    number, niceness, policy = process.stdout.readline().split()
+    assert policy == "passive"
+    return process, psutil.Process(int(number)), int(niceness)
 
-    assert done.stdout.split() == ["10", "passive", "0"]
+
+@groups_sessions
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_batch_work_is_slow_and_the_terminal_never(name):
+    """The work leads a session of low priority; whatever ends it, the terminal's is as it was."""
+    before = SESSION.read_text()
+    process, worker, niceness = start_batch("time.sleep(600)")
+
+    during = SESSION.read_text()
+    process.send_signal(getattr(signal, name))
+
+    assert niceness == 10
+    assert process.wait(60) == -getattr(signal, name)
+    worker.wait(60)
+    assert before == during == SESSION.read_text()
+
+
+@groups_sessions
+def test_batch_work_ends_as_its_own_process_does():
+    """The exit status is that of the work, also of work that was killed."""
+    failed, _, _ = start_batch("sys.exit(3)")
+    killed, worker, _ = start_batch("time.sleep(600)")
+    worker.kill()
+
+    assert failed.wait(60) == 3
+    assert killed.wait(60) == -signal.SIGKILL
+
+
+@groups_sessions
+def test_batch_work_stops_and_goes_on_with_its_terminal():
+    """Ctrl-Z and `fg` reach it, too."""
+    process, worker, _ = start_batch("time.sleep(600)")
+
+    process.send_signal(signal.SIGTSTP)
+    wait_for(lambda: worker.status() == psutil.STATUS_STOPPED)
+    process.send_signal(signal.SIGCONT)
+    wait_for(lambda: worker.status() != psutil.STATUS_STOPPED)
+
+    process.kill()
+    worker.wait(60)
+
+
+@groups_sessions
+def test_a_session_of_its_own_is_lowered_itself():
+    """Where the work leads a session already, as under systemd, there is no second process."""
+    process, worker, niceness = start_batch("time.sleep(600)", start_new_session=True)
+
+    assert (worker.pid, niceness) == (process.pid, 10)
+    process.kill()
+    process.wait(60)
+
+
+def wait_for(check):
+    """Until it is so; the test's own limit ends it."""
+    while not check():
+        time.sleep(0.05)
 
 
 STAGE = """
