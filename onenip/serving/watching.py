@@ -88,11 +88,15 @@ def _judge(
         answer = roster.describe(found, problem=champions.problem)
     except (OneNIPError, OSError) as error:
         return {"image": name, "error": getattr(error, "reason", str(error))}
+    except Exception as error:  # whatever an image does to a model, the next ones are judged
+        log.exception("%s: it cannot be judged", name)
+        return {"image": name, "error": f"{type(error).__name__}: {error}"}
     try:
         if answers is not None and keeping is not None:
             answers.keep(answer, content, found, keeping)
-    except (OneNIPError, OSError) as error:
-        log.warning("%s: its answer is not kept: %s", name, error)
+    except Exception as error:  # the answer counts
+        is_expected = isinstance(error, (OneNIPError, OSError))
+        log.warning("%s: its answer is not kept: %s", name, error, exc_info=not is_expected)
     return {"image": name, **answer}
 
 

@@ -175,9 +175,10 @@ class _Kept:
     async def keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
         try:
             await asyncio.to_thread(self._keep, content, answer, found)
-        except (OSError, OneNIPError) as error:
+        except Exception as error:  # whatever refuses, answers go on
             if self._works:
-                log.warning("answers are not kept: %s", error)
+                is_expected = isinstance(error, (OSError, OneNIPError))
+                log.warning("answers are not kept: %s", error, exc_info=not is_expected)
             self._works = False
         else:
             self._works = True

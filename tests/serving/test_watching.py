@@ -4,9 +4,10 @@ import threading
 
 import pytest
 
+from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError, UnknownCategoryError
 from onenip.review.answers import Answers, Keeping
-from onenip.serving.champions import Follower
+from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.watching import judge_folder, require_category
 
 
@@ -49,6 +50,29 @@ def test_images_that_appear_are_judged(tiny_model, tiny_data, tiny_detector, tmp
     assert {a.id for a in Answers(tmp_path / "kept").list_latest()} == {
         one["id"] for one in (old, new, again)
     }
+
+
+def test_a_model_that_fails_stops_no_other(tiny_model, tiny_data, tiny_detector, tmp_path):
+    """An error that nobody foresaw is the answer to its image, and the next one is judged."""
+    broken, champions, stop = Detector.load(tiny_model), Follower(), threading.Event()
+    broken.folded.to("meta")  # as a device that lost its memory
+    champions.roster = Roster(
+        {"disc": Serving("disc", broken, 1), "stripes": Serving("stripes", tiny_detector, 1)}
+    )
+    for name in ("disc", "stripes"):
+        (tmp_path / name).mkdir()
+        content = (tiny_data / name / "test/good/000.png").read_bytes()
+        (tmp_path / name / "part.png").write_bytes(content)
+    answers = judge_folder(
+        tmp_path, champions, category=None, has_existing=True, keeping=None, stop=stop
+    )
+
+    disc, stripes = next(answers), next(answers)
+    stop.set()
+
+    assert list(answers) == []
+    assert "meta" in disc["error"]
+    assert stripes["verdict"]
 
 
 def test_a_category_without_champion_is_named_before_it_starts(tiny_model):

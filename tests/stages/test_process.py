@@ -16,20 +16,23 @@ from tests.paths import ROOT
 CHILD = "import os, sys; print(os.getpriority(os.PRIO_PROCESS, 0))"
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 10), (15, 15)])
-def test_a_process_and_its_children_get_low_priority(before, after):
-    """Niceness goes up to 10, and never down."""
+@pytest.mark.parametrize(
+    ("command", "before", "after"), [("train", 0, 10), ("evaluate", 15, 15), ("predict", 0, 0)]
+)
+def test_batch_commands_and_their_children_get_low_priority(command, before, after):
+    """Niceness goes up to 10, and never down; what people wait for keeps its own."""
     code = (
-        "import os, subprocess, sys\n"
-        "from onenip.stages.process import lower_priority\n"
+        "import atexit, os, subprocess, sys\n"
+        "from onenip.cli import main\n"
         f"os.setpriority(os.PRIO_PROCESS, 0, {before})\n"
-        "lower_priority()\n"
-        f"subprocess.run([sys.executable, '-c', {CHILD!r}], check=True)\n"
+        f"atexit.register(subprocess.run, [sys.executable, '-c', {CHILD!r}], check=True)\n"
+        f"sys.argv = ['onenip', {command!r}, '--help']\n"
+        "main()\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert int(done.stdout) == after
+    assert int(done.stdout.splitlines()[-1]) == after
 
 
 SESSION = Path("/proc/self/autogroup")
