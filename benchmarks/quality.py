@@ -28,7 +28,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onenip.data.loading import load_zoomed
+from onenip.data.cache import Cache
+from onenip.data.loading import ResizedImages
 from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.detector.prediction import resize_map
@@ -216,7 +217,8 @@ def train(
     """A detector fitted to the samples; its synthetic anomalies are left in `folder`."""
     normals = [s for s in samples if s.subset in ("fit", "calibration")]
     sizes = {k: params.model.zoomed_size(z) for k, z in choose_zooms(samples, params.model).items()}
-    images = load_zoomed(normals, sizes, cache_dir=None, workers=2, progress=False)
+    kept = Cache(cache)
+    images = ResizedImages(normals, sizes, kept)
     entries = synthetic_bank.draw_entries(
         params.synthesize, normals, images, seed=params.seed, progress=False
     )
@@ -227,7 +229,7 @@ def train(
         bank=synthetic_bank.read(folder / "bank"),
         provenance={},
         checkpoint_dir=checkpoints,
-        cache_dir=cache,
+        cache=kept,
         on_log=_log_losses,
         progress=False,
     ).detector

@@ -22,12 +22,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import tempfile
 from collections.abc import Callable
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.machine import (
@@ -43,13 +45,16 @@ from benchmarks.machine import (
 )
 from benchmarks.plain import PlainNetwork
 from benchmarks.synthesis import load_normals
+from onenip.data.cache import Cache
+from onenip.data.labels import GOOD
+from onenip.data.manifest import scan_layout
 from onenip.model.network import Network
 from onenip.model.refiner import upsample_logits
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
 from onenip.sources.demo import TRAIN
 from onenip.synthesis import bank as synthetic_bank
-from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set
+from onenip.training.batches import Batch, BatchPlan, TrainingSet, build_training_set, embed_images
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.loop import build_optimizer, take_step
 from onenip.training.step import Trainee, dice_loss, feature_mse
@@ -63,43 +68,40 @@ Step = Callable[[int], None]
 
 
 class Recomputing(Trainee):
-    """A trainee that computes anew what `TrainingSet` holds: features and matches of its normal images."""
+    """A trainee that also computes what `TrainingSet` holds: features and matches of its normal images."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """As `Trainee.forward`."""
         network, data = self.network, self.data
         used = torch.cat([batch.indices, batch.prompts])
-        with torch.no_grad():
-            features = network.fuse(self.backbone(torch.from_numpy(data.images[used.numpy()])))
-            raw = features.coarse * network.coarse_std[:, None, None]
-            data.features.coarse[used] = raw + network.coarse_mean[:, None, None]
-            data.features.fine[used] = features.fine.to(data.features.fine.dtype)
-            for index in batch.indices.tolist() if network.uses_memory else []:
-                category = data.categories[index]
-                statistics = data.statistics[category]
-                tokens = network.average_tokens(
-                    statistics.standardize(data.features.fine[index][None])
-                )
+        features = embed_images(network, self.backbone, take_images(data, used))
+        for row, index in enumerate(batch.indices.tolist() if network.uses_memory else []):
+            category = data.categories[index]
+            statistics = data.statistics[category]
+            with torch.no_grad():
+                tokens = network.average_tokens(statistics.standardize(features.fine[row][None]))
                 excluded = (data.owners[category] == index)[None]
-                match = network.match(tokens, statistics.memory, excluded=excluded)
-                data.distances[index], data.matches[index] = match.distance[0], match.index[0]
+                network.match(tokens, statistics.memory, excluded=excluded)
         return super().forward(batch)
+
+
+def take_images(data: TrainingSet, indices: Tensor) -> Tensor:
+    """Images [B, H, W, 3] uint8 of a training set."""
+    return torch.from_numpy(np.stack([data.images[i] for i in indices.tolist()]))
 
 
 def build(params: Params, count: int = TRAIN) -> tuple[Network, TrainingSet, BatchPlan]:
     """A network with its backbone's weights, so many normal images of each demo category, their batches."""
     torch.manual_seed(0)
     network = build_network(params, start_fabric(params.train))
-    normals = load_normals(count)
-    data = build_training_set(
-        network,
-        np.stack([image for images in normals.values() for image in images]),
-        names=[f"{name}/{i}" for name, images in normals.items() for i in range(len(images))],
-        categories=[name for name, images in normals.items() for _ in images],
-        seed=0,
-        cache_dir=None,
-        progress=False,
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, images in load_normals(count).items():
+            folder = Path(temporary, name, "train", GOOD)
+            folder.mkdir(parents=True)
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(folder / f"{i:03}.png")
+        samples = scan_layout(Path(temporary), calibration_fraction=0, holdout_fraction=0)
+        data = build_training_set(network, samples, seed=0, cache=Cache(), progress=False)
     synthesizer = synthetic_bank.build_synthesizer(
         params.synthesize, size=params.model.input_size, seed=0
     )
@@ -112,16 +114,8 @@ def build(params: Params, count: int = TRAIN) -> tuple[Network, TrainingSet, Bat
 def step_ours(network: Network, plan: BatchPlan, params: Params, kind: type[Trainee]) -> Step:
     """A step as `onenip train` takes it, from drawing to optimiser."""
     fabric = start_fabric(params.train)
-    data = plan.data
-    if kind is Recomputing:  # writes into its own copy
-        features = replace(
-            data.features, coarse=data.features.coarse.clone(), fine=data.features.fine.clone()
-        )
-        data = replace(
-            data, features=features, distances=data.distances.clone(), matches=data.matches.clone()
-        )
     trainee, optimizer = fabric.setup(
-        kind(network, data, params.train), build_optimizer(network, params.train, fabric)
+        kind(network, plan.data, params.train), build_optimizer(network, params.train, fabric)
     )
     trainee.train()
 
@@ -138,13 +132,18 @@ def step_plainly(network: Network, plan: BatchPlan, params: Params) -> Step:
     plain.backbone.eval()
     trainable = [p for p in plain.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, 1e-4, weight_decay=1e-4)
-    images = torch.from_numpy(plan.data.images)
 
     def take(step: int) -> None:
         batch = plan[step]
         with torch.no_grad():
             features = plain.embed(
-                torch.cat([images[batch.indices], batch.anomalous, images[batch.prompts]])
+                torch.cat(
+                    [
+                        take_images(plan.data, batch.indices),
+                        batch.anomalous,
+                        take_images(plan.data, batch.prompts),
+                    ]
+                )
             )
         queries, prompts = features[: 2 * BATCH_SIZE], features[2 * BATCH_SIZE :]
         restored = plain(queries, prompts, jitter_scale=params.train.jitter_scale)

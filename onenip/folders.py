@@ -54,7 +54,7 @@ def _walk(folder: Path, above: tuple[str, ...], linked: set[str]) -> Iterator[Pa
 
 
 @contextmanager
-def write_whole(path: Path) -> Iterator[Path]:
+def write_whole(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
     """A draft beside a file, which takes its place when the block ends well.
 
     The draft has a name of its own in each process and thread, and the suffix of the file. What was written
@@ -62,6 +62,8 @@ def write_whole(path: Path) -> Iterator[Path]:
 
     Args:
         path: may not exist yet; its parents are made.
+        is_durable: False for what can be made anew and is checked when it is read: a power cut may leave it
+            cut off, and nothing waits for the disk.
 
     Yields:
         The draft, to be written by the block.
@@ -78,9 +80,11 @@ def write_whole(path: Path) -> Iterator[Path]:
     draft = path.with_name(f".{path.stem}.{word}{path.suffix}")
     try:
         yield draft
-        _flush(draft)
+        if is_durable:
+            _flush(draft)
         os.replace(draft, path)
-        _flush(path.parent)
+        if is_durable:
+            _flush(path.parent)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -121,16 +125,6 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     finally:
         _recover(folder, previous)
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete the entries of a folder, files and folders, but the `count` that were modified last."""
-    entries = sorted(folder.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in entries[count:]:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

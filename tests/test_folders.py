@@ -1,6 +1,5 @@
 """Files and folders that change whole or not at all."""
 
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,19 +14,6 @@ def folder(request, tmp_path, monkeypatch):
     if not request.param:
         monkeypatch.setattr(folders, "_exchange", lambda *_: False)
     return tmp_path / "deep/out"
-
-
-def test_the_newest_entries_are_kept(tmp_path):
-    """Files and whole folders that were modified before the others are deleted."""
-    for age, name in enumerate(["a", "b", "c", "d"]):
-        (tmp_path / name).mkdir() if name in "ac" else (tmp_path / name).touch()
-        os.utime(tmp_path / name, (0, 100 - age))
-    (tmp_path / "a/inner").touch()
-    os.utime(tmp_path / "a", (0, 100))
-
-    folders.keep_newest(tmp_path, 2)
-
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def names(folder):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from onenip import Detector
 from onenip.cli import app
+from onenip.data.cache import Cache
 from onenip.data.manifest import load_manifest, select
 from onenip.data.validation import validate
 from onenip.errors import DataError, ImageError, ParamsError
@@ -71,7 +72,7 @@ def deep_fit(deep_data, tiny_params, tmp_path_factory):
         bank=[],
         provenance={},
         checkpoint_dir=folder / "checkpoint",
-        cache_dir=folder / "cache",
+        cache=Cache(folder / "cache"),
         on_log=lambda _step, _losses: None,
         progress=False,
     ).detector

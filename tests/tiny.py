@@ -10,9 +10,11 @@ import numpy as np
 from lightning_fabric import Fabric
 from PIL import Image
 
+from onenip.data.cache import Cache
 from onenip.data.labels import GOOD
+from onenip.data.loading import ResizedImages
 from onenip.data.manifest import Sample, scan_layout
-from onenip.images import hash_file, load_image, resize_image
+from onenip.images import hash_file
 from onenip.model.file import SPEC_FILE, TENSORS_FILE, hash_model, seal_spec
 from onenip.params import Params
 from onenip.synthesis import bank as synthetic_bank
@@ -126,8 +128,8 @@ def fit_tiny(
     """A detector really fitted to the tiny data, in a second or two."""
     samples = list_samples(root, params)
     normal = [s for s in samples if s.subset != "test"]
-    size = params.model.input_size
-    images = np.stack([resize_image(load_image(s.path), size) for s in normal])
+    kept = Cache(cache)
+    images = ResizedImages(normal, dict.fromkeys(CATEGORIES, params.model.input_size), kept)
     entries = synthetic_bank.draw_entries(params.synthesize, normal, images, seed=0, progress=False)
     bank = folder / "bank"
     if not bank.exists():
@@ -138,7 +140,7 @@ def fit_tiny(
         bank=synthetic_bank.read(bank),
         provenance={},
         checkpoint_dir=checkpoint or folder / "checkpoint",
-        cache_dir=cache,
+        cache=kept,
         on_log=lambda _step, _losses: None,
         progress=False,
         fabric=fabric,

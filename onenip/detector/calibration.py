@@ -5,7 +5,7 @@ Test data have no part in any of this; the results are stored in the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from onenip.detector.category import (
     draw_maps,
     embed_globally,
 )
+from onenip.detector.embedding import Lazy
 from onenip.detector.scoring import Fusion, measure_scale, score_maps
 from onenip.detector.thresholds import find_outliers
 from onenip.detector.zoom import choose_zoom
@@ -40,19 +41,24 @@ _SHIFTS = ((3, 0), (-3, 0), (0, 3), (0, -3))  # px, of the copies of a single no
 
 @dataclass(frozen=True)
 class CalibrationImage:
-    """Features of one image to calibrate on.
+    """One image to calibrate on; its features are read when they are needed.
 
     Attributes:
-        features: a batch of one.
+        load: gives its features, a batch of one.
         excluded: memory tokens that come from this very image.
         state: of the category with other prompts, where this very image is one; None for its own.
         is_fitted: whether training has seen it.
     """
 
-    features: Features
+    load: Callable[[], Features]
     excluded: Excluded = NONE_EXCLUDED
     state: CategoryState | None = None
     is_fitted: bool = False
+
+    @classmethod
+    def of(cls, features: Features) -> CalibrationImage:
+        """An image whose features stay in memory."""
+        return cls(lambda: features)
 
 
 def choose_prompts(embeddings: Tensor, *, count: int) -> list[int]:
@@ -118,11 +124,11 @@ def add_memories(
         generator: random numbers for the choice of tokens.
     """
     apart = torch.from_numpy(np.eye(len(images), dtype=bool) if related is None else related)
-    fine = [image.features.fine[0].cpu().half() for image in images]
+    fine = Lazy(lambda i: images[i].load().fine[0].cpu().half(), len(images))
     statistics, owners = measure_statistics(network, fine, generator=generator)
     excluded = [Excluded(own[owners][None]) for own in apart]
-    details = [i.features.detail[0].cpu().half() for i in images if i.features.detail is not None]
-    if details:
+    if images[0].load().detail is not None:
+        details = Lazy(lambda i: _take_detail(images[i]), len(images))
         detail, owners = measure_statistics(network, details, generator=generator)
         statistics = replace(statistics, detail=detail)
         excluded = [
@@ -300,7 +306,7 @@ def calibrate_given(
         related = np.eye(len(images), dtype=bool) if siblings is None else siblings
         statistics, given = add_memories(
             network,
-            [CalibrationImage(_embed(network, image)) for image in resized],
+            [CalibrationImage.of(_embed(network, image)) for image in resized],
             related=related,
             generator=torch.Generator().manual_seed(0),
         )
@@ -317,7 +323,8 @@ def calibrate_given(
         if related.all():  # nobody else is there to judge by
             shifted = [np.roll(one, shift, axis=(0, 1)) for one in resized for shift in _SHIFTS]
             normals = [
-                CalibrationImage(_embed(network, one)) for one in shifted[:MAX_CALIBRATION_IMAGES]
+                CalibrationImage.of(_embed(network, one))
+                for one in shifted[:MAX_CALIBRATION_IMAGES]
             ]
         else:
             normals = []
@@ -342,8 +349,14 @@ def calibrate_given(
     return state, known
 
 
+def _take_detail(image: CalibrationImage) -> Tensor:
+    detail = image.load().detail
+    assert detail is not None
+    return detail[0].cpu().half()
+
+
 def _draw(network: Network, state: CategoryState, image: CalibrationImage) -> dict[str, Tensor]:
-    return draw_maps(network, image.features, image.state or state, excluded=image.excluded)
+    return draw_maps(network, image.load(), image.state or state, excluded=image.excluded)
 
 
 def _embed(network: Network, image: NDArray[np.uint8]) -> Features:

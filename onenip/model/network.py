@@ -166,22 +166,38 @@ class Network(nn.Module):
         """True if a category needs a token memory."""
         return self.params.memory_tokens > 0
 
+    @property
+    def reads_fine(self) -> bool:
+        """True if anything needs fine features."""
+        return self.uses_memory or not isinstance(self.refiner, PaperRefiner)
+
     def embed(self, images: Tensor) -> Features:
         """Features of images [B, H, W, 3] uint8, RGB, 0..255, at input size or at a zoom of it."""
+        return self.standardize_coarse(self.embed_raw(images, self.backbone))
+
+    def embed_raw(self, images: Tensor, backbone: Backbone) -> Features:
+        """The same as a backbone alone gives them: this network's, or the same folded; not standardised."""
         zoom = images.shape[1] // self.params.input_size[0]
         if zoom == 1:
-            return self.fuse(self.backbone(images))
+            return self._fuse_raw(backbone(images))
         pixels = images.permute(0, 3, 1, 2).float()
         reduced = functional.avg_pool2d(pixels, zoom).permute(0, 2, 3, 1)
-        features = self.fuse(self.backbone(reduced))
-        return replace(features, detail=self._fuse_finest(self.backbone(images)))
+        features = self._fuse_raw(backbone(reduced))
+        return replace(features, detail=self._fuse_finest(backbone(images)))
 
     def fuse(self, levels: list[Tensor]) -> Features:
         """Features on both grids of the backbone's levels [B, C_i, h_i, w_i]."""
+        return self.standardize_coarse(self._fuse_raw(levels))
+
+    def standardize_coarse(self, raw: Features) -> Features:
+        """Features whose coarse ones are standardised; see `standardize`."""
+        return replace(raw, coarse=self.standardize(raw.coarse))
+
+    def _fuse_raw(self, levels: list[Tensor]) -> Features:
         coarse = fuse_levels(levels, grid=self.grid, pooling=self.params.pooling)
-        if isinstance(self.refiner, PaperRefiner) and not self.uses_memory:
-            return Features(self.standardize(coarse), coarse[:, :0])
-        return Features(self.standardize(coarse), self._fuse_finest(levels))
+        if not self.reads_fine:
+            return Features(coarse, coarse[:, :0])
+        return Features(coarse, self._fuse_finest(levels))
 
     def _fuse_finest(self, levels: list[Tensor]) -> Tensor:
         """The backbone's levels on the grid of tokens that are matched, [B, C, h, w]."""

@@ -14,7 +14,13 @@ from pydantic import Field, ValidationError
 from onenip.addresses import HIDDEN, hide_secrets
 from onenip.errors import ParamsError
 from onenip.params.detection import CalibrateParams, EvaluateParams, ModelParams, TrainParams
-from onenip.params.images import DataParams, DownloadParams, SynthesizeParams, ValidateParams
+from onenip.params.images import (
+    CacheParams,
+    DataParams,
+    DownloadParams,
+    SynthesizeParams,
+    ValidateParams,
+)
 from onenip.params.operation import (
     CategoryGateParams,
     DriftParams,
@@ -28,6 +34,7 @@ from onenip.params.reading import Section, read_yaml, to_params_error
 
 __all__ = [
     "DEFAULT_PATH",
+    "CacheParams",
     "CalibrateParams",
     "CategoryGateParams",
     "DataParams",
@@ -63,6 +70,7 @@ class Params(Section):
 
     seed: int = Field(0, ge=0, description="seed of all random numbers")
     data: DataParams = DataParams()
+    cache: CacheParams = CacheParams()
     download: DownloadParams = DownloadParams()
     validation: ValidateParams = Field(ValidateParams(), alias="validate")
     synthesize: SynthesizeParams = SynthesizeParams()

@@ -99,6 +99,17 @@ class DownloadParams(Section):
     )
 
 
+class CacheParams(Section):
+    """What is kept from run to run, so that an image is decoded and embedded once."""
+
+    max_gib: float = Field(
+        50.0,
+        gt=0,
+        description="maximum size of artifacts/cache in GiB; what was used longest ago is deleted, and made "
+        "again when it is needed; an image takes about 1 MB, and 5 MB more with a zoom of 2",
+    )
+
+
 class ValidateParams(Section):
     """Rules that usable images satisfy."""
 

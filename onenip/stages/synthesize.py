@@ -9,8 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from onenip.data.loading import count_cores, load_zoomed
+from onenip.data.cache import Cache
+from onenip.data.loading import ResizedImages, count_cores
 from onenip.data.manifest import load_manifest
+from onenip.data.outputs import OUTPUTS
 from onenip.detector.zoom import choose_zooms
 from onenip.errors import DataError
 from onenip.folders import replace_folder
@@ -39,15 +41,17 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     show = sys.stderr.isatty()
     zooms = choose_zooms(samples, params.model)
     sizes = {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()}
-    images = load_zoomed(samples, sizes, cache_dir=None, workers=count_cores(), progress=show)
+    cache = Cache(OUTPUTS.cache, max_gib=params.cache.max_gib)
+    images = ResizedImages(samples, sizes, cache)
+    images.prepare(workers=count_cores(), progress=show)
     entries = synthetic_bank.draw_entries(
         params.synthesize, samples, images, seed=params.seed, progress=show
     )
     with replace_folder(out_dir) as draft:
         synthetic_bank.write(draft, entries)
         bank = synthetic_bank.read(draft)
-        normals = {sample.name: image for sample, image in zip(samples, images, strict=True)}
-        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(bank, normals))
+        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(bank, images))
         sheet.save(draft / "contact_sheet.png")
+    cache.prune()
     log.info("%d synthetic anomalies of %d normal images in %s", len(bank), len(samples), out_dir)
     return SynthesizeResult(len(bank), out_dir / "contact_sheet.png")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onenip.data import dvc
+from onenip.data.cache import Cache
 from onenip.data.manifest import load_manifest, select
 from onenip.data.outputs import OUTPUTS
 from onenip.folders import replace_folder
@@ -61,6 +62,8 @@ def run(
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
     }
 
+    cache = Cache(OUTPUTS.cache, max_gib=params.cache.max_gib)
+
     def fit(on_log: OnLog) -> FitResult:
         return fit_detector(
             params,
@@ -68,7 +71,7 @@ def run(
             bank=bank,
             provenance=provenance,
             checkpoint_dir=OUTPUTS.checkpoint,
-            cache_dir=OUTPUTS.cache,
+            cache=cache,
             on_log=on_log,
             progress=sys.stderr.isatty() and fabric.is_global_zero,
             fabric=fabric,
@@ -90,6 +93,7 @@ def run(
             _write_table(draft / "selection.csv", result.record.trials, _TRIAL_COLUMNS)
         result.detector.save(out_dir)
         discard_checkpoint(OUTPUTS.checkpoint)
+        cache.prune()
         tracked.name_model(result.detector.digest)
     log.info("model %s in %s", result.detector.digest[:12], out_dir)
     return TrainResult(result.detector.digest, result.detector.categories)

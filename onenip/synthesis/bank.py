@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from onenip.data.loading import ResizedImages
 from onenip.data.manifest import Sample
 from onenip.errors import DataError, ParamsError
 from onenip.images import load_image, load_mask
@@ -56,12 +57,12 @@ class StoredAnomaly:
 def draw_entries(
     params: SynthesizeParams,
     samples: Sequence[Sample],
-    images: Sequence[NDArray[np.uint8]],
+    images: ResizedImages,
     *,
     seed: int,
     progress: bool,
 ) -> Iterator[Entry]:
-    """Synthetic anomalies of normal images [H, W, 3] uint8, those of a category of one size, one by one.
+    """Synthetic anomalies of the samples' images, one by one.
 
     There are `per_image` of each.
 
@@ -70,7 +71,7 @@ def draw_entries(
     Raises:
         ParamsError: naming an image that no kind of anomaly changes visibly.
     """
-    synthesizers = build_synthesizers(params, images, seed=seed)
+    synthesizers = build_synthesizers(params, images.sizes.values(), seed=seed)
     by_category = group_by_category(samples)
     for index in tqdm(range(len(samples)), desc="synthesize", disable=not progress, unit="image"):
         rng = np.random.default_rng([seed, 4, int(samples[index].sha256[:12], 16)])
@@ -93,11 +94,10 @@ def build_synthesizer(params: SynthesizeParams, *, size: tuple[int, int], seed: 
 
 
 def build_synthesizers(
-    params: SynthesizeParams, images: Sequence[NDArray[np.uint8]], *, seed: int
+    params: SynthesizeParams, sizes: Iterable[tuple[int, int]], *, seed: int
 ) -> dict[tuple[int, int], Synthesizer]:
-    """A synthesizer for each size (H, W) in px that images [H, W, 3] have."""
-    sizes = {(image.shape[0], image.shape[1]) for image in images}
-    return {size: build_synthesizer(params, size=size, seed=seed) for size in sorted(sizes)}
+    """A synthesizer for each size (H, W) in px."""
+    return {size: build_synthesizer(params, size=size, seed=seed) for size in sorted(set(sizes))}
 
 
 def group_by_category(samples: Sequence[Sample]) -> dict[str, list[int]]:
@@ -147,18 +147,17 @@ def read(folder: Path) -> list[StoredAnomaly]:
         ]
 
 
-def draw_contact_sheet(
-    bank: Sequence[StoredAnomaly], normals: Mapping[str, NDArray[np.uint8]]
-) -> NDArray[np.uint8]:
+def draw_contact_sheet(bank: Sequence[StoredAnomaly], images: ResizedImages) -> NDArray[np.uint8]:
     """Samples of every category in one picture: normal, anomalous and mask, one above the other.
 
     Args:
         bank: stored anomalies.
-        normals: [H, W, 3] uint8, by name of the sample.
+        images: that they were made from.
 
     Returns:
         [H, W, 3] uint8, a band per category.
     """
+    normals = {sample.name: sample for sample in images.samples}
     bands = []
     for category in sorted({stored.category for stored in bank}):
         own = [stored for stored in bank if stored.category == category]
@@ -166,7 +165,7 @@ def draw_contact_sheet(
         columns = [
             np.concatenate(
                 [
-                    _tile(normals[stored.made_from]),
+                    _tile(images.load(normals[stored.made_from])),
                     _tile(load_image(stored.image)),
                     _tile_mask(load_mask(stored.mask)),
                 ]

@@ -14,8 +14,9 @@ import timm
 import torch
 from torch import Tensor
 
-from onenip.data.loading import count_cores, load_resized
-from onenip.data.manifest import Sample, scan_layout, select
+from onenip.data.cache import Cache
+from onenip.data.loading import ResizedImages
+from onenip.data.manifest import Sample, list_categories, scan_layout, select
 from onenip.detector.detector import Detector
 from onenip.errors import CheckpointError
 from onenip.model.file import DetectorSpec
@@ -204,22 +205,14 @@ def _build_params(trained: dict[str, Tensor], *, origin: str) -> Params:
 
 
 def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed: int) -> Detector:
-    size = params.model.input_size  # the paper's model has no zoom
+    cache = Cache()
     fitted = select(samples, subset="fit")
-    workers = count_cores()
-    data = build_training_set(
-        network,
-        load_resized(fitted, size, cache_dir=None, workers=workers, progress=False),
-        names=[s.name for s in fitted],
-        categories=[s.category for s in fitted],
-        seed=seed,
-        cache_dir=None,
-        progress=False,
-    )
+    data = build_training_set(network, fitted, seed=seed, cache=cache, progress=False)
     held_out = select(samples, subset="calibration") or fitted
-    images = load_resized(held_out, size, cache_dir=None, workers=workers, progress=False)
+    size = params.model.input_size  # the paper's model has no zoom
+    images = ResizedImages(held_out, dict.fromkeys(list_categories(held_out), size), cache)
     entries = synthetic_bank.draw_entries(
-        params.synthesize, held_out, list(images), seed=seed, progress=False
+        params.synthesize, held_out, images, seed=seed, progress=False
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bank"

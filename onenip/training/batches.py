@@ -1,18 +1,14 @@
 """Training batches: normal images with cached features, synthetic anomalies, prompts.
 
-The backbone is frozen, so features of normal images and their nearest memory tokens are computed once.
+The backbone is frozen, so features of a normal image are computed once, by whoever needs them first. Images
+and features are read as they are drawn: memory does not grow with the number of images.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,127 +17,140 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from onenip.data.cache import Cache
+from onenip.data.loading import ResizedImages, count_cores
+from onenip.data.manifest import Sample, format_range, list_categories
 from onenip.detector.calibration import measure_statistics
 from onenip.detector.category import embed_globally
-from onenip.errors import DataError, DivergedError, ParamsError
-from onenip.folders import keep_newest, write_whole
+from onenip.detector.embedding import Embedder, Lazy
+from onenip.errors import DivergedError, ParamsError
 from onenip.model.features import Backbone
-from onenip.model.folding import fold_backbone
-from onenip.model.network import CategoryStatistics, Features, Network
-from onenip.model.weights import hash_backbone
+from onenip.model.network import CategoryStatistics, Features, Match, Network
 from onenip.synthesis.anomalies import Synthesizer
-from onenip.version import hash_code
 
-_EMBED_BATCH = 8
-_KEPT_ENTRIES = 3  # of the cache of features
+MAX_MEASURED = 2000  # images of a category that its statistics, memory and prompts come from
+_KEPT_MATCHES = 20_000  # images whose matches stay in memory, 9 KB each
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
 class TrainingSet:
-    """Normal images to fit to, and everything computed from them once.
+    """Normal images to fit to, and what is measured of them once; see `build_training_set`.
 
     Attributes:
-        images: [n, H, W, 3] uint8 at input size.
+        images: at input size.
         names: [n] of the images, for messages.
         categories: [n] name of each image's category.
-        features: coarse float32 [n, C, h, w] and fine float16 [n, C, h8, w8], both raw; on disk where they
-            are cached.
-        embeddings: [n, C] float, global.
+        digests: [n] sha256 of the images' files, and the ranges that they are read over.
+        embedder: of their features.
+        cache: of images and features.
+        measured: by category, indices of the images that statistics, memory and prompts come from.
+        embeddings: by category, [m, C] float of those images, global.
         statistics: by category.
-        distances: [n, N8] float, to the nearest memory tokens of other images; empty without memory.
-        matches: [n, N8] int64, those tokens' indices; empty without memory.
         owners: by category, the index of the image that each memory token comes from.
     """
 
-    images: NDArray[np.uint8]
-    names: list[str]
-    categories: list[str]
-    features: Features
-    embeddings: Tensor
-    statistics: dict[str, CategoryStatistics]
-    distances: Tensor
-    matches: Tensor
-    owners: dict[str, Tensor]
+    def __init__(self, network: Network, samples: Sequence[Sample], cache: Cache) -> None:
+        self.names = [sample.name for sample in samples]
+        self.categories = [sample.category for sample in samples]
+        self.digests = [f"{s.sha256} {format_range(s.sample_range)}" for s in samples]
+        size = network.params.input_size
+        self.images = ResizedImages(samples, dict.fromkeys(self.categories, size), cache)
+        self.cache = cache
+        self.embedder = Embedder(network, cache)
+        self.measured: dict[str, NDArray[np.intp]] = {}
+        self.embeddings: dict[str, Tensor] = {}
+        self.statistics: dict[str, CategoryStatistics] = {}
+        self.owners: dict[str, Tensor] = {}
+        self._network = network
+        self._matches: dict[int, Match] = {}
 
     def list_indices(self, category: str) -> NDArray[np.intp]:
         """Indices of a category's images."""
         return np.flatnonzero(np.array(self.categories) == category)
 
+    def features(self, index: int) -> Features:
+        """Raw features of an image: a batch of one, float32, on the CPU."""
+        return self.embedder.embed(self.images[index])
+
+    def fine(self, index: int) -> Tensor:
+        """Fine features [1, C, h, w] of an image, rounded to float16, as training takes them."""
+        return self.features(index).fine.half()
+
+    def match(self, index: int) -> Match:
+        """Nearest memory tokens of other images of the category, [1, N8] each."""
+        if index not in self._matches:
+            category = self.categories[index]
+            statistics = self.statistics[category]
+            tokens = self._network.average_tokens(statistics.standardize(self.fine(index)))
+            excluded = (self.owners[category] == index)[None]
+            if len(self._matches) == _KEPT_MATCHES:
+                del self._matches[next(iter(self._matches))]
+            self._matches[index] = self._network.match(tokens, statistics.memory, excluded=excluded)
+        return self._matches[index]
+
 
 def build_training_set(
     network: Network,
-    images: NDArray[np.uint8],
+    samples: Sequence[Sample],
     *,
-    names: list[str],
-    categories: list[str],
     seed: int,
-    cache_dir: Path | None,
+    cache: Cache,
     progress: bool,
+    limit: int | None = MAX_MEASURED,
+    embeds_all: bool = True,
 ) -> TrainingSet:
-    """Features, statistics and matches of normal images; sets the network's standardisation.
+    """Images with their features and what is measured of them; sets the network's standardisation.
 
     Args:
         network: with its backbone's weights; its `coarse_mean` and `coarse_std` are set.
-        images: [n, H, W, 3] uint8 at input size.
-        names: [n].
-        categories: [n].
+        samples: normal images.
         seed: root of the memories' choice.
-        cache_dir: where features are kept from run to run; None keeps none.
-        progress: whether to show a bar.
+        cache: of images and features.
+        progress: whether to show bars.
+        limit: images of a category, those of the lowest digests, that its statistics, memory and prompts come
+            from; None for all.
+        embeds_all: whether to compute now what else will be drawn; if not, it is done as it is drawn.
 
     Raises:
         DivergedError: if features are not finite, naming the images.
     """
-    network.coarse_mean.zero_()
-    network.coarse_std.fill_(1)
-    raw = embed_cached(network, images, cache_dir=cache_dir, progress=progress)
-    _check_finite(raw, names)
+    data = TrainingSet(network, samples, cache)
+    for category in list_categories(samples):
+        own = data.list_indices(category)
+        first = sorted(own, key=lambda i: data.digests[i])[:limit]
+        data.measured[category] = np.array(sorted(first))
+    measured = np.concatenate(list(data.measured.values()))
+    _embed(data, list(range(len(samples))) if embeds_all else measured.tolist(), progress=progress)
     if network.params.standardize:
-        overall = CategoryStatistics.measure(list(raw.coarse))
+        rows = np.sort(measured)
+        overall = CategoryStatistics.measure(
+            Lazy(lambda i: data.features(rows[i]).coarse[0], len(rows))
+        )
         network.coarse_mean.copy_(overall.mean)
         network.coarse_std.copy_(overall.std)
-    statistics: dict[str, CategoryStatistics] = {}
-    owners = {}
-    size = int(np.prod(network.fine_grid)) if network.uses_memory else 0
-    distances = torch.zeros(len(images), size)
-    matches = torch.zeros(len(images), size, dtype=torch.int64)
+    else:
+        network.coarse_mean.zero_()
+        network.coarse_std.fill_(1)
     with torch.inference_mode():
-        for number, category in enumerate(sorted(set(categories))):
-            indices = np.flatnonzero(np.array(categories) == category)
+        for number, (category, indices) in enumerate(data.measured.items()):
             generator = torch.Generator().manual_seed(seed * 1009 + number)
-            fine = list(_take(raw.fine, indices))
-            own, owner = measure_statistics(network, fine, generator=generator)
-            statistics[category], owners[category] = own, torch.tensor(indices)[owner]
-            if not network.uses_memory:
-                continue
-            for index in indices:
-                tokens = network.average_tokens(own.standardize(raw.fine[index][None]))
-                excluded = (owners[category] == int(index))[None]
-                match = network.match(tokens, own.memory, excluded=excluded)
-                distances[index], matches[index] = match.distance[0], match.index[0]
-    return TrainingSet(
-        images=images,
-        names=names,
-        categories=categories,
-        features=raw,
-        embeddings=torch.cat(
-            [embed_globally(network.standardize(part)) for part in raw.coarse.split(_EMBED_BATCH)]
-        ),
-        statistics=statistics,
-        distances=distances.clone(),
-        matches=matches.clone(),
-        owners=owners,
-    )
+            statistics, owner = measure_statistics(
+                network, _list_fine(data, indices), generator=generator
+            )
+            data.statistics[category] = statistics
+            data.owners[category] = torch.tensor(indices)[owner]
+            coarse = (data.features(i).coarse.to(network.coarse_mean.device) for i in indices)
+            embeddings = [embed_globally(network.standardize(one)).cpu() for one in coarse]
+            data.embeddings[category] = torch.cat(embeddings)
+    return data
 
 
 def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Features:
     """Features of images as a training sees them, whether they are normal or synthetic anomalies.
 
-    In 32 bits also under mixed precision, and fine ones rounded to the 16 bits in which those of normals are
-    kept: otherwise the refiner could learn to know anomalies by their rounding.
+    In 32 bits also under mixed precision, and fine ones rounded to 16 bits.
 
     Args:
         network: standardises coarse features, if its standardisation is set.
@@ -156,126 +165,33 @@ def embed_images(network: Network, backbone: Backbone, images: Tensor) -> Featur
     return Features(features.coarse.float(), features.fine.half())
 
 
-def embed_cached(
-    network: Network, images: NDArray[np.uint8], *, cache_dir: Path | None, progress: bool
-) -> Features:
-    """Raw features of images, from the cache if it holds the features of these very images.
+def _list_fine(data: TrainingSet, indices: NDArray[np.intp]) -> Lazy:
+    return Lazy(lambda i: data.fine(int(indices[i]))[0], len(indices))
 
-    An entry is a folder, named by a digest of everything that features depend on. The entries used last
-    are kept, the others deleted.
 
-    Args:
-        network: whose standardisation is off (zero mean, unit deviation).
-        images: [n, H, W, 3] uint8 at input size.
-        cache_dir: folder of the cache; None for no cache.
-        progress: whether to show a bar.
-
-    Returns:
-        coarse float32 and fine float16, on the CPU, memory-mapped from the cache if there is one.
+def _embed(data: TrainingSet, indices: Sequence[int], *, progress: bool) -> None:
+    """Have images and features in the cache.
 
     Raises:
-        DataError: if the cache cannot be written.
+        DivergedError: if some are not finite.
     """
-    parts = _embed_parts(network, images, progress=progress)
-    if cache_dir is None:
-        arrays = [np.concatenate(one) for one in zip(*parts, strict=True)]
-        return Features(*map(torch.from_numpy, arrays))
-    entry = cache_dir / _name_entry(network, images)
-    files = [entry / "coarse.npy", entry / "fine.npy"]
-    try:
-        found = _read_arrays(files, count=len(images))
-        if found is None:
-            _write_arrays(files, parts, count=len(images))
-            found = _read_arrays(files, count=len(images))
-        else:
-            log.info("features of %d normal images are cached", len(images))
-        os.utime(entry)
-        keep_newest(cache_dir, _KEPT_ENTRIES)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"{cache_dir}: cannot keep features: {reason}", path=cache_dir) from error
-    assert found is not None
-    return Features(*map(torch.from_numpy, found))
-
-
-def _name_entry(network: Network, images: NDArray[np.uint8]) -> str:
-    """Digest of everything that features depend on: code, libraries, weights, settings, device, images."""
-    facts = (
-        hash_code("model", libraries=("timm", "torch")),
-        hash_backbone(network.backbone),
-        network.params.model_dump_json(),
-        network.coarse_mean.device.type,
-        images.shape,
+    chosen = [data.images.samples[i] for i in indices]
+    ResizedImages(chosen, data.images.sizes, data.cache).prepare(
+        workers=count_cores(), progress=progress
     )
-    key = hashlib.sha256(repr(facts).encode())
-    key.update(np.ascontiguousarray(images).data)
-    return key.hexdigest()[:32]
-
-
-def _embed_parts(
-    network: Network, images: NDArray[np.uint8], *, progress: bool
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float16]]]:
-    """Coarse and fine features of a few images at a time, [b, C, h, w] each, C-contiguous.
-
-    Sums over another layout differ in their last bits.
-    """
-    backbone = fold_backbone(network)
-    device = network.coarse_mean.device
-    starts = range(0, len(images), _EMBED_BATCH)
-    for start in tqdm(starts, desc="features", disable=not progress, unit="batch"):
-        batch = torch.from_numpy(images[start : start + _EMBED_BATCH].copy())
-        embedded = embed_images(network, backbone, batch.to(device))
-        coarse, fine = embedded.coarse.cpu(), embedded.fine.cpu()
-        yield np.ascontiguousarray(coarse.numpy()), np.ascontiguousarray(fine.numpy())
-
-
-def _read_arrays(files: Sequence[Path], *, count: int) -> list[NDArray[Any]] | None:
-    """Arrays of `count` rows, mapped copy-on-write; None if one is missing or damaged."""
-    try:
-        arrays = [np.load(file, mmap_mode="c", allow_pickle=False) for file in files]
-    except (FileNotFoundError, ValueError, EOFError):
-        return None
-    return arrays if all(len(array) == count for array in arrays) else None
-
-
-def _write_arrays(
-    files: Sequence[Path], parts: Iterable[tuple[NDArray[Any], ...]], *, count: int
-) -> None:
-    """Write arrays of `count` rows part by part, each file whole or not at all, as `np.save` would."""
-    with ExitStack() as stack:
-        drafts = [stack.enter_context(write_whole(file)) for file in files]
-        with ExitStack() as opened:
-            streams = [opened.enter_context(draft.open("wb")) for draft in drafts]
-            for number, arrays in enumerate(parts):
-                for stream, array in zip(streams, arrays, strict=True):
-                    if number == 0:
-                        header = np.lib.format.header_data_from_array_1_0(array)
-                        header["shape"] = (count, *array.shape[1:])
-                        np.lib.format.write_array_header_1_0(stream, header)
-                    stream.write(array.data)
-
-
-def _take(features: Tensor, indices: NDArray[np.intp]) -> Tensor:
-    """Rows of features; no copy is made where they follow each other, as those of a category do."""
-    first, last = int(indices[0]), int(indices[-1])
-    if last - first + 1 == len(indices):
-        return features[first : last + 1]
-    return features[torch.from_numpy(indices)]
-
-
-def _check_finite(features: Features, names: Sequence[str]) -> None:
-    finite = torch.stack(
-        [
-            torch.cat([part.isfinite().flatten(1).all(1) for part in one.split(_EMBED_BATCH)])
-            for one in (features.coarse, features.fine)
-        ]
-    )
-    bad = (~finite.all(0)).nonzero()[:, 0]
-    if len(bad):
+    bad = []
+    before = data.cache.made[data.embedder.kind]
+    for index in tqdm(indices, desc="features", disable=not progress, unit="image"):
+        found = data.features(index)
+        if not (found.coarse.isfinite().all() and found.fine.half().isfinite().all()):
+            bad.append(data.names[index])
+    if bad:
         raise DivergedError(
-            f"features of {len(bad)} of {len(names)} normal images are not finite, "
-            f"first {describe(names, bad[:4])}; check model.weights"
+            f"features of {len(bad)} of {len(indices)} normal images are not finite, "
+            f"first {', '.join(bad[:4])}; check model.weights"
         )
+    made = data.cache.made[data.embedder.kind] - before
+    log.info("features of %d of %d normal images were computed anew", made, len(indices))
 
 
 class Batch(NamedTuple):
@@ -364,9 +280,11 @@ class BatchPlan(Dataset[Batch]):
             mates = self._mates[self.data.categories[pick]]
             others = mates[mates != pick] if len(mates) > 1 else mates
             prompts.append(self._choose_prompt(int(pick), others, rng))
-            donors = [self.data.images[i] for i in rng.choice(others, min(_DONORS, len(others)))]
+            donors = [
+                self.data.images[int(i)] for i in rng.choice(others, min(_DONORS, len(others)))
+            ]
             try:
-                drawn = self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+                drawn = self.synthesizer.draw(self.data.images[int(pick)], rng, donors=donors)
             except ParamsError as error:
                 raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
             images.append(drawn.image)
@@ -383,9 +301,12 @@ class BatchPlan(Dataset[Batch]):
     def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:
         if self.prompt_choice == "random":
             return int(rng.choice(others))
-        embeddings = self.data.embeddings
-        distances = (embeddings[others] - embeddings[pick]).norm(dim=1)
-        return int(others[int(distances.argmin())])
+        category = self.data.categories[pick]
+        measured, embeddings = self.data.measured[category], self.data.embeddings[category]
+        distances = (embeddings - embeddings[measured == pick]).norm(dim=1)
+        if len(measured) > 1:
+            distances[measured == pick] = torch.inf
+        return int(measured[int(distances.argmin())])
 
 
 def describe(names: Sequence[str], indices: Tensor) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from onenip.data.loading import ResizedImages
 from onenip.data.manifest import Sample, select
 from onenip.detector.calibration import (
     MAX_CALIBRATION_IMAGES,
@@ -19,8 +21,9 @@ from onenip.detector.calibration import (
     choose_prompts,
 )
 from onenip.detector.category import CategoryState, Excluded, embed_globally
+from onenip.detector.embedding import Embedder
 from onenip.images import load_image, resize_image
-from onenip.model.network import CategoryStatistics, Features, Network
+from onenip.model.network import CategoryStatistics, Network
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
 
@@ -42,11 +45,11 @@ def choose_state(
         category: one of its categories.
         prompts: how many, at most.
     """
-    indices = data.list_indices(category)
+    indices = data.measured[category]
     device = network.coarse_mean.device
-    picks = choose_prompts(data.embeddings[indices], count=prompts)
+    picks = choose_prompts(data.embeddings[category], count=prompts)
     chosen = [int(indices[i]) for i in picks]
-    coarse = data.features.coarse[chosen]
+    coarse = torch.cat([data.features(i).coarse for i in chosen])
     coarse = network.standardize(coarse.to(device))
     state = CategoryState(
         prompts=torch.tensor(np.stack([data.images[i] for i in chosen])),
@@ -85,6 +88,7 @@ def split_held_out(samples: Sequence[Sample], category: str, *, selects: bool) -
 
 def gather_normals(
     network: Network,
+    embedder: Embedder,
     samples: Sequence[Sample],
     data: TrainingSet,
     category: str,
@@ -102,6 +106,7 @@ def gather_normals(
 
     Args:
         network: trained.
+        embedder: of its backbone.
         samples: of the manifest.
         data: the training set.
         category: one of its categories.
@@ -120,17 +125,19 @@ def gather_normals(
             category,
             len(held_out.calibration),
         )
-    fresh = embed_files(network, held_out.calibration, zoom=zoom)
+    fresh = embed_files(embedder, held_out.calibration, zoom=zoom)
     found = {s.name: image for s, image in zip(held_out.calibration, fresh, strict=True)}
-    seen = embed_files(network, held_out.selection, zoom=zoom)
+    seen = embed_files(embedder, held_out.selection, zoom=zoom)
     for sample, image in zip(held_out.selection, seen, strict=True):
         found[sample.name] = replace(image, is_fitted=True)
-    fitted = _reuse_fitted(network, data, category)
-    if zoom > 1:
-        files = [s for s in select(samples, category=category, subset="fit") if s.name in fitted]
-        for sample, image in zip(files, embed_files(network, files, zoom=zoom), strict=True):
-            own = fitted[sample.name]
-            fitted[sample.name] = replace(own, features=image.features)
+    indices = data.measured[category][:MAX_CALIBRATION_IMAGES]
+    files = [data.images.samples[i] for i in indices]
+    reused = embed_files(embedder, files, zoom=zoom)
+    owners = data.owners[category]
+    fitted = {
+        data.names[i]: replace(image, excluded=Excluded((owners == int(i))[None]), is_fitted=True)
+        for i, image in zip(indices, reused, strict=True)
+    }
     statistics = data.statistics[category]
     if network.uses_memory and (zoom > 1 or len(fitted) < MAX_CALIBRATION_IMAGES):
         found |= fitted
@@ -150,13 +157,21 @@ def gather_normals(
 
 
 def embed_files(
-    network: Network, files: Iterable[Sample | Path], *, zoom: int
+    embedder: Embedder, files: Iterable[Sample | Path], *, zoom: int
 ) -> list[CalibrationImage]:
-    """Features of images kept out of fitting: held-out normals, or files of synthetic anomalies."""
-    size, device = network.params.zoomed_size(zoom), network.coarse_mean.device
-    images = (file.load_image() if isinstance(file, Sample) else load_image(file) for file in files)
-    resized = (torch.tensor(resize_image(image, size)) for image in images)
-    return [CalibrationImage(network.embed(image[None].to(device))) for image in resized]
+    """Images to calibrate on, whose features are in the cache: samples, or files of synthetic anomalies."""
+    size = embedder.network.params.zoomed_size(zoom)
+
+    def load_pixels(file: Sample | Path) -> NDArray[np.uint8]:
+        if isinstance(file, Path):
+            return resize_image(load_image(file), size)
+        return ResizedImages([file], {file.category: size}, embedder.cache)[0]
+
+    def hold(file: Sample | Path) -> CalibrationImage:
+        read = embedder.hold(lambda: load_pixels(file))
+        return CalibrationImage(lambda: embedder.standardize(read()))
+
+    return [hold(file) for file in files]
 
 
 def pick_anomalies(
@@ -172,20 +187,3 @@ def pick_anomalies(
     own = [stored for stored in bank if stored.category == category]
     unseen = [stored for stored in own if stored.made_from in held_out]
     return (unseen or own)[:MAX_CALIBRATION_IMAGES]
-
-
-def _reuse_fitted(
-    network: Network, data: TrainingSet, category: str
-) -> dict[str, CalibrationImage]:
-    indices = data.list_indices(category)[:MAX_CALIBRATION_IMAGES]
-    owners = data.owners[category]
-    return {
-        data.names[i]: CalibrationImage(
-            Features(
-                network.standardize(data.features.coarse[i : i + 1]), data.features.fine[i : i + 1]
-            ),
-            Excluded((owners == int(i))[None]),
-            is_fitted=True,
-        )
-        for i in indices
-    }

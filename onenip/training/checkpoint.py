@@ -164,6 +164,7 @@ def identify(
         plan.synthesizer.params.model_dump(mode="json"),
         plan.data.names,
         plan.data.categories,
+        plan.data.digests,
         plan.world_size,
         seed,
         total,
@@ -171,8 +172,8 @@ def identify(
         selected_on,
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for images in (plan.data.images, *plan.synthesizer.textures):
-        digest.update(np.ascontiguousarray(images).data)
+    for texture in plan.synthesizer.textures:
+        digest.update(np.ascontiguousarray(texture).data)
     return digest.hexdigest()
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from onenip.data.loading import count_cores, load_resized
+from onenip.data.cache import Cache
+from onenip.data.loading import count_cores
 from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import measure_category
 from onenip.detector.category import CategoryState
 from onenip.detector.detector import Detector
 from onenip.detector.devices import VARIABLE, choose_device
+from onenip.detector.embedding import Embedder
 from onenip.detector.operating_points import decide, describe_doubts
 from onenip.detector.zoom import choose_zooms
 from onenip.errors import CheckpointError, DataError, ParamsError
@@ -32,7 +34,7 @@ from onenip.model.weights import load_backbone_weights
 from onenip.params import Params, TrainParams
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training.batches import BatchPlan, TrainingSet, build_training_set
+from onenip.training.batches import MAX_MEASURED, BatchPlan, TrainingSet, build_training_set
 from onenip.training.calibration_images import (
     choose_state,
     embed_files,
@@ -41,7 +43,7 @@ from onenip.training.calibration_images import (
     split_held_out,
 )
 from onenip.training.checkpoint import trained_tensors
-from onenip.training.loop import OnLog, TrainingRecord, fit
+from onenip.training.loop import OnLog, TrainingRecord, count_steps, fit
 from onenip.training.selection import SelectionSet
 
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
@@ -64,7 +66,7 @@ def fit_detector(
     bank: Sequence[StoredAnomaly],
     provenance: dict[str, Any],
     checkpoint_dir: Path,
-    cache_dir: Path | None,
+    cache: Cache,
     on_log: OnLog,
     progress: bool,
     fabric: Fabric | None = None,
@@ -77,7 +79,7 @@ def fit_detector(
         bank: synthetic anomalies for calibration.
         provenance: facts to store in the model.
         checkpoint_dir: state of a killed training, resumed and written here.
-        cache_dir: cache of resized images and features; None for no cache.
+        cache: of resized images and features.
         on_log: called with a step's number and losses.
         progress: whether to show bars.
         fabric: launched; None to launch what the params ask for.
@@ -91,22 +93,16 @@ def fit_detector(
     set_determinism(params.seed, is_deterministic=params.train.deterministic)
     network = build_network(params, fabric)
     fitted = select(samples, subset="fit")
-    images = load_resized(
-        fitted,
-        params.model.input_size,
-        cache_dir=cache_dir / "images" if cache_dir else None,
-        workers=count_cores(),
-        progress=progress,
-    )
+    is_nearest = params.train.prompt_choice == "nearest"
     with fabric.rank_zero_first():  # the others then find features in the cache
         data = build_training_set(
             network,
-            images,
-            names=[s.name for s in fitted],
-            categories=[s.category for s in fitted],
+            fitted,
             seed=params.seed,
-            cache_dir=cache_dir / "features" if cache_dir else None,
+            cache=cache,
             progress=progress,
+            limit=None if is_nearest else MAX_MEASURED,
+            embeds_all=_count_drawn(params.train, len(fitted), fabric.world_size) >= len(fitted),
         )
     _warm_start(network, params.train.warm_start)
     plan = BatchPlan(
@@ -160,6 +156,7 @@ def calibrate_detector(
     states: dict[str, CategoryState] = {}
     folded = fold_network(network)  # as the detector will score
     selects = params.train.selection_trials > 0
+    embedder = Embedder(network, data.cache)
     zooms = choose_zooms(samples, params.model)
     with torch.inference_mode():
         for number, category in enumerate(list_categories(samples)):
@@ -169,6 +166,7 @@ def calibrate_detector(
             anomalies = pick_anomalies(bank, category, held_out={s.name for s in held_out})
             normals, statistics = gather_normals(
                 folded,
+                embedder,
                 samples,
                 data,
                 category,
@@ -183,7 +181,7 @@ def calibrate_detector(
                 params.calibrate,
                 state=state,
                 normals=list(normals.values()),
-                anomalies=embed_files(folded, [stored.image for stored in anomalies], zoom=zoom),
+                anomalies=embed_files(embedder, [stored.image for stored in anomalies], zoom=zoom),
                 names=list(normals),
                 prompt_names=names,
                 zoom=zoom,
@@ -293,6 +291,12 @@ def _with_fit_images(samples: Sequence[Sample]) -> list[Sample]:
             taken = {sample.name for sample in own[first]}
             found = [replace(s, subset="fit") if s.name in taken else s for s in found]
     return found
+
+
+def _count_drawn(params: TrainParams, images: int, processes: int) -> int:
+    """Normal images that a training draws in all, one of them counted each time."""
+    samples = params.batch_size * params.accumulate_steps * processes
+    return samples * count_steps(params, -(-images // samples))
 
 
 def _prepare_selection(

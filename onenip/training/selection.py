@@ -1,7 +1,7 @@
 """Selection of weights on held-out normals and synthetic anomalies, and their running average.
 
-Test images are never used. A trial takes the trained part alone: features, memories and masks of the
-images are computed once.
+Test images are never used. A trial takes the trained part alone: features and memories of the images are
+computed once, and read from the cache for each trial.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ class SelectionSet:
                 if not held_out or not stored:
                     continue
                 self._images[category] = _Images(
-                    normals=embed_files(network, held_out, zoom=1),
-                    anomalies=embed_files(network, [one.image for one in stored], zoom=1),
+                    normals=embed_files(data.embedder, held_out, zoom=1),
+                    anomalies=embed_files(data.embedder, [one.image for one in stored], zoom=1),
                     masks=np.stack(
                         [
                             resize_mask(load_mask(one.mask), network.params.input_size)

@@ -5,11 +5,12 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onenip.model.folding import fold_backbone
 from onenip.model.network import Network
 from onenip.model.reconstruction import jitter_features
 from onenip.model.refiner import PaperRefiner, upsample_logits
@@ -22,14 +23,14 @@ class Trainee(nn.Module):
 
     Args:
         network: trained in place.
-        data: the training set, whose features stay on the CPU.
+        data: the training set, whose features are on the CPU.
         params: weights of the losses, and jitter.
     """
 
     def __init__(self, network: Network, data: TrainingSet, params: TrainParams) -> None:
         super().__init__()
         self.network = network
-        self.backbone = fold_backbone(network)  # frozen; its maps differ by rounding alone
+        self.backbone = data.embedder.backbone  # folded
         self.data = data
         self.params = params
 
@@ -43,9 +44,11 @@ class Trainee(nn.Module):
         """
         network, params = self.network, self.params
         device = network.coarse_mean.device
-        coarse = self.data.features.coarse
-        normal = network.standardize(coarse[batch.indices].to(device))  # [B, C, h, w]
-        prompts = network.standardize(coarse[batch.prompts].to(device))
+        normals = [self.data.features(i) for i in batch.indices.tolist()]
+        coarse = torch.cat([one.coarse for one in normals])
+        normal = network.standardize(coarse.to(device))  # [B, C, h, w]
+        coarse = torch.cat([self.data.features(i).coarse for i in batch.prompts.tolist()])
+        prompts = network.standardize(coarse.to(device))
         anomalous = embed_images(network, self.backbone, batch.anomalous.to(device))
         query = torch.cat([normal, anomalous.coarse])  # [2B, C, h, w]
         tokens = torch.cat([query, prompts]).flatten(2).mT  # [3B, N, C]
@@ -59,7 +62,8 @@ class Trainee(nn.Module):
         encoded_query, encoded_prompt = encoded[: len(query)], encoded[len(query) :]
         restored = network.decode(encoded_query, encoded_prompt.repeat(2, 1, 1))
         feature_loss = feature_mse(restored, normal.repeat(2, 1, 1, 1))
-        logits = self._refine(batch, query, restored, anomalous.fine)[:, 0].float()  # [2B, H, W]
+        raw = [*(one.fine.half() for one in normals), *anomalous.fine.cpu().split(1)]
+        logits = self._refine(batch, query, restored, raw)[:, 0].float()  # [2B, H, W]
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
         dice = dice_loss(logits.sigmoid(), target, overlap_weight=params.dice_overlap)
@@ -79,9 +83,9 @@ class Trainee(nn.Module):
         }
 
     def _refine(
-        self, batch: Batch, query: Tensor, restored: Tensor, anomalous_fine: Tensor
+        self, batch: Batch, query: Tensor, restored: Tensor, raw: Sequence[Tensor]
     ) -> Tensor:
-        """Logits at input size, [2B, 1, H, W]."""
+        """Logits at input size, [2B, 1, H, W], with 2B raw fine features [1, C, h8, w8] on the CPU."""
         network, data = self.network, self.data
         error = (restored - query).abs()
         if isinstance(network.refiner, PaperRefiner):
@@ -93,20 +97,19 @@ class Trainee(nn.Module):
         fine, distances, matched = [], [], []
         # distances are differences of large numbers: never in half precision
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            for index in batch.indices.tolist():
-                statistics = data.statistics[data.categories[index]]
-                fine.append(statistics.standardize(data.features.fine[index][None]))
-                distances.append(data.distances[index])
-                matched.append(statistics.memory[data.matches[index]])
-            for row, index in enumerate(batch.indices.tolist()):
+            indices = batch.indices.tolist()
+            for row, index in enumerate(indices * 2):
                 category = data.categories[index]
                 statistics = data.statistics[category]
-                fine.append(statistics.standardize(anomalous_fine[row][None].cpu()))
+                fine.append(statistics.standardize(raw[row]))
                 if not network.uses_memory:
                     continue
-                excluded = (data.owners[category] == index)[None]
-                own = network.average_tokens(fine[-1])
-                match = network.match(own, statistics.memory, excluded=excluded)
+                if row < len(indices):
+                    match = data.match(index)
+                else:
+                    excluded = (data.owners[category] == index)[None]
+                    own = network.average_tokens(fine[-1])
+                    match = network.match(own, statistics.memory, excluded=excluded)
                 distances.append(match.distance[0])
                 matched.append(statistics.memory[match.index[0]])
             tokens = network.average_tokens(torch.cat(fine))  # [2B, N8, C]

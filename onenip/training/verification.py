@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from onenip.data.cache import Cache
 from onenip.detector.calibration import (
     MIN_CALIBRATION_IMAGES,
     CalibrationImage,
@@ -18,6 +19,7 @@ from onenip.detector.calibration import (
 )
 from onenip.detector.category import Excluded
 from onenip.detector.detector import Detector
+from onenip.detector.embedding import Embedder
 from onenip.detector.operating_points import decide
 from onenip.images import hash_file
 from onenip.model.file import CategorySpec, MapScale
@@ -165,13 +167,14 @@ def _check_calibration(
         ]
     stored = pick_anomalies(bank, name, held_out=set(own))
     with torch.inference_mode():
-        normals = embed_files(detector.folded, [data_dir / n for n in own], zoom=known.zoom)
+        embedder = Embedder(detector.folded, Cache())
+        normals = embed_files(embedder, [data_dir / n for n in own], zoom=known.zoom)
         fused = fuse_calibration_maps(
             detector.folded,
             detector.spec.calibrate,
             state=detector.state(name),
             normals=[_without_own(detector, name, image) for image in normals],
-            anomalies=embed_files(detector.folded, [one.image for one in stored], zoom=known.zoom),
+            anomalies=embed_files(embedder, [one.image for one in stored], zoom=known.zoom),
         )
     findings = [
         _compare_all(f"{name}: {what}", stated, found)
@@ -210,10 +213,11 @@ def _without_own(detector: Detector, name: str, image: CalibrationImage) -> Cali
         distance, _ = match_tokens(known.memory, tokens.half().float())
         return (distance < _SAME * tokens.shape[1] ** 0.5)[None]
 
-    fine = find_own(image.features.fine, statistics)
+    features = image.load()
+    fine = find_own(features.fine, statistics)
     detail = None
-    if statistics.detail is not None and image.features.detail is not None:
-        detail = find_own(image.features.detail, statistics.detail)
+    if statistics.detail is not None and features.detail is not None:
+        detail = find_own(features.detail, statistics.detail)
     return replace(image, excluded=Excluded(fine, detail))
 
 

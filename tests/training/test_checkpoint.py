@@ -5,10 +5,11 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
+from onenip.data.cache import Cache
+from onenip.data.manifest import select
 from onenip.errors import CheckpointError
 from onenip.synthesis.bank import build_synthesizer
 from onenip.training import checkpoint
@@ -16,7 +17,7 @@ from onenip.training.batches import BatchPlan, build_training_set
 from onenip.training.checkpoint import CHECKPOINT_FILE, identify
 from onenip.training.fit import build_network, start_fabric
 from tests.paths import ROOT
-from tests.tiny import draw_normal, fit_tiny, make_tiny_params
+from tests.tiny import fit_tiny, list_samples, make_tiny_params
 from tests.training.test_training import killed_at
 
 
@@ -51,21 +52,13 @@ def test_a_digest_of_code_changes_with_it(tmp_path):
 
 
 @pytest.fixture
-def training():
+def training(tiny_data):
     """Network, plan and the further facts of a tiny training."""
     params = make_tiny_params(model={**make_tiny_params().dump()["model"], "weights": "random"})
     torch.manual_seed(0)
     network = build_network(params, start_fabric(params.train))
-    rng = np.random.default_rng(0)
-    data = build_training_set(
-        network,
-        np.stack([draw_normal("disc", rng) for _ in range(3)]),
-        names=["a", "b", "c"],
-        categories=["disc"] * 3,
-        seed=0,
-        cache_dir=None,
-        progress=False,
-    )
+    samples = select(list_samples(tiny_data, params), category="disc", subset="fit")[:3]
+    data = build_training_set(network, samples, seed=0, cache=Cache(), progress=False)
     synthesizer = build_synthesizer(params.synthesize, size=params.model.input_size, seed=0)
     plan = BatchPlan(data, synthesizer, batch_size=2, seed=0, prompt_choice="random")
     facts = {
@@ -84,7 +77,7 @@ CHANGES = {
         1
     ),
     "texture": lambda _network, plan, _facts: plan.synthesizer.textures[5].__ixor__(1),
-    "image": lambda _network, plan, _facts: plan.data.images[2].__ixor__(1),
+    "image": lambda _network, plan, _facts: plan.data.digests.__setitem__(2, "other"),
     "category": lambda _network, plan, _facts: plan.data.categories.__setitem__(2, "other"),
     "device": lambda _network, _plan, facts: facts.update(numerics="cuda bf16-mixed"),
     "selection": lambda _network, _plan, facts: facts.update(selected_on="other"),

@@ -6,13 +6,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 
+from onenip.data.cache import Cache
+from onenip.data.manifest import select
 from onenip.errors import DeviceError
-from onenip.images import load_image
 from onenip.synthesis.bank import build_synthesizer
 from onenip.training.batches import BatchPlan, build_training_set
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.step import Trainee
-from tests.tiny import fit_tiny, make_tiny_params
+from tests.tiny import fit_tiny, list_samples, make_tiny_params
 from tests.training.test_training import killed_at
 
 
@@ -25,20 +26,14 @@ def test_normals_and_anomalies_get_their_features_in_one_way(tiny_data, precisio
     fabric = start_fabric(params.train)
     torch.manual_seed(0)
     network = build_network(params, fabric)
-    files = sorted((tiny_data / "disc/train/good").iterdir())[:4]
-    data = build_training_set(
-        network,
-        np.stack([load_image(file) for file in files]),
-        names=[file.name for file in files],
-        categories=["disc"] * 4,
-        seed=0,
-        cache_dir=None,
-        progress=False,
-    )
+    samples = select(list_samples(tiny_data, params), category="disc", subset="fit")[:4]
+    data = build_training_set(network, samples, seed=0, cache=Cache(), progress=False)
     synthesizer = build_synthesizer(params.synthesize, size=params.model.input_size, seed=0)
     plan = BatchPlan(data, synthesizer, batch_size=4, seed=0, prompt_choice="random")
     batch = plan[0]
-    batch = batch._replace(anomalous=torch.from_numpy(data.images[batch.indices.numpy()]))
+    batch = batch._replace(
+        anomalous=torch.tensor(np.stack([data.images[i] for i in batch.indices.tolist()]))
+    )
     trainee = fabric.setup(Trainee(network, data, params.train))
     seen = {}
     refine = network.refine
