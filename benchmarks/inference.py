@@ -67,7 +67,7 @@ def build_ours(params: Params) -> Detector:
     spec = DetectorSpec(
         model=params.model, calibrate=CalibrateParams(), categories={}, provenance={}
     )
-    empty = Detector(network, spec=spec, prompts={}, statistics={})
+    empty = Detector(network, spec=spec, states={})
     rng = np.random.default_rng(0)
     normals = [rng.integers(0, 255, (SIDE_PX, SIDE_PX, 3), np.uint8) for _ in range(12)]
     return empty.add_category(CATEGORY, normals)

@@ -117,7 +117,7 @@ def _build(normals: Mapping[str, Sequence[Path]]) -> Detector:
     spec = DetectorSpec(
         model=params.model, calibrate=params.calibrate, categories={}, provenance={}
     )
-    detector = Detector(network, spec=spec, prompts={}, statistics={})
+    detector = Detector(network, spec=spec, states={})
     for name, images in normals.items():
         detector = detector.add_category(name, list(images))
     return detector

@@ -63,9 +63,9 @@ class Detector:
 
     Args:
         network: trained, on the device that it is to run on.
-        spec: description; its categories are those of `prompts` and `statistics`.
-        prompts: [K, H, W, 3] uint8 at input size, by category.
-        statistics: channel statistics and memory, by category.
+        spec: description; its categories are those of `states`.
+        states: tensors by category, on the network's device.
+        folded: what `fold_network` makes of the network; None to fold it now.
 
     Example:
         >>> detector = Detector.load("artifacts/model")  # doctest: +SKIP
@@ -78,16 +78,18 @@ class Detector:
         network: Network,
         *,
         spec: DetectorSpec,
-        prompts: Mapping[str, Tensor],
-        statistics: Mapping[str, CategoryStatistics],
+        states: Mapping[str, CategoryState],
+        folded: Network | None = None,
     ) -> None:
         self.network = network.eval().to(memory_format=torch.channels_last)
-        self.folded = fold_network(self.network)  # every image is scored with this one
+        self.folded = folded or fold_network(self.network)  # every image is scored with this one
         self.spec = spec
         self.digest = ""
-        self._states = {
-            name: build_state(self.folded, prompts[name], statistics[name])
-            for name in sorted(spec.categories)
+        self._states = {name: states[name] for name in sorted(spec.categories)}
+        self._embeddings = [state.embeddings for state in self._states.values()]
+        self._reaches = {
+            name: measure_reach(one.embeddings, normals=len(spec.categories[name].normal_names))
+            for name, one in self._states.items()
         }
 
     # -- files ------------------------------------------------------------------------------------
@@ -118,20 +120,29 @@ class Detector:
             k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")
         }
         load_strictly(network, own, origin=str(folder))
-        prompts: dict[str, Tensor] = {}
-        statistics: dict[str, CategoryStatistics] = {}
+        network = network.to(chosen).eval().to(memory_format=torch.channels_last)
+        folded = fold_network(network)
+        states: dict[str, CategoryState] = {}
         for name in spec.categories:
             try:
-                prompts[name] = tensors[f"category.{name}.prompts"]
+                prompts = tensors[f"category.{name}.prompts"]
                 known = [_take_statistics(tensors, f"category.{name}.")]
                 if spec.categories[name].zoom > 1:
                     known.append(_take_statistics(tensors, f"category.{name}.detail."))
             except KeyError as error:
                 raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-            _check_category(network, name, prompts[name], known, origin=str(folder))
+            tokens = [tensors.get(f"category.{name}.{kind}") for kind in ("encoded", "embeddings")]
+            _check_category(network, name, prompts, tokens, known, origin=str(folder))
             detail = known[1] if len(known) > 1 else None
-            statistics[name] = replace(known[0], detail=detail).to(chosen)
-        detector = cls(network.to(chosen), spec=spec, prompts=prompts, statistics=statistics)
+            statistics = replace(known[0], detail=detail).to(chosen)
+            encoded, embeddings = tokens
+            if encoded is None or embeddings is None:  # of a model of an earlier version
+                states[name] = build_state(folded, prompts, statistics)
+            else:
+                states[name] = CategoryState(
+                    prompts, encoded.to(chosen), embeddings.to(chosen), statistics
+                )
+        detector = cls(network, spec=spec, states=states, folded=folded)
         detector.digest = digest
         return detector
 
@@ -140,6 +151,8 @@ class Detector:
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, state in self._states.items():
             tensors[f"category.{name}.prompts"] = state.prompts
+            tensors[f"category.{name}.encoded"] = state.encoded
+            tensors[f"category.{name}.embeddings"] = state.embeddings
             for prefix, one in (("", state.statistics), ("detail.", state.statistics.detail)):
                 if one is not None:
                     tensors[f"category.{name}.{prefix}mean"] = one.mean
@@ -187,11 +200,7 @@ class Detector:
     @property
     def reaches(self) -> dict[str, float | None]:
         """By category, the distance from its prompts up to which an image may show it; None: not known."""
-        known = self.spec.categories
-        return {
-            name: measure_reach(state.embeddings, normals=len(known[name].normal_names))
-            for name, state in self._states.items()
-        }
+        return dict(self._reaches)
 
     def prompt_images(self, category: str) -> NDArray[np.uint8]:
         """The category's prompts, [K, H, W, 3] uint8, RGB, at input size."""
@@ -327,13 +336,12 @@ class Detector:
             siblings=siblings,
         )
         measured = measured.model_copy(update={"sample_range": sample_range})
-        states = {**self._states, name: state}
         known = decide({**self.spec.categories, name: measured}, self.spec.calibrate)[name]
         return type(self)(
             self.network,
             spec=self.spec.model_copy(update={"categories": {**self.spec.categories, name: known}}),
-            prompts={other: one.prompts for other, one in states.items()},
-            statistics={other: one.statistics for other, one in states.items()},
+            states={**self._states, name: state},
+            folded=self.folded,
         )
 
     def with_threshold(self, category: str, value: float) -> Self:
@@ -413,10 +421,11 @@ class Detector:
 
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)
-        return {
-            name: float(measure_distances(query, state.embeddings).min())
-            for name, state in self._states.items()
-        }
+        if not self._states:
+            return {}
+        distances = measure_distances(query, torch.cat(self._embeddings))[0]  # [prompts of all]
+        parts = distances.split([len(one) for one in self._embeddings])
+        return {name: float(part.min()) for name, part in zip(self._states, parts, strict=True)}
 
 
 def _take_statistics(tensors: Mapping[str, Tensor], prefix: str) -> CategoryStatistics:
@@ -433,11 +442,12 @@ def _check_category(
     network: Network,
     name: str,
     prompts: Tensor,
+    tokens: Sequence[Tensor | None],
     statistics: Sequence[CategoryStatistics],
     *,
     origin: str,
 ) -> None:
-    """Make sure that the tensors of a category fit the network.
+    """Make sure that the tensors of a category fit the network; its tokens may be absent.
 
     Raises:
         CheckpointError: naming the category and the first that does not.
@@ -447,6 +457,13 @@ def _check_category(
         and len(prompts) > 0
         and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
     }
+    positions = network.grid[0] * network.grid[1]
+    sizes = ((positions, network.params.width), (network.channels,))
+    for kind, tensor, size in zip(("encoded", "embeddings"), tokens, sizes, strict=True):
+        fits = tensor is None or (
+            tensor.is_floating_point() and tensor.shape == (len(prompts), *size)
+        )
+        checks[kind] = fits
     for prefix, one in zip(("", "detail."), statistics, strict=False):
         mean, std, memory = one.mean, one.std, one.memory
         checks |= {
@@ -455,11 +472,9 @@ def _check_category(
             f"{prefix}memory": memory.shape[1:] == mean.shape
             and (len(memory) > 0) == network.uses_memory,
         }
-    for tensor, fits in checks.items():
+    for key, fits in checks.items():
         if not fits:
-            raise CheckpointError(
-                f"{origin}: tensor category.{name}.{tensor} does not fit the model"
-            )
+            raise CheckpointError(f"{origin}: tensor category.{name}.{key} does not fit the model")
 
 
 def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> None:

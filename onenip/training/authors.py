@@ -108,7 +108,7 @@ def import_authors_checkpoint(
         spec = DetectorSpec(
             model=params.model, calibrate=params.calibrate, categories={}, provenance={}
         )
-        return Detector(network, spec=spec, prompts={}, statistics={})
+        return Detector(network, spec=spec, states={})
     samples = scan_layout(
         data_dir,
         calibration_fraction=params.data.calibration_fraction,

@@ -203,8 +203,8 @@ def calibrate_detector(
     return Detector(
         network,
         spec=spec,
-        prompts={name: state.prompts for name, state in states.items()},
-        statistics={name: state.statistics for name, state in states.items()},
+        states=states,
+        folded=folded,
     )
 
 

@@ -181,6 +181,8 @@ def test_add_category_leaves_the_others_alone(tiny_detector, tiny_data, image_pa
     extended = tiny_detector.add_category("new", normals)
 
     assert extended.predict([image_path], category="disc")[0].score == answer.score
+    assert extended.state("disc") is tiny_detector.state("disc")  # costs nothing anew
+    assert extended.folded is tiny_detector.folded
 
 
 def test_added_normals_are_calibrated_without_their_own_prompt(tiny_detector, tiny_data):
@@ -191,8 +193,7 @@ def test_added_normals_are_calibrated_without_their_own_prompt(tiny_detector, ti
     detector = Detector(
         tiny_detector.network,
         spec=tiny_detector.spec.model_copy(update={"calibrate": rule}),
-        prompts={name: tiny_detector.state(name).prompts for name in names},
-        statistics={name: tiny_detector.state(name).statistics for name in names},
+        states={name: tiny_detector.state(name) for name in names},
     ).add_category("new", paths)
     known = detector.spec.categories["new"]
 

@@ -103,6 +103,7 @@ def hold(folder, change=None, *, tensors=None):
     return folder
 
 
+TOKENS = ("encoded", "embeddings")
 NUMBERS = [float("nan"), float("inf"), -float("inf"), 1e400]
 
 
@@ -154,6 +155,8 @@ def test_a_missing_scale_is_named(tiny_model, tmp_path):
         ("category.disc.std", torch.zeros(1), "category.disc.std does not fit"),
         ("category.disc.memory", torch.zeros(0, 3), "category.disc.memory does not fit"),
         ("category.disc.prompts", torch.zeros(1, 2, 2, 3), "category.disc.prompts does not fit"),
+        ("category.disc.encoded", torch.zeros(2, 9, 9), "category.disc.encoded does not fit"),
+        ("category.disc.embeddings", torch.zeros(1, 3), "category.disc.embeddings does not fit"),
     ],
 )
 def test_tensors_are_looked_at(tiny_model, tmp_path, name, tensor, words):
@@ -166,6 +169,23 @@ def test_tensors_are_looked_at(tiny_model, tmp_path, name, tensor, words):
 
     with pytest.raises(CheckpointError, match=words):
         Detector.load(folder)
+
+
+def test_prompts_are_embedded_by_the_training_alone(tiny_model, tmp_path):
+    """Loading takes what the file holds of the prompts; of an older file, without it, it is computed."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    kept = Detector.load(folder).state("disc")
+    tensors = load_file(folder / "model.safetensors")
+    other = {f"category.disc.{kind}": tensors[f"category.disc.{kind}"] + 1 for kind in TOKENS}
+    shifted = Detector.load(hold(folder, tensors=other)).state("disc")
+    for name in other:
+        del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+    computed = Detector.load(hold(folder)).state("disc")
+
+    for kind in TOKENS:
+        assert torch.equal(getattr(shifted, kind), getattr(kept, kind) + 1)
+        assert torch.allclose(getattr(computed, kind), getattr(kept, kind), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["../../evil", "/etc/x", "", "a\x1b[2Jb", "con", "good"])

@@ -73,8 +73,7 @@ def models(tiny_detector, tmp_path_factory):
                     "provenance": {"number": number},
                 }
             ),
-            prompts={"disc": state.prompts},
-            statistics={"disc": state.statistics},
+            states={"disc": state},
         )
         detector.save(folder / f"model{number}")
         write_figures(folder / f"scored{number}", folder / f"model{number}")

@@ -40,16 +40,12 @@ def publish_model(store, tiny_detector):
     """Publish the tiny model, each time with another provenance and so another digest."""
 
     def run(number=1):
-        from onenip.detector.category import CategoryState
-
         folder = store / f"model{number}"
         spec = tiny_detector.spec.model_copy(update={"provenance": {"number": number}})
-        states: dict[str, CategoryState] = {c: tiny_detector.state(c) for c in CATEGORIES}
         Detector(
             tiny_detector.network,
             spec=spec,
-            prompts={c: s.prompts for c, s in states.items()},
-            statistics={c: s.statistics for c, s in states.items()},
+            states={c: tiny_detector.state(c) for c in CATEGORIES},
         ).save(folder)
         evaluation = write_figures(store / f"evaluation{number}", folder)
         return publish(folder, evaluation_dir=evaluation, params={"seed": number}, facts=FACTS)
@@ -142,8 +138,7 @@ def test_a_category_may_have_any_name_that_a_folder_may(store, tiny_detector):
         spec=tiny_detector.spec.model_copy(
             update={"categories": dict(zip(names, known, strict=True))}
         ),
-        prompts={name: state.prompts for name, state in zip(names, kept, strict=True)},
-        statistics={name: state.statistics for name, state in zip(names, kept, strict=True)},
+        states=dict(zip(names, kept, strict=True)),
     ).save(store / "model")
     write_figures(store / "figures", store / "model", categories=names)
 
