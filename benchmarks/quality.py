@@ -153,7 +153,8 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
     figures, seconds, tokens_kept = {}, [], 0
     with torch.inference_mode():
         for category in list_categories(samples):
-            normals = [s for s in select(samples, category=category) if s.subset != "test"]
+            own = select(samples, category=category)
+            normals = [s for s in own if s.subset not in ("test", "defect")]
             embedded = [_embed(network, s, size) for s in normals]
             reference = CategoryStatistics.measure([one[0] for one in embedded])
             memory = torch.cat(
@@ -283,8 +284,9 @@ def select_samples(options: argparse.Namespace, params: Params) -> list[Sample]:
     kept = []
     for category in list_categories(samples):
         own = select(samples, category=category)
-        normals = sorted((s for s in own if s.subset != "test"), key=lambda s: s.sha256[::-1])
-        kept += normals[: options.normals] + [s for s in own if s.subset == "test"]
+        others = [s for s in own if s.subset in ("test", "defect")]
+        normals = sorted((s for s in own if s not in others), key=lambda s: s.sha256[::-1])
+        kept += normals[: options.normals] + others
     return kept
 
 

@@ -21,7 +21,7 @@ from onenip.data.labels import GOOD, find_masked_stem, is_normal_label
 from onenip.errors import DataError
 from onenip.images import SampleRange, find_images, hash_file, load_image
 
-Subset = Literal["fit", "calibration", "holdout", "test"]
+Subset = Literal["fit", "calibration", "holdout", "defect", "test"]
 DATA_DIR = Path("data")  # below the checkout, as in dvc.yaml; versioned by data.dvc
 _DEPTH = 4  # <category>/<split>/<label>/<file>
 _DATED = re.compile(r"(\d{4}-\d\d-\d\d)-[0-9a-f]{24}\.")  # name of a test image that people added
@@ -30,7 +30,7 @@ MANIFEST_COLUMNS = (
     "category",
     "split",  # train | test
     "label",  # good, or the kind of defect
-    "subset",  # fit | calibration | holdout | test
+    "subset",  # fit | calibration | holdout | defect | test
     "mask",  # relative to the data root, empty if there is none
     "width",  # px, as stored
     "height",
@@ -58,8 +58,9 @@ class Sample:
         category: the product category.
         label: "good", or the kind of defect.
         subset: what it is used for. Normal training images are "fit", "calibration" or "holdout" by the
-            hash of their content; images under `test/` are "test".
-        mask: the defect mask's file, for defective test images that have one.
+            hash of their content; images under `test/` are "test", confirmed defects under `train/`, which
+            all have a mask, are "defect".
+        mask: the defect mask's file, for defective images that have one.
         sha256: 64 hex digits of the image file's bytes.
         sample_range: that its category's samples of more than 8 bits are read over.
     """
@@ -88,12 +89,12 @@ class Sample:
 
 
 def dated_name(day: date, sha256: str, suffix: str) -> str:
-    """File name of an image that people add to the test set on a day; see `read_added`."""
+    """File name of a defect that people add on a day; see `read_added`."""
     return f"{day.isoformat()}-{sha256[:24]}{suffix}"
 
 
 def read_added(name: str) -> str:
-    """Day on which people added an image to the test set, as `2026-11-26`; empty for one that was there."""
+    """Day on which people added a defect, as `2026-11-26`; empty for an image that was there."""
     found = _DATED.match(PurePosixPath(name).name)
     return found[1] if found else ""
 
@@ -161,15 +162,17 @@ def scan_layout(
     images = {path.relative_to(data_dir).as_posix(): path for path in find_images(data_dir)[0]}
     masks = match_masks(images, [name for name in images if "/ground_truth/" in name])
     for one in list_placed(data_dir):
+        mask = images[masks[one.name]] if one.label != GOOD and one.name in masks else None
+        if one.split == "train" and one.label != GOOD and mask is None:
+            continue  # validation says why
         digest = hash_file(one.path)
-        subset: Subset = "test"
-        if one.split == "train":
+        subset: Subset = "test" if one.split == "test" else "defect"
+        if one.split == "train" and one.label == GOOD:
             subset = assign_subset(
                 digest,
                 calibration_fraction=calibration_fraction,
                 holdout_fraction=holdout_fraction,
             )
-        mask = images[masks[one.name]] if one.label != GOOD and one.name in masks else None
         samples.append(Sample(one.path, one.name, one.category, one.label, subset, mask, digest))
     if not samples:
         raise DataError(f"{data_dir}: no <category>/train/{GOOD} images", path=data_dir)
@@ -200,11 +203,15 @@ def list_placed(data_dir: Path) -> list[PlacedImage]:
 
 
 def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
-    """Mask of each test image that has one, both as paths in MVTec layout relative to the data root."""
+    """Mask of each image that has one, both as paths in MVTec layout relative to the data root.
+
+    Of two images of one name, in `test` and in `train`, the mask is that of the test image.
+    """
     by_place: dict[tuple[str, str], dict[str, str]] = {}
-    for path in images:
+    for path in sorted(images, key=lambda path: "/test/" in path):
         parts = path.split("/")
-        if len(parts) == _DEPTH and parts[1] == "test":
+        is_defect = len(parts) == _DEPTH and parts[1] == "train" and not is_normal_label(parts[2])
+        if is_defect or (len(parts) == _DEPTH and parts[1] == "test"):
             by_place.setdefault((parts[0], parts[2]), {})[PurePosixPath(path).stem] = path
     found: dict[str, str] = {}
     for mask in sorted(masks, key=lambda path: ("_mask." not in path, path)):  # our own name first

@@ -47,6 +47,7 @@ CREATE TABLE IF NOT EXISTS known_image (
     phash INTEGER NOT NULL,
     thumbnail BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS withdrawn (sha256 TEXT PRIMARY KEY);
 """
 
 _UNTRAINED = "outcome = 'accepted' AND trained = '' AND state IN ('placed', 'committed', 'done')"
@@ -236,6 +237,15 @@ class Journal:
                 "INSERT OR REPLACE INTO known_image VALUES (?, ?, ?, ?, ?, ?)",
                 [(path, *values) for path, values in rows.items()],
             )
+
+    def note_withdrawn(self, sha256: str) -> None:
+        """Remember an image that was trained on and leaves the data."""
+        self._db.execute("INSERT OR IGNORE INTO withdrawn VALUES (?)", (sha256,))
+
+    def was_withdrawn(self, sha256: str) -> bool:
+        """Whether an image was among the training images before."""
+        found = self._db.execute("SELECT 1 FROM withdrawn WHERE sha256 = ?", (sha256,))
+        return found.fetchone() is not None
 
     def forget_known(self, paths: Sequence[str]) -> None:
         """Forget images that are no longer in the data."""

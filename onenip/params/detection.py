@@ -149,6 +149,14 @@ class TrainParams(Section):
     cross_entropy_weight: float = Field(
         1.0, ge=0, description="weight of the cross entropy of the refined map"
     )
+    real_defects: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of confirmed defects, those with a mask, that `onenip review apply` puts beside "
+        "the training images: the refiner learns from them, too, and no test sees them; 0: all are test "
+        "images, and none is learnt from",
+    )
     prompt_choice: Literal["random", "nearest"] = Field(
         "random", description="choice of the normal image that prompts a training image"
     )

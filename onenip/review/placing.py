@@ -1,4 +1,7 @@
-"""Where decided labels go: normals into training through ingestion, defects into the test set."""
+"""Where decided labels go: normals into training through ingestion, defects into the test set.
+
+A share of the defects goes beside the training images, where `train.real_defects` says so.
+"""
 
 from __future__ import annotations
 
@@ -53,8 +56,9 @@ def apply_labels(
 ) -> Applied:
     """Bring the data to what was decided, and take out of them what was decided otherwise since.
 
-    Defects, with kind and mask, join the test set, dated by today; normals are delivered to the inbox, as
-    looked at. Without an inbox they are taken in at once. Doing it again after a kill gives the same.
+    Defects, with kind and mask, join the test set, or training as `train.real_defects` says, dated by
+    today; normals are delivered to the inbox, as looked at. Without an inbox they are taken in at once.
+    Doing it again after a kill gives the same.
 
     Args:
         queue: holds the decisions.
@@ -94,6 +98,7 @@ def _apply_defects(
     placings, commit = place_defects(
         params.retrain,
         [Defect(one.id, one.category, one.kind, one.image, one.mask) for one in defects],
+        training_share=params.train.real_defects,
         withdrawn=[one.place for one in stale if one.place],
         by=[said.by for one in items for said in queue.history(item=one.id)],
         today=datetime.now(tz=UTC).date(),

@@ -60,6 +60,7 @@ def run(
         "manifest_sha256": hash_file(manifest),
         "params": {key: value for key, value in params.dump().items() if key in _SHAPING},
         "calibration_images": {s.name: s.sha256 for s in select(samples, subset="calibration")},
+        "real_defects": len(select(samples, subset="defect")) if params.train.real_defects else 0,
     }
 
     cache = Cache(OUTPUTS.cache, max_gib=params.cache.max_gib)

@@ -114,7 +114,7 @@ def import_authors_checkpoint(
         calibration_fraction=params.data.calibration_fraction,
         holdout_fraction=params.data.holdout_fraction,
     )
-    normals = [sample for sample in samples if sample.subset != "test"]
+    normals = [sample for sample in samples if sample.subset not in ("test", "defect")]
     return _calibrate(network, params, normals, seed)
 
 

@@ -1,4 +1,4 @@
-"""Training batches: normal images with cached features, synthetic anomalies, prompts.
+"""Training batches: normal images with cached features, anomalies, prompts.
 
 The backbone is frozen, so features of a normal image are computed once, by whoever needs them first. Images
 and features are read as they are drawn: memory does not grow with the number of images.
@@ -7,7 +7,8 @@ and features are read as they are drawn: memory does not grow with the number of
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,14 @@ from onenip.detector.calibration import measure_statistics
 from onenip.detector.category import embed_globally
 from onenip.detector.embedding import Embedder, Lazy
 from onenip.errors import DivergedError, ParamsError
+from onenip.images import load_mask, resize_image, resize_mask
 from onenip.model.features import Backbone
 from onenip.model.network import CategoryStatistics, Features, Match, Network
-from onenip.synthesis.anomalies import Synthesizer
+from onenip.synthesis.anomalies import Synthesizer, SyntheticAnomaly
 
 MAX_MEASURED = 2000  # images of a category that its statistics, memory and prompts come from
 _KEPT_MATCHES = 20_000  # images whose matches stay in memory, 9 KB each
+_REAL_SHARE = 0.25  # of a category's anomalies, where it has real defects: each is often seen
 _DONORS = 2  # further images of the category that a synthetic anomaly may take patches from
 
 log = logging.getLogger(__name__)
@@ -194,14 +197,54 @@ def _embed(data: TrainingSet, indices: Sequence[int], *, progress: bool) -> None
     log.info("features of %d of %d normal images were computed anew", made, len(indices))
 
 
+@dataclass(frozen=True)
+class RealDefect:
+    """A confirmed defect to learn from.
+
+    Attributes:
+        category: product category.
+        image: [H, W, 3] uint8 at input size.
+        mask: [H, W] bool.
+    """
+
+    category: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.bool_]
+
+
+def load_defects(samples: Iterable[Sample], size: tuple[int, int]) -> list[RealDefect]:
+    """Confirmed defects at input size (H, W) in px.
+
+    Those whose mask vanishes at that size are left out.
+
+    Args:
+        samples: defects of a manifest, each with a mask.
+        size: the input size.
+
+    Raises:
+        ImageError: if an image or a mask cannot be read.
+    """
+    found = []
+    for sample in samples:
+        assert sample.mask is not None
+        mask = resize_mask(load_mask(sample.mask), size)
+        if mask.any():
+            image = resize_image(sample.load_image(), size)
+            found.append(RealDefect(sample.category, image, mask))
+        else:
+            log.warning("%s: its mask is too small to learn from", sample.name)
+    return found
+
+
 class Batch(NamedTuple):
-    """Data for `B` normal images and as many synthetic anomalies.
+    """Data for `B` normal images and as many anomalies.
 
     Attributes:
         indices: [B] int64, of the normal images.
         prompts: [B] int64, of the images that prompt them.
         anomalous: [B, H, W, 3] uint8.
         masks: [B, H, W] bool.
+        is_real: [B] bool, of real defects; the others are synthetic anomalies of the normal images.
         seeds: [B] int64, roots of each sample's further noise.
     """
 
@@ -209,6 +252,7 @@ class Batch(NamedTuple):
     prompts: Tensor
     anomalous: Tensor
     masks: Tensor
+    is_real: Tensor
     seeds: Tensor
 
 
@@ -228,6 +272,7 @@ class BatchPlan(Dataset[Batch]):
         rank: of this process among `world_size`.
         world_size: processes that train together.
         accumulate_steps: batches of each process in an optimiser step.
+        defects: confirmed ones, which take the place of a quarter of their category's synthetic anomalies.
     """
 
     def __init__(
@@ -241,6 +286,7 @@ class BatchPlan(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         accumulate_steps: int = 1,
+        defects: Sequence[RealDefect] = (),
     ) -> None:
         self.data = data
         self.synthesizer = synthesizer
@@ -250,6 +296,7 @@ class BatchPlan(Dataset[Batch]):
         self.rank = rank
         self.world_size = world_size
         self.accumulate_steps = accumulate_steps
+        self.defects = defects
         self._mates = {c: data.list_indices(c) for c in set(data.categories)}
 
     @property
@@ -274,19 +321,19 @@ class BatchPlan(Dataset[Batch]):
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(len(self.data.images))
         start = offset * self.samples_per_step
         picks = np.take(order, [start + place for place in places], mode="wrap")
-        prompts, images, masks, seeds = [], [], [], []
+        prompts, images, masks, are_real, seeds = [], [], [], [], []
         for pick, place in zip(picks, places, strict=True):
             rng = np.random.default_rng([self.seed, 2, step, place])
             mates = self._mates[self.data.categories[pick]]
             others = mates[mates != pick] if len(mates) > 1 else mates
             prompts.append(self._choose_prompt(int(pick), others, rng))
-            donors = [
-                self.data.images[int(i)] for i in rng.choice(others, min(_DONORS, len(others)))
-            ]
-            try:
-                drawn = self.synthesizer.draw(self.data.images[int(pick)], rng, donors=donors)
-            except ParamsError as error:
-                raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
+            real = [one for one in self.defects if one.category == self.data.categories[pick]]
+            are_real.append(bool(real) and rng.random() < _REAL_SHARE)
+            drawn: RealDefect | SyntheticAnomaly
+            if are_real[-1]:
+                drawn = real[int(rng.integers(len(real)))]
+            else:
+                drawn = self._draw_synthetic(int(pick), others, rng)
             images.append(drawn.image)
             masks.append(drawn.mask)
             seeds.append(int(rng.integers(2**62)))
@@ -295,8 +342,18 @@ class BatchPlan(Dataset[Batch]):
             torch.tensor(prompts),
             torch.tensor(np.stack(images)),
             torch.tensor(np.stack(masks)),
+            torch.tensor(are_real),
             torch.tensor(seeds),
         )
+
+    def _draw_synthetic(
+        self, pick: int, others: NDArray[np.intp], rng: np.random.Generator
+    ) -> SyntheticAnomaly:
+        donors = [self.data.images[int(i)] for i in rng.choice(others, min(_DONORS, len(others)))]
+        try:
+            return self.synthesizer.draw(self.data.images[pick], rng, donors=donors)
+        except ParamsError as error:
+            raise ParamsError(f"{self.data.names[pick]}: {error}", key=error.key) from error
 
     def _choose_prompt(self, pick: int, others: NDArray[np.intp], rng: np.random.Generator) -> int:
         if self.prompt_choice == "random":

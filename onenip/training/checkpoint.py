@@ -164,6 +164,7 @@ def identify(
         plan.synthesizer.params.model_dump(mode="json"),
         plan.data.names,
         plan.data.categories,
+        [one.category for one in plan.defects],
         plan.data.digests,
         plan.world_size,
         seed,
@@ -172,8 +173,9 @@ def identify(
         selected_on,
     ]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for texture in plan.synthesizer.textures:
-        digest.update(np.ascontiguousarray(texture).data)
+    real = [array for one in plan.defects for array in (one.image, one.mask)]
+    for array in (*plan.synthesizer.textures, *real):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -34,7 +34,14 @@ from onenip.model.weights import load_backbone_weights
 from onenip.params import Params, TrainParams
 from onenip.synthesis import bank as synthetic_bank
 from onenip.synthesis.bank import StoredAnomaly
-from onenip.training.batches import MAX_MEASURED, BatchPlan, TrainingSet, build_training_set
+from onenip.training.batches import (
+    MAX_MEASURED,
+    BatchPlan,
+    RealDefect,
+    TrainingSet,
+    build_training_set,
+    load_defects,
+)
 from onenip.training.calibration_images import (
     choose_state,
     embed_files,
@@ -75,7 +82,7 @@ def fit_detector(
 
     Args:
         params: all sections.
-        samples: of the manifest; only normal training images are read.
+        samples: of the manifest; no test image is read.
         bank: synthetic anomalies for calibration.
         provenance: facts to store in the model.
         checkpoint_dir: state of a killed training, resumed and written here.
@@ -116,6 +123,7 @@ def fit_detector(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         accumulate_steps=params.train.accumulate_steps,
+        defects=_load_defects(samples, params),
     )
     selection = _prepare_selection(network, params, samples=samples, data=data, bank=bank)
     record = fit(
@@ -297,6 +305,15 @@ def _count_drawn(params: TrainParams, images: int, processes: int) -> int:
     """Normal images that a training draws in all, one of them counted each time."""
     samples = params.batch_size * params.accumulate_steps * processes
     return samples * count_steps(params, -(-images // samples))
+
+
+def _load_defects(samples: Sequence[Sample], params: Params) -> list[RealDefect]:
+    """Confirmed defects to learn from, if the params want any."""
+    found = select(samples, subset="defect")
+    if found and params.train.real_defects == 0:
+        log.info("%d confirmed defects are not learnt from: train.real_defects is 0", len(found))
+        return []
+    return load_defects(found, params.model.input_size)
 
 
 def _prepare_selection(

@@ -38,7 +38,8 @@ class Trainee(nn.Module):
         """Losses of a batch: `loss`, its parts, and `mask_recall`, each a scalar.
 
         Args:
-            batch: B normal images and as many synthetic anomalies.
+            batch: B normal images and as many anomalies. Of a real defect no normal counterpart is known: it
+                takes no part in the feature loss.
 
         Source: OneNIP sections 3.2 to 3.5.
         """
@@ -61,7 +62,12 @@ class Trainee(nn.Module):
         encoded = network.reconstruction.encode(jittered)
         encoded_query, encoded_prompt = encoded[: len(query)], encoded[len(query) :]
         restored = network.decode(encoded_query, encoded_prompt.repeat(2, 1, 1))
-        feature_loss = feature_mse(restored, normal.repeat(2, 1, 1, 1))
+        aim = normal.repeat(2, 1, 1, 1)
+        if batch.is_real.any():
+            known = torch.cat([torch.ones_like(batch.is_real), ~batch.is_real]).to(device)  # [2B]
+            feature_loss = feature_mse(restored[known], aim[known])
+        else:
+            feature_loss = feature_mse(restored, aim)
         raw = [*(one.fine.half() for one in normals), *anomalous.fine.cpu().split(1)]
         logits = self._refine(batch, query, restored, raw)[:, 0].float()  # [2B, H, W]
         masks = batch.masks.to(device).float()
@@ -107,7 +113,8 @@ class Trainee(nn.Module):
                 if row < len(indices):
                     match = data.match(index)
                 else:
-                    excluded = (data.owners[category] == index)[None]
+                    is_made_from_it = not bool(batch.is_real[row - len(indices)])
+                    excluded = (data.owners[category] == index)[None] & is_made_from_it
                     own = network.average_tokens(fine[-1])
                     match = network.match(own, statistics.memory, excluded=excluded)
                 distances.append(match.distance[0])

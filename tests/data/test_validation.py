@@ -121,6 +121,21 @@ def test_every_planted_fault_is_reported(data, tmp_path):
         assert (tmp_path / "out/quarantine" / path).is_file()
 
 
+def test_a_defect_with_a_mask_may_lie_beside_the_training_images(data, tmp_path):
+    """It is a confirmed defect to learn from: no normal image, no test image, and not in quarantine."""
+    (data / "disc/train/spot").mkdir()
+    (data / "disc/test/spot/000.png").rename(data / "disc/train/spot/000.png")
+
+    result = run(data, tmp_path / "out")
+
+    rows = {r["path"]: r for r in read_rows(result.manifest)}
+    row = rows["disc/train/spot/000.png"]
+    assert (row["status"], row["subset"]) == ("ok", "defect")
+    assert row["mask"] == "disc/ground_truth/spot/000_mask.png"
+    assert result.summary["categories"]["disc"]["defect"] == 1
+    assert {b.rule for b in result.breaches} == set()
+
+
 def test_good_data_passes_whole(tiny_data, tmp_path):
     """The tiny set has nothing in quarantine; its manifest has every image, sorted, with its subset."""
     result = run(tiny_data, tmp_path / "out")

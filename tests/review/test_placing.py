@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from onenip.data import dvc, git
-from onenip.data.manifest import read_added
+from onenip.data.manifest import read_added, scan_layout, select
 from onenip.images import load_mask
+from onenip.ingestion.reviewed import Defect, place_defects
 from onenip.review.collecting import read_file
 from onenip.review.items import Candidate
 from onenip.review.placing import apply_labels
@@ -104,6 +106,45 @@ def test_undoing_takes_images_out_again_and_another_kind_moves_them(checkout, tm
     assert places[one] == places[late] == ""
     assert "trained on" in queue.find(late).problem
     assert apply_labels(queue, params, inbox=None, root=checkout).commit is None
+
+
+def test_a_share_of_defects_joins_training_and_each_image_stays_on_its_side(checkout, tmp_path):
+    """Those of a day go to one side; what was trained on is no test image, whatever is said later."""
+    rng = np.random.default_rng(6)
+    mask = drop(tmp_path, "mask.png", paint_spot(draw_normal("disc", rng), rng)[1])
+    images = [
+        drop(tmp_path, f"{n}.png", paint_spot(draw_normal("disc", rng), rng)[0]) for n in range(5)
+    ]
+
+    def place(day, numbers, *, kind="dent", unmarked=(), withdrawn=()):
+        found, _ = place_defects(
+            make_tiny_params().retrain,
+            [
+                Defect(str(n), "disc", kind, images[n], None if n in unmarked else mask)
+                for n in numbers
+            ],
+            training_share=0.5,
+            withdrawn=withdrawn,
+            by=["Ada"],
+            today=date(2026, 1, day),
+            root=checkout,
+        )
+        return [found[str(n)] for n in numbers]
+
+    first = place(1, [0, 1])
+    second = place(2, [2, 3, 4], unmarked=[4])
+    samples = scan_layout(checkout / "data", calibration_fraction=0.3, holdout_fraction=0)
+    moved = place(3, [0, 2], kind="spot", withdrawn=[second[1].place])
+    again = place(4, [3], unmarked=[3])[0]
+
+    assert all(one.place.startswith("disc/test/dent/2026-01-01") for one in first)
+    assert all(one.place.startswith("disc/train/dent/2026-01-02") for one in second[:2])
+    assert second[2].place.startswith("disc/test/dent/2026-01-02")
+    assert {s.name for s in select(samples, subset="defect")} == {one.place for one in second[:2]}
+    assert [one.place.split("/")[1:3] for one in moved] == [["test", "spot"], ["train", "spot"]]
+    assert (again.place, "kept out of the test set" in again.remark) == ("", True)
+    assert list_images(checkout, "train/dent") == set()
+    assert len(list_images(checkout, "train/spot")) == 1
 
 
 def test_held_images_leave_their_shelf_as_they_were_judged(checkout, tmp_path):

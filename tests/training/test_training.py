@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from onenip.errors import CheckpointError, DataError, DivergedError
+from onenip.images import load_image, load_mask
 from onenip.training.checkpoint import CHECKPOINT_FILE
 from onenip.training.fit import build_network, start_fabric
 from onenip.training.loop import count_steps, schedule_rate
@@ -207,6 +209,38 @@ def test_every_variant_trains_and_predicts(tiny_data, tmp_path, section):
     prediction = detector.predict([image], category="disc")[0]
 
     assert np.isfinite(prediction.map).all()
+
+
+def test_confirmed_defects_join_the_synthetic_ones(tiny_data, tmp_path):
+    """Some of a category's anomalies are confirmed defects; without the share nothing changes, to the bit."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    plain = make_tiny_params()
+    asked = make_tiny_params(train={**plain.dump()["train"], "real_defects": 0.2})
+    before = fit_tiny(data, asked, tmp_path / "before").detector
+    (data / "disc/train/spot").mkdir()
+    (data / "disc/test/spot/000.png").rename(data / "disc/train/spot/000.png")
+    seen, forward = [], Trainee.forward
+
+    def note(trainee, batch):
+        losses = forward(trainee, batch)
+        seen.append((trainee, batch, losses))
+        return losses
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainee, "forward", note)
+        learnt = fit_tiny(data, asked, tmp_path / "asked").detector
+    ignored = fit_tiny(data, plain, tmp_path / "plain").detector
+
+    assert_same_weights(before, ignored)
+    ours, theirs = tensors_of(before), tensors_of(learnt)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours if "refiner" in name)
+    mask = torch.tensor(load_mask(data / "disc/ground_truth/spot/000_mask.png"))
+    image = torch.tensor(load_image(data / "disc/train/spot/000.png"))
+    real = [(b, i) for _, b, _ in seen for i in range(len(b.is_real)) if b.is_real[i]]
+    assert 0 < len(real) < 16
+    for batch, row in real:
+        assert torch.equal(batch.masks[row], mask)
+        assert torch.equal(batch.anomalous[row], image)
 
 
 def test_warm_start_begins_with_the_other_models_weights(tiny_data, tiny_model, tmp_path):

@@ -167,16 +167,18 @@ def _make_manifest(
 ) -> list[list[str]]:
     rows = []
     for record in frame[frame["stray"].isna()].to_dict("records"):
-        is_training = record["split"] == "train" and record["sha256"]
-        record["subset"] = (
-            assign_subset(
+        if record["split"] == "test":
+            record["subset"] = "test"
+        elif record["label"] != GOOD:
+            record["subset"] = "defect"
+        elif record["sha256"]:
+            record["subset"] = assign_subset(
                 record["sha256"],
                 calibration_fraction=data.calibration_fraction,
                 holdout_fraction=data.holdout_fraction,
             )
-            if is_training
-            else ("fit" if record["split"] == "train" else "test")
-        )
+        else:
+            record["subset"] = "fit"
         rule, reason = reasons.get(record["path"], ("", ""))
         record["status"] = "quarantined" if rule else "ok"
         record["reason"] = f"{rule}: {reason}" if rule else ""

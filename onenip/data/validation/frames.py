@@ -84,7 +84,7 @@ def make_category_frame(
         rows.append(
             {
                 "path": name,
-                "train_images": int((part["split"] == "train").sum()),
+                "train_images": int((part["split"].eq("train") & part["label"].eq(GOOD)).sum()),
                 "test_images": len(tests),
                 "test_doubt": doubt,
                 "range_doubt": range_doubts.get(name),
@@ -102,8 +102,10 @@ def _compare_labels(frame: pd.DataFrame) -> None:
     train, test = frame["split"].eq("train"), frame["split"].eq("test")
     has_mask = frame["mask"].fillna("").ne("")
     covered = frame["mask_coverage"].fillna(0) > 0
-    frame.loc[train & defective, "defect_in_train"] = "defective image under train/"
-    empty = test & defective & frame["mask_coverage"].eq(0)
+    frame.loc[train & defective & ~has_mask, "defect_in_train"] = (
+        "defective image under train/, without a mask to learn from"
+    )
+    empty = defective & frame["mask_coverage"].eq(0)
     frame.loc[empty, "empty_mask"] = "label is a defect, but its mask is empty"
     frame.loc[test & ~defective & has_mask & covered, "good_mask"] = (
         "label is good, but its mask is not empty"

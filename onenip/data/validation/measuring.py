@@ -304,7 +304,7 @@ def _place(path: str, masks: Mapping[str, str]) -> Found:
     if kept != category:
         return Found(path, category, stray=f"rename its folder as it is kept: {kept!r}")
     split, label = parts[1], label if label == GOOD else parts[2]
-    return Found(path, category, split, label, masks.get(path, "") if split == "test" else "")
+    return Found(path, category, split, label, masks.get(path, ""))
 
 
 def _map(work: partial[_Result], files: Sequence[Found], workers: int) -> Iterator[_Result]:
