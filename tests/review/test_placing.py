@@ -108,6 +108,7 @@ def test_undoing_takes_images_out_again_and_another_kind_moves_them(checkout, tm
     assert apply_labels(queue, params, inbox=None, root=checkout).commit is None
 
 
+@pytest.mark.slow
 def test_a_share_of_defects_joins_training_and_each_image_stays_on_its_side(checkout, tmp_path):
     """Those of a day go to one side; what was trained on is no test image, whatever is said later."""
     rng = np.random.default_rng(6)
