@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from onenip import Detector
+from onenip.errors import DivergedError
 from onenip.training.fit import start_fabric
 from tests.tiny import fit_tiny, make_tiny_params
 
@@ -65,3 +66,35 @@ def test_a_detector_scores_alike_on_both(tiny_model, tiny_data):
     for ours, theirs in zip(on_gpu, on_cpu, strict=True):
         assert ours.score == pytest.approx(theirs.score, rel=1e-3, abs=1e-3)
         assert np.allclose(ours.map, theirs.map, atol=1e-2)
+
+
+def test_a_category_is_added_alike_on_both(tiny_model, tiny_data):
+    """Memory, scales and threshold of a category without training differ by rounding alone."""
+    images = sorted((tiny_data / "disc/train/good").iterdir())[:5]
+    on_cpu, on_gpu = (
+        Detector.load(tiny_model, device=name).add_category("new", images)
+        for name in ("cpu", "cuda:0")
+    )
+
+    ours, theirs = (one.spec.categories["new"] for one in (on_gpu, on_cpu))
+    assert ours.image_threshold == pytest.approx(theirs.image_threshold, rel=1e-2)
+    scores = [one.predict(images, category="new") for one in (on_gpu, on_cpu)]
+    for mine, other in zip(*scores, strict=True):
+        assert mine.score == pytest.approx(other.score, rel=1e-2, abs=1e-2)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_images_on_a_gpu(
+    tiny_data, tmp_path, monkeypatch
+):
+    """A diverged training names step and images there, too."""
+    monkeypatch.setenv("ONENIP_DEVICE", "cuda:0")
+    params = make_params("32-true").dump()
+    params["train"] |= {
+        "learning_rate": 1e30,
+        "gradient_clip": 1e30,
+        "schedule": "step",
+        "epochs": 50,
+        "max_steps": 50,
+    }
+    with pytest.raises(DivergedError, match="on images"):
+        fit_tiny(tiny_data, make_tiny_params(train=params["train"]), tmp_path)

@@ -123,18 +123,21 @@ def add_memories(
         related: [n, n] bool, images whose tokens each other may not match; None for no two.
         generator: random numbers for the choice of tokens.
     """
+    device = network.coarse_mean.device
     apart = torch.from_numpy(np.eye(len(images), dtype=bool) if related is None else related)
     fine = Lazy(lambda i: images[i].load().fine[0].cpu().half(), len(images))
     statistics, owners = measure_statistics(network, fine, generator=generator)
-    excluded = [Excluded(own[owners][None]) for own in apart]
+    excluded = [Excluded(own[owners][None].to(device)) for own in apart]
     if images[0].load().detail is not None:
         details = Lazy(lambda i: _take_detail(images[i]), len(images))
         detail, owners = measure_statistics(network, details, generator=generator)
         statistics = replace(statistics, detail=detail)
         excluded = [
-            replace(one, detail=own[owners][None]) for one, own in zip(excluded, apart, strict=True)
+            replace(one, detail=own[owners][None].to(device))
+            for one, own in zip(excluded, apart, strict=True)
         ]
-    return statistics, [replace(i, excluded=e) for i, e in zip(images, excluded, strict=True)]
+    images = [replace(i, excluded=e) for i, e in zip(images, excluded, strict=True)]
+    return statistics.to(device), images
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def build_state(network: Network, prompts: Tensor, statistics: CategoryStatistic
             [network.embed(prompt[None].to(device)).coarse for prompt in prompts]
         )  # [K, C, h, w]
         encoded = torch.cat([network.encode(one[None]) for one in coarse])  # [K, N, D]
-    return CategoryState(prompts, encoded, embed_globally(coarse), statistics)
+    return CategoryState(prompts, encoded, embed_globally(coarse), statistics.to(device))
 
 
 def draw_fused(

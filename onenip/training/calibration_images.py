@@ -133,9 +133,11 @@ def gather_normals(
     indices = data.measured[category][:MAX_CALIBRATION_IMAGES]
     files = [data.images.samples[i] for i in indices]
     reused = embed_files(embedder, files, zoom=zoom)
-    owners = data.owners[category]
+    owners, device = data.owners[category], network.coarse_mean.device
     fitted = {
-        data.names[i]: replace(image, excluded=Excluded((owners == int(i))[None]), is_fitted=True)
+        data.names[i]: replace(
+            image, excluded=Excluded((owners == int(i))[None].to(device)), is_fitted=True
+        )
         for i, image in zip(indices, reused, strict=True)
     }
     statistics = data.statistics[category]
@@ -153,7 +155,7 @@ def gather_normals(
         fitted = {name: image for name, image in found.items() if name in fitted}
     judged = {name: image for name, image in fitted.items() if name not in prompts}
     held = {name: image for name, image in found.items() if name not in fitted}
-    return held | (judged or ({} if held else fitted)), statistics.to(network.coarse_mean.device)
+    return held | (judged or ({} if held else fitted)), statistics.to(device)
 
 
 def embed_files(

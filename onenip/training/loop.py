@@ -332,7 +332,7 @@ def _check_loss(
     if fabric.world_size > 1:
         everyone: Any = fabric.all_gather([finite, indices.to(fabric.device)])
         finite, indices = (one.cpu() for one in everyone)  # [world], [world, B]
-    suspects = describe(names, indices[~finite].flatten())
+    suspects = describe(names, indices[~finite.cpu()].flatten())
     raise DivergedError(f"loss is not finite at step {step + 1}, on images {suspects}")
 
 

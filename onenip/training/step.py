@@ -23,7 +23,8 @@ class Trainee(nn.Module):
 
     Args:
         network: trained in place.
-        data: the training set, whose features are on the CPU.
+        data: the training set, whose features are on the CPU; statistics and memories are copied to the
+            network's device.
         params: weights of the losses, and jitter.
     """
 
@@ -33,6 +34,8 @@ class Trainee(nn.Module):
         self.backbone = data.embedder.backbone  # folded
         self.data = data
         self.params = params
+        device = network.coarse_mean.device
+        self.statistics = {name: known.to(device) for name, known in data.statistics.items()}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of a batch: `loss`, its parts, and `mask_recall`, each a scalar.
@@ -68,7 +71,7 @@ class Trainee(nn.Module):
             feature_loss = feature_mse(restored[known], aim[known])
         else:
             feature_loss = feature_mse(restored, aim)
-        raw = [*(one.fine.half() for one in normals), *anomalous.fine.cpu().split(1)]
+        raw = [*(one.fine.half().to(device) for one in normals), *anomalous.fine.split(1)]
         logits = self._refine(batch, query, restored, raw)[:, 0].float()  # [2B, H, W]
         masks = batch.masks.to(device).float()
         target = torch.cat([torch.zeros_like(masks), masks])
@@ -91,7 +94,7 @@ class Trainee(nn.Module):
     def _refine(
         self, batch: Batch, query: Tensor, restored: Tensor, raw: Sequence[Tensor]
     ) -> Tensor:
-        """Logits at input size, [2B, 1, H, W], with 2B raw fine features [1, C, h8, w8] on the CPU."""
+        """Logits at input size, [2B, 1, H, W], with 2B raw fine features [1, C, h8, w8]."""
         network, data = self.network, self.data
         error = (restored - query).abs()
         if isinstance(network.refiner, PaperRefiner):
@@ -101,12 +104,13 @@ class Trainee(nn.Module):
             )
             return upsample_logits(logits, network.params.input_size)[:, None]
         fine, distances, matched = [], [], []
+        device = query.device
         # distances are differences of large numbers: never in half precision
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             indices = batch.indices.tolist()
             for row, index in enumerate(indices * 2):
                 category = data.categories[index]
-                statistics = data.statistics[category]
+                statistics = self.statistics[category]
                 fine.append(statistics.standardize(raw[row]))
                 if not network.uses_memory:
                     continue
@@ -116,17 +120,16 @@ class Trainee(nn.Module):
                     is_made_from_it = not bool(batch.is_real[row - len(indices)])
                     excluded = (data.owners[category] == index)[None] & is_made_from_it
                     own = network.average_tokens(fine[-1])
-                    match = network.match(own, statistics.memory, excluded=excluded)
-                distances.append(match.distance[0])
-                matched.append(statistics.memory[match.index[0]])
+                    match = network.match(own, statistics.memory, excluded=excluded.to(device))
+                distances.append(match.distance[0].to(device))
+                matched.append(statistics.memory[match.index[0].to(device)])
             tokens = network.average_tokens(torch.cat(fine))  # [2B, N8, C]
-        device = query.device
         logits = network.refine(
             error=error,
-            fine=torch.cat(fine).to(device),
-            tokens=tokens.to(device),
-            distance=torch.stack(distances).to(device) if network.uses_memory else query,
-            matched=torch.stack(matched).to(device) if network.uses_memory else query,
+            fine=torch.cat(fine),
+            tokens=tokens,
+            distance=torch.stack(distances) if network.uses_memory else query,
+            matched=torch.stack(matched) if network.uses_memory else query,
         )
         return upsample_logits(logits, network.params.input_size)[:, None]
 
