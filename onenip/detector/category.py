@@ -111,29 +111,45 @@ def draw_restored(
         excluded: memory tokens that an image may not match, being its own.
 
     Returns:
-        `restoration`, `refined` (logits) and, with a memory, `distance`, and with a zoom `detail`: [B, H, W]
-        float each.
+        `restoration`, `refined` (logits) and, with a memory, `distance`; with a zoom also `detail` and
+        `refined_detail`, the last two on its finer grid: [B, H, W] float each.
     """
-    fine = statistics.standardize(features.fine)
-    maps = {"restoration": network.restoration_map(restored, features.coarse)}
-    distance, matched, tokens = fine[:, :0].flatten(1), fine[:, :0], fine[:, :0]
-    if fine.shape[1]:
-        tokens = network.average_tokens(fine)
-    if network.uses_memory:
-        match = network.match(tokens, statistics.memory, excluded=excluded.fine)
-        distance, matched = match.distance, statistics.memory[match.index]
-        maps["distance"] = network.distance_map(distance.unflatten(1, fine.shape[2:]))
     error = (restored - features.coarse).abs()
+    maps = {"restoration": network.restoration_map(restored, features.coarse)}
+    distance, maps["refined"] = _match_and_refine(
+        network, error, features.fine, statistics, excluded.fine
+    )
+    if distance is not None:
+        maps["distance"] = distance
+    if statistics.detail is not None and features.detail is not None:
+        distance, maps["refined_detail"] = _match_and_refine(
+            network, error, features.detail, statistics.detail, excluded.detail
+        )
+        if distance is not None:
+            maps["detail"] = distance
+    return maps
+
+
+def _match_and_refine(
+    network: Network,
+    error: Tensor,
+    fine: Tensor,
+    statistics: CategoryStatistics,
+    excluded: Tensor | None,
+) -> tuple[Tensor | None, Tensor]:
+    """Map of distances to the memory, None without one, and refined map, of features on some fine grid."""
+    fine = statistics.standardize(fine)
+    tokens = network.average_tokens(fine) if fine.shape[1] else fine
+    distance, matched = fine[:, :0].flatten(1), fine[:, :0]
+    map_ = None
+    if network.uses_memory:
+        match = network.match(tokens, statistics.memory, excluded=excluded)
+        distance, matched = match.distance, statistics.memory[match.index]
+        map_ = network.distance_map(distance.unflatten(1, fine.shape[2:]))
     logits = network.refine(
         error=error, fine=fine, tokens=tokens, distance=distance, matched=matched
     )
-    maps["refined"] = upsample_logits(logits, network.params.input_size)
-    if statistics.detail is not None and features.detail is not None:
-        detail = statistics.detail.standardize(features.detail)
-        tokens = network.average_tokens(detail)
-        match = network.match(tokens, statistics.detail.memory, excluded=excluded.detail)
-        maps["detail"] = network.distance_map(match.distance.unflatten(1, detail.shape[2:]))
-    return maps
+    return map_, upsample_logits(logits, network.params.input_size)
 
 
 def embed_globally(coarse: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ VARIABLE = "ONENIP_DEVICE"
 def choose_device(name: str | None = None) -> torch.device:
     """The device of a name such as `cpu`, `cuda` or `cuda:1`; None for that of ONENIP_DEVICE.
 
-    One variable decides for every command, so that what is served was judged on the same device.
+    One variable decides for every command, so that what is served was judged on the same device. On a GPU,
+    convolutions then keep all 32 bits, so that scores are the CPU's but for rounding.
 
     Raises:
         DeviceError: if this machine has no such device.
@@ -31,4 +32,6 @@ def choose_device(name: str | None = None) -> torch.device:
         raise DeviceError(
             f"{origin}{wanted}: this machine has {torch.cuda.device_count()} CUDA devices"
         )
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     return device

@@ -121,7 +121,7 @@ class DetectorSpec(Section):
             return self
         drawn = {"restoration", "refined"} | ({"distance"} if self.model.memory_tokens else set())
         for name, known in self.categories.items():
-            own = drawn | ({"detail"} if known.zoom > 1 else set())
+            own = drawn | ({"detail", "refined_detail"} if known.zoom > 1 else set())
             for kind, weight in self.calibrate.fusion_weights.items():
                 if weight > 0 and kind in own and kind not in known.scales:
                     raise ValueError(f"category {name!r} has no scale of the {kind} map")

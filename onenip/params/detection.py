@@ -31,9 +31,9 @@ class ModelParams(Section):
         2,
         ge=1,
         le=4,
-        description="a second memory matches tokens at this multiple of input_size, for categories whose "
-        "photographs have the pixels; 1: none; the refiner `paper`, backbones that take images of one size "
-        "and models without a memory have none",
+        description="a second memory and the refiner see tokens at this multiple of input_size, too, for "
+        "categories whose photographs have the pixels; 1: none; the refiner `paper`, backbones that take "
+        "images of one size and models without a memory have none",
     )
     padding_size: int | None = Field(
         None,
@@ -193,9 +193,10 @@ class CalibrateParams(Section):
         "units of its spread over normal images",
     )
     fusion_weights: dict[
-        Literal["restoration", "distance", "refined", "detail"], Annotated[float, Field(ge=0)]
+        Literal["restoration", "distance", "refined", "detail", "refined_detail"],
+        Annotated[float, Field(ge=0)],
     ] = Field(
-        {"restoration": 0.0, "distance": 1.0, "refined": 1.0, "detail": 1.0},
+        {"restoration": 0.0, "distance": 1.0, "refined": 1.0, "detail": 1.0, "refined_detail": 1.0},
         description="weights of the maps for `standardized`",
     )
     pooling: Literal["peak", "top"] = Field(
@@ -203,7 +204,7 @@ class CalibrateParams(Section):
         description="image score: `peak`, the maximum of the map averaged over a window, or `top`, the "
         "mean of its highest pixels",
     )
-    pooling_px: int = Field(16, ge=1, description="side in px of the window of `peak`")
+    pooling_px: int = Field(8, ge=1, description="side in px of the window of `peak`")
     pooling_share: float = Field(
         0.005, gt=0, le=1, description="share of the map's pixels that `top` averages"
     )

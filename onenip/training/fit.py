@@ -238,10 +238,8 @@ def start_fabric(params: TrainParams) -> Fabric:
         DeviceError: if this machine has no such device.
         ParamsError: if several processes are asked for, but ONENIP_DEVICE names one GPU.
     """
-    on_cuda = torch.cuda.is_available()
-    device = (
-        choose_device() if os.environ.get(VARIABLE) else torch.device("cuda" if on_cuda else "cpu")
-    )
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(None if os.environ.get(VARIABLE) else default)
     devices: int | str | list[int] = params.devices
     if device.index is not None and device.type == "cuda":
         if devices not in (1, "auto"):
