@@ -32,6 +32,7 @@ from onenip.detector.category import (
     measure_reach,
 )
 from onenip.detector.devices import choose_device
+from onenip.detector.embedding import Embedder
 from onenip.detector.image_like import ImageLike, decide_given, to_array
 from onenip.detector.operating_points import decide, move
 from onenip.detector.prediction import Prediction, choose_category, make_prediction
@@ -85,6 +86,9 @@ class Detector:
         self.folded = folded or fold_network(self.network)  # every image is scored with this one
         self.spec = spec
         self.digest = ""
+        self.embedder: Embedder | None = (
+            None  # keeps features of the images that are judged one by one
+        )
         self._states = {name: states[name] for name in sorted(spec.categories)}
         self._embeddings = [state.embeddings for state in self._states.values()]
         self._reaches = {
@@ -413,6 +417,8 @@ class Detector:
     def _embed(
         self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], size: tuple[int, int]
     ) -> Features:
+        if self.embedder is not None and len(images) == 1:
+            return self.embedder.standardize(self.embedder.embed(resize_image(images[0], size)))
         resized = np.stack([resize_image(image, size) for image in images])
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
 

@@ -49,12 +49,7 @@ class Embedder:
     def __init__(self, network: Network, cache: Cache) -> None:
         self.backbone = fold_backbone(network)
         facts = (
-            hash_code(
-                "model/features.py",
-                "model/folding.py",
-                "model/network.py",
-                libraries=("timm", "torch"),
-            ),
+            hash_code(*_CODE, libraries=("timm", "torch")),
             hash_backbone(network.backbone),
             network.params.model_dump_json(exclude=set(_TRAINED)),
             network.reads_fine,

@@ -15,8 +15,10 @@ import tifffile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from onenip.data.cache import Cache
 from onenip.data.manifest import Sample, read_added, select
 from onenip.detector.detector import Detector
+from onenip.detector.embedding import Embedder
 from onenip.detector.prediction import Prediction
 from onenip.errors import DataError
 from onenip.evaluation import curves, summary
@@ -36,6 +38,7 @@ def evaluate_test_set(
     seed: int,
     out_dir: Path,
     save_maps: Path | None = None,
+    cache: Cache,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Score the test images of some categories and write everything but the report.
@@ -48,6 +51,7 @@ def evaluate_test_set(
         out_dir: an empty folder, which gets everything; maps are spooled beside it.
         save_maps: also write the float32 map of every test image there, at the image's own size, as
             `<category>/test/<label>/<stem>.tiff`.
+        cache: keeps the images' features for the next model with the same backbone.
         facts: further top-level values of `metrics.json`, such as the data version.
 
     Returns:
@@ -64,6 +68,7 @@ def evaluate_test_set(
         tqdm(total=len(tests), desc="evaluate", unit="image", disable=None) as bar,
     ):
         for category, detector in sorted(detectors.items()):
+            detector.embedder = detector.embedder or Embedder(detector.network, cache)
             chosen = select(tests, category=category)
             scores, gallery = _score_category(
                 detector, chosen, category, params, Path(spool), save_maps, bar

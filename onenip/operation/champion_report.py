@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from onenip.data import git
+from onenip.data.cache import Cache
 from onenip.data.manifest import DATA_DIR, load_manifest
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
@@ -177,6 +178,7 @@ def _evaluate(
             params=params.evaluate,
             seed=params.seed,
             out_dir=draft,
+            cache=Cache(OUTPUTS.cache, max_gib=params.cache.max_gib),
             facts=facts,
         )
 

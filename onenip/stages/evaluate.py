@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onenip.data.cache import Cache
 from onenip.data.dvc import read_data_version
 from onenip.data.manifest import load_manifest, select
+from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
 from onenip.errors import UnknownCategoryError
 from onenip.evaluation.evaluate import evaluate_test_set
@@ -67,6 +69,7 @@ def run(
     tests = select(samples, subset="test")
     for name in sorted({sample.category for sample in tests} - set(detector.categories)):
         raise UnknownCategoryError(name, detector.categories)
+    cache = Cache(out_dir.parent / OUTPUTS.cache.name, max_gib=params.cache.max_gib)
     with replace_folder(out_dir) as draft:
         content = evaluate_test_set(
             dict.fromkeys(detector.categories, detector),
@@ -75,6 +78,7 @@ def run(
             seed=params.seed,
             out_dir=draft,
             save_maps=save_maps,
+            cache=cache,
             facts={
                 "training_normals": {
                     name: len(select(samples, category=name)) - len(select(tests, category=name))
@@ -94,6 +98,7 @@ def run(
             training_dir=training_dir,
             champion=champion,
         )
+    cache.prune()
     for name, texts in content["doubts"].items():
         for text in texts:
             log.warning("%s: %s", name, text)

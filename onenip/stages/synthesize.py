@@ -41,7 +41,7 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     show = sys.stderr.isatty()
     zooms = choose_zooms(samples, params.model)
     sizes = {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()}
-    cache = Cache(OUTPUTS.cache, max_gib=params.cache.max_gib)
+    cache = Cache(out_dir.parent / OUTPUTS.cache.name, max_gib=params.cache.max_gib)
     images = ResizedImages(samples, sizes, cache)
     images.prepare(workers=count_cores(), progress=show)
     entries = synthetic_bank.draw_entries(

@@ -84,6 +84,7 @@ def test_the_stage_writes_all_that_it_promises(evaluated):
     metrics = load_metrics(folder)
 
     assert sorted(path.name for path in evaluated.iterdir()) == [
+        "cache",
         "evaluation",
         "manifest.csv",
         "maps",
@@ -101,6 +102,17 @@ def test_the_stage_writes_all_that_it_promises(evaluated):
         "verdicts.csv",
     }
     assert all((folder / picture.file).is_file() for picture in load_index(folder))
+
+
+def test_features_of_an_evaluation_serve_the_next(evaluated, tiny_model, tmp_path):
+    """A second evaluation embeds nothing, and its figures are the same to the last bit."""
+    shutil.copytree(evaluated / "cache", tmp_path / "cache")
+    kept = {path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.safetensors")}
+    again = run(tmp_path, tiny_model)
+
+    assert {p.stat().st_mtime_ns for p in (tmp_path / "cache").rglob("*.safetensors")} == kept
+    assert len(kept) == 12
+    assert again["mean"] == load_metrics(evaluated / "evaluation")["mean"]
 
 
 def test_intervals_surround_their_figures(evaluated):
