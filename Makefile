@@ -68,8 +68,8 @@ down: ## stop what `make up` started
 bench: install ## run the benchmarks and print their tables
 	$(BIN)/python -m benchmarks
 
-drill: install ## repeat kills, damaged files and odd requests for ten minutes, print what went wrong
-	$(BIN)/python -m benchmarks.drill
+drill: install ## repeat kills, damaged files and odd requests, print what went wrong; PARTS="archives stages" chooses
+	$(BIN)/python -m benchmarks.drill $(PARTS)
 
 acceptance: install ## the whole product against real servers, end to end
 	$(BIN)/python -m pytest -q -m acceptance tests/acceptance

@@ -1,10 +1,11 @@
 """Drills: kills, damaged files and odd requests, many times each, and what of it went wrong.
 
-    python -m benchmarks.drill [--seed 0] [-k ingestion]
+    python -m benchmarks.drill [--seed 0] [PART ...]
 
-Repeats the tests marked `drill`, each of which says what must hold: killed work ends as without a kill,
-damaged files are read whole or refused in a line, requests get their answer or their refusal. A line for each
-as it ends, then the table that docs/explanation/security.md keeps. Status 1 if anything went wrong.
+Repeats the tests marked `drill`, or some parts of them (`--help` names the parts). Each says what must hold:
+killed work ends as without a kill, damaged files are read whole or refused in a line, requests get their
+answer or their refusal. A line for each as it ends, then the table that docs/explanation/security.md keeps.
+Status 1 if anything went wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ import pytest
 from benchmarks.machine import print_heading
 
 PROCESSES = 2
+_DECISIONS = "tests/registry/test_kills.py"
+PARTS = {
+    "archives": "tests/sources/test_archives.py::test_damaged_archives_unpack_or_are_one_line",
+    "images": "tests/test_images.py::test_two_thousand_damaged_files_end_in_an_image_error",
+    "requests": "tests/serving/test_limits.py::test_mutated_requests_are_answered_or_refused",
+    "load": "tests/serving/test_limits.py::test_answers_are_the_same_under_load",
+    "decisions": f"{_DECISIONS}::test_a_decision_killed_anywhere_ends_as_without_a_kill",
+    "registration": f"{_DECISIONS}::test_a_registration_killed_anywhere_ends_as_without_a_kill",
+    "fetching": "tests/data/test_versions.py::test_kills_while_fetching_end_in_the_same_bytes",
+    "moving": "tests/data/test_versions.py::test_kills_at_random_moments_change_nothing_in_the_end",
+    "ingestion": "tests/ingestion/test_ingestion.py::test_kills_at_random_moments_change_nothing_in_the_end",
+    "stages": "tests/stages/test_kills.py::test_kills_at_random_moments_change_no_model_and_no_figure",
+}  # fmt: skip
 
 
 class Table:
@@ -57,13 +71,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=0, help="other moments, other damage")
-    parser.add_argument("-k", default="", help="only tests whose names hold this")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any: all of them"
+    )
     options = parser.parse_args()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no part; there are {', '.join(PARTS)}")
+    tests = [PARTS[part] for part in options.parts or PARTS]
     print_heading("benchmarks.drill", threads=PROCESSES, packages=["mlflow", "dvc", "pillow"])
     table = Table()
-    arguments = ["-m", "drill", "-k", options.k, "--drill", str(options.seed), "--timeout=1800"]
+    arguments = ["-m", "drill", "--drill", str(options.seed), "--timeout=1800"]
     code = pytest.main(
-        [*arguments, "-n", str(PROCESSES), "-p", "no:terminal", "tests"], plugins=[table]
+        [*arguments, "-n", str(PROCESSES), "-p", "no:terminal", *tests], plugins=[table]
     )
     print("\n| drill | done | seconds |\n|---|---|---|")
     for what, count in sorted(table.done.items()):

@@ -9,7 +9,7 @@ import typer
 
 from onenip.cli.options import EvaluationOption, ModelOption
 from onenip.data.outputs import OUTPUTS
-from onenip.printing import open_console
+from onenip.printing import open_console, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -165,6 +165,6 @@ def _notify_changes(found: Comparison, *, everything: bool) -> None:
             f"{side.score:.3g}{'>' if side.is_anomalous else '<='}{side.threshold:.3g}"
             for side in (item.before, item.after)
         )
-        typer.echo(f"  {word:6} {item.after.name} ({item.after.label}): {before} -> {after}")
+        typer.echo(show(f"  {word:6} {item.after.name} ({item.after.label}): {before} -> {after}"))
     if len(shown) < len(found.changed):
         typer.echo(f"  and {len(found.changed) - len(shown)} more; --all shows them")

@@ -10,6 +10,7 @@ import typer
 from onenip.cli.options import PARAMS, ParamsOption
 from onenip.data.labels import clean_name
 from onenip.data.outputs import OUTPUTS
+from onenip.printing import show as show_text
 
 if TYPE_CHECKING:
     from onenip.params import Params
@@ -128,9 +129,10 @@ def show(
     for item in _open_queue().list_items(category=category, limit=limit):
         state = "" if item.state == "open" else f" ({item.state})"
         problem = f"; {item.problem}" if item.problem else ""
-        typer.echo(
+        line = (
             f"{item.id} {item.category} {item.reason}{state}: {item.detail}{problem} {item.image}"
         )
+        typer.echo(show_text(line))
 
 
 def decide(
@@ -174,9 +176,8 @@ def history(
     for said in _open_queue().history(item=item, limit=limit):
         undone = f", taken back by {said.undone_by}" if said.undone_by else ""
         words = " ".join(filter(None, [said.label, said.kind, said.note]))
-        typer.echo(
-            f"{said.id} {said.at:%Y-%m-%d %H:%M} {said.by} ({said.role}): {words}{undone} {said.item}"
-        )
+        line = f"{said.id} {said.at:%Y-%m-%d %H:%M} {said.by} ({said.role}): {words}{undone}"
+        typer.echo(show_text(f"{line} {said.item}"))
 
 
 def apply(*, params: ParamsOption = PARAMS) -> None:
@@ -195,7 +196,7 @@ def apply(*, params: ParamsOption = PARAMS) -> None:
     )
     for item in done.items:
         words = filter(None, [item.label or item.state, item.kind, item.place, item.problem])
-        typer.echo(f"{item.id} {item.category}: {', '.join(words)}")
+        typer.echo(show_text(f"{item.id} {item.category}: {', '.join(words)}"))
     if done.in_inbox:
         typer.echo(f"{done.in_inbox} normal images lie in the inbox; `onenip ingest` takes them in")
     typer.echo(f"test set: {'unchanged' if done.commit is None else f'commit {done.commit[:12]}'}")

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from onenip.cli.options import PARAMS
+from onenip.printing import show
 from onenip.version import __version__
 
 
@@ -63,9 +64,9 @@ def doctor() -> None:
     for finding in examine():
         findings.append(finding)
         mark = "!!" if finding.is_needed else "- " if finding.remedy else "ok"
-        typer.echo(f"{mark} {finding.subject:10} {finding.text}")
+        typer.echo(show(f"{mark} {finding.subject:10} {finding.text}"))
         if finding.remedy:
-            typer.echo(f"   {'':10} -> {finding.remedy}")
+            typer.echo(show(f"   {'':10} -> {finding.remedy}"))
     if any(finding.is_needed for finding in findings):
         raise typer.Exit(1)
 
@@ -89,9 +90,9 @@ def upgrade(
     if not update.texts:
         typer.echo("this workspace follows the installed version already")
         return
-    typer.echo(update.difference)
+    typer.echo(show(update.difference))
     for stage, reason in update.reasons.items():
-        typer.echo(f"{stage} runs anew: {reason}")
+        typer.echo(show(f"{stage} runs anew: {reason}"))
     for path in update.conflicts:
         typer.echo(f"{path}: your changes meet those of the new version, see the markers")
     if dry_run:

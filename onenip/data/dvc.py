@@ -74,10 +74,13 @@ def read_data_version(root: Path = HERE, *, pointer: Path = DATA_POINTER) -> str
     Raises:
         DataError: if the file is there, and is no pointer of DVC.
     """
+    path = root / pointer
     try:
-        return _parse_pointer((root / pointer).read_text(encoding="utf-8"), str(root / pointer))
+        return _parse_pointer(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         return None
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path}: no pointer of DVC can be read: {error}", path=path) from error
 
 
 def count_files(root: Path = HERE) -> int:
@@ -85,7 +88,7 @@ def count_files(root: Path = HERE) -> int:
     try:
         out = YAML(typ="safe", pure=True).load((root / DATA_POINTER).read_text(encoding="utf-8"))
         return int(out["outs"][0].get("nfiles", 0))
-    except (FileNotFoundError, YAMLError, LookupError, TypeError, ValueError, RecursionError):
+    except (OSError, YAMLError, LookupError, TypeError, ValueError, RecursionError, AttributeError):
         return 0
 
 

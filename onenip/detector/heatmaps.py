@@ -16,6 +16,7 @@ _GAP_PX = 6
 _OPACITY = 0.65
 _OUTLINE = (255, 255, 255)  # of defective pixels and of boxes
 _PAPER = 255
+_STRIP_PX = 1 << 20  # that are coloured at once
 # colours of nine levels from 0 to 1, linear in between: from black over red to a pale yellow
 _COLOURS = np.array(
     [(0, 0, 4), (33, 12, 74), (87, 16, 110), (138, 34, 106), (188, 55, 84), (228, 90, 49),
@@ -78,18 +79,28 @@ def draw_heat(
         [H, W, 3] uint8, RGB.
     """
     top = 2 * pixel_threshold if pixel_threshold > 0 else float(score_map.max())
-    level = np.clip(score_map / top, 0, 1) if top > 0 else np.zeros_like(score_map)
-    stops = np.linspace(0, 1, len(_COLOURS))
-    colours = np.stack([np.interp(level, stops, channel) for channel in _COLOURS.T], axis=-1)
-    grey = np.repeat((image @ _LUMA)[:, :, None], 3, axis=2)
-    opacity = (_OPACITY * np.clip(level * 2, 0, 1))[:, :, None]
-    mixed = grey * (1 - opacity) + colours * opacity
     defective = score_map > pixel_threshold
-    mixed[defective & ~ndimage.binary_erosion(defective, border_value=1)] = _OUTLINE
-    picture = Image.fromarray(np.clip(np.rint(mixed), 0, 255).astype(np.uint8))
+    outline = defective & ~ndimage.binary_erosion(defective, border_value=1)
+    drawn = np.empty_like(image)
+    rows = max(1, _STRIP_PX // image.shape[1])
+    for at in range(0, len(image), rows):
+        strip = slice(at, at + rows)
+        drawn[strip] = _mix(image[strip], score_map[strip], top)
+    drawn[outline] = _OUTLINE
+    picture = Image.fromarray(drawn)
     draw = ImageDraw.Draw(picture)
     width = max(1, image.shape[1] // 200)
     for region in regions:
         right, bottom = region.x + region.width, region.y + region.height
         draw.rectangle((region.x, region.y, right, bottom), outline=_OUTLINE, width=width)
     return np.asarray(picture)
+
+
+def _mix(image: NDArray[np.uint8], score_map: NDArray[np.float32], top: float) -> NDArray[np.uint8]:
+    """Grey and colours of some rows: 170 bytes for each pixel while it works."""
+    level = np.clip(score_map / top, 0, 1) if top > 0 else np.zeros_like(score_map)
+    stops = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(level, stops, channel) for channel in _COLOURS.T], axis=-1)
+    grey = np.repeat((image @ _LUMA)[:, :, None], 3, axis=2)
+    opacity = (_OPACITY * np.clip(level * 2, 0, 1))[:, :, None]
+    return np.clip(np.rint(grey * (1 - opacity) + colours * opacity), 0, 255).astype(np.uint8)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from onenip.errors import OneNIPError
 from onenip.pages import data, decide, inspect, operator, overview, review
+from onenip.pages.common import plain
 
 _PAGES = (
     ("Overview", "grid_view", overview.draw),
@@ -52,7 +53,7 @@ def _guard(draw: Callable[[], None]) -> Callable[[], None]:
         try:
             draw()
         except OneNIPError as error:
-            st.error(str(error))
+            st.error(plain(str(error)))
 
     return guarded
 

@@ -70,7 +70,7 @@ def choose_category(place: DeltaGenerator | None = None) -> str | None:
     place = place or st.sidebar
     categories, problem = _list_categories(str(read_settings().model or ""))
     if problem:
-        place.warning(f"The registry cannot be reached: {problem}")
+        place.warning(f"The registry cannot be reached: {plain(problem)}")
     if not categories:
         st.info(
             "There is no model yet. Run the pipeline with `onenip run`, or show a model folder with "
@@ -170,7 +170,7 @@ def take_image(content: bytes | Path) -> NDArray[np.uint8] | None:
     try:
         return load_preview(content)
     except ImageError as error:
-        st.error(f"This image cannot be shown: {error.reason}")
+        st.error(f"This image cannot be shown: {plain(error.reason)}")
         return None
 
 

@@ -56,7 +56,7 @@ def _draw_versions() -> None:
     try:
         entries = _list_history()
     except VersioningError as error:
-        st.info(f"The history of the data cannot be read: {error}")
+        st.info(f"The history of the data cannot be read: {plain(str(error))}")
         return
     if not entries:
         st.info("No version of the data yet. `onenip download` brings images.")
@@ -148,7 +148,7 @@ def _draw_aside() -> None:
     try:
         found = _list_shelf(shelf)
     except ParamsError as error:
-        st.info(f"There is no inbox: {error}")
+        st.info(f"There is no inbox: {plain(str(error))}")
         return
     if not found:
         st.info(f"Nothing is on the shelf {shelf}: no image was set aside there.")

@@ -25,6 +25,7 @@ from onenip.pages.common import (
     forget,
     list_answers,
     load_candidates,
+    plain,
 )
 from onenip.pages.models import Candidate
 from onenip.registry import approval, audit
@@ -48,7 +49,7 @@ def draw() -> None:
         return
     st.title(category, anchor=False)
     if _DONE in st.session_state:
-        st.success(st.session_state.pop(_DONE))
+        st.success(plain(st.session_state.pop(_DONE)))
     found = {one.role: one for one in load_candidates(category) if one.version is not None}
     champion, challenger = found.get(CHAMPION), found.get(CHALLENGER)
     if not found:
@@ -133,9 +134,9 @@ def _draw_challenger(category: str, challenger: Candidate) -> None:
         st.caption("The gate was not asked about it.")
     else:
         st.badge(f"gate: {gate.verdict}", color=_GATE_COLOURS[gate.verdict])
-        st.markdown("\n".join(f"- {reason}" for reason in gate.reasons))
+        st.markdown("\n".join(f"- {plain(reason)}" for reason in gate.reasons))
     for doubt in describe_doubts(challenger.detector.spec.categories[category]):
-        st.warning(f"Training says: {doubt}.")
+        st.warning(f"Training says: {plain(doubt)}.")
     if address := _find_report(version.run_id):
         st.link_button("Report to sign", address)
     is_refused = gate is not None and gate.verdict == "reject"
@@ -265,7 +266,7 @@ def _draw_history(category: str) -> None:
     config = {"when (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")}
     st.dataframe(rows, hide_index=True, column_config=config)
     for problem in audit.find_breaks(entries, audit.read_heads(category)):
-        st.error(f"The audit trail is not whole: {problem}.")
+        st.error(f"The audit trail is not whole: {plain(problem)}.")
 
 
 @st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from onenip.pages.common import (
     list_answers,
     load_candidates,
     open_answer,
+    plain,
     read_answer_image,
     read_settings,
 )
@@ -55,7 +57,7 @@ def draw() -> None:
     content = _read(name)
     with place:
         if content is None:
-            st.info(f"{name} is not kept any more. Choose another image.")
+            st.info(f"{plain(name)} is not kept any more. Choose another image.")
             return
         candidates = load_candidates(category) if version is None else [_load(category, version)]
         _draw_image(name, content, category, candidates)
@@ -80,7 +82,9 @@ def _list_names(category: str) -> list[str]:
         uploads = side.file_uploader(
             "Drop images", _UPLOAD_TYPES, accept_multiple_files=True, key="uploads"
         )
-        return [f"dropped: {one.name}" for one in uploads]
+        dropped = dict(zip(_number([one.name for one in uploads]), uploads, strict=True))
+        st.session_state["dropped"] = dropped
+        return list(dropped)
     if source == "served":
         answers = {f"served: {one.title}": one for one in list_answers(category=category)}
         st.session_state["answers"] = answers
@@ -145,10 +149,9 @@ def _go(names: list[str], at: int) -> None:
 
 def _read(name: str) -> bytes | None:
     """Bytes of an image; None if it is gone."""
-    kind, _, rest = name.partition(": ")
+    kind = name.partition(": ")[0]
     if kind == "dropped":
-        uploads = st.session_state.get("uploads") or []
-        return next((one.getvalue() for one in uploads if one.name == rest), None)
+        return bytes(st.session_state["dropped"][name].getvalue())
     if kind == "served":
         return read_answer_image(st.session_state["answers"][name])
     path = read_settings().folder / name
@@ -170,10 +173,13 @@ def _draw_image(name: str, content: bytes, category: str, candidates: list[Candi
     try:
         found = _judge(content, category, digests, candidates)
     except ImageError as error:
-        st.error(f"{name} cannot be judged: {error.reason}")
+        st.error(f"{plain(name)} cannot be judged: {plain(error.reason)}")
         return
     if found.looks_like != category:
-        st.warning(f"It looks like {found.looks_like}, not like {category}: is the category right?")
+        looks_like = plain(found.looks_like)
+        st.warning(
+            f"It looks like {looks_like}, not like {plain(category)}: is the category right?"
+        )
     for candidate, prediction in zip(candidates, found.predictions, strict=True):
         _draw_answer(name, found.image, candidate, prediction)
 
@@ -246,7 +252,23 @@ def _find_mask(name: str) -> NDArray[np.bool_] | None:
     if not (folder / category).is_dir():
         return None
     mask = _match_masks(category).get(name)
-    return None if mask is None else load_mask(folder / mask)
+    try:
+        return None if mask is None else load_mask(folder / mask)
+    except ImageError as error:
+        st.caption(f"Its true mask cannot be shown: {plain(error.reason)}")
+        return None
+
+
+def _number(names: Sequence[str]) -> list[str]:
+    """Titles of dropped files: of those that share a name, the later ones have a number."""
+    titles: list[str] = []
+    for name in names:
+        title, number = f"dropped: {name}", 1
+        while title in titles:
+            number += 1
+            title = f"dropped: {name} ({number})"
+        titles.append(title)
+    return titles
 
 
 def _to_row(region: Region) -> dict[str, float]:

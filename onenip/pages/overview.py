@@ -14,7 +14,7 @@ from onenip.data.outputs import OUTPUTS
 from onenip.evaluation.counts import describe_wrong
 from onenip.images import IMAGE_SUFFIXES
 from onenip.operation.drift import DriftMemory
-from onenip.pages.common import CACHE_SECONDS, draw_link, find_thumbnail, list_answers
+from onenip.pages.common import CACHE_SECONDS, draw_link, find_thumbnail, list_answers, plain
 from onenip.registry.versions import Standing, list_standings
 from onenip.review.answers import Answer
 from onenip.review.items import Item, State
@@ -164,8 +164,8 @@ def _draw_tile(tile: Tile) -> None:
             if source := find_thumbnail(_find_picture(category)):
                 st.image(source, alt=f"a normal image of {category}")
         with right:
-            draw_link("Decide", f"**{category}**", category=category)
-            st.caption(_describe_champion(tile.standing))
+            draw_link("Decide", f"**{plain(category)}**", category=category)
+            st.caption(plain(_describe_champion(tile.standing)))
         with st.container(horizontal=True, gap="xsmall"):
             if tile.standing.challenger is not None:
                 st.badge(f"version {tile.standing.challenger.number} waits", color="orange")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Region, find_regions, resize_map
-from onenip.errors import OneNIPError
+from onenip.errors import DataError, ImageError, OneNIPError
 from onenip.images import load_mask, resize_image
 from onenip.pages.common import find_thumbnail, load_candidates, plain, take_image
 from onenip.pages.viewer import Panel, draw_viewer
@@ -71,7 +71,7 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
     left = [one for one in items if one.id not in skipped]
     if done := st.session_state.get(_DONE):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.success(done[1])
+            st.success(plain(done[1]))
             st.button("Undo", shortcut="U", on_click=_undo, args=(queue, done[0], by))
     if not left:
         st.info(
@@ -124,7 +124,7 @@ def _describe(item: Item) -> None:
             st.badge("reviewers disagree", color="red")
         if item.score is not None and item.threshold is not None:
             st.markdown(
-                f"{item.verdict}: score **{item.score:.2f}**, threshold {item.threshold:.2f}"
+                f"{plain(item.verdict)}: score **{item.score:.2f}**, threshold {item.threshold:.2f}"
             )
         st.caption(f"{item.at:%Y-%m-%d %H:%M} UTC; {plain(item.detail)}")
 
@@ -133,8 +133,13 @@ def _draw_pictures(item: Item, image: NDArray[np.uint8]) -> list[list[int]]:
     """Image, heat map and nearest normal; gives the boxes that a person drew."""
     size = (image.shape[0], image.shape[1])
     panels = [Panel("the part", image, can_mark=True)]
-    if item.map is not None and item.map.is_file():
-        small, pixel_threshold = load_map(item.map)
+    try:
+        found = load_map(item.map) if item.map is not None and item.map.is_file() else None
+    except DataError as error:  # the image is there to be looked at
+        st.caption(f"Its heat map cannot be shown: {plain(str(error))}")
+        found = None
+    if found is not None:
+        small, pixel_threshold = found
         score_map = resize_map(small, size)
         regions: tuple[Region, ...] = ()
         if item.verdict != "normal":
@@ -142,7 +147,10 @@ def _draw_pictures(item: Item, image: NDArray[np.uint8]) -> list[list[int]]:
         heat = draw_heat(image, score_map, pixel_threshold=pixel_threshold)
         panels.append(Panel("heat map", image, heat=heat, regions=regions))
     if item.mask is not None and item.mask.is_file():
-        panels.append(Panel("marked", load_mask(item.mask).astype(np.uint8) * 255))
+        try:
+            panels.append(Panel("marked", load_mask(item.mask).astype(np.uint8) * 255))
+        except ImageError as error:
+            st.caption(f"What was marked cannot be shown: {plain(error.reason)}")
     nearest = _find_nearest(item.category, image)
     if nearest is not None:
         panels.append(Panel("a normal part, the most alike prompt", resize_image(nearest, size)))
@@ -155,7 +163,7 @@ def _find_nearest(category: str, image: NDArray[np.uint8]) -> NDArray[np.uint8] 
         candidate = load_candidates(category)[0]
         prompts = candidate.detector.prompt_images(category)
     except OneNIPError as error:
-        st.caption(f"No normal part to compare with: {error}")
+        st.caption(f"No normal part to compare with: {plain(str(error))}")
         return None
     small = resize_image(image, _SMALL).astype(np.float32)
     gaps = [np.abs(resize_image(one, _SMALL) - small).mean() for one in prompts]
@@ -175,7 +183,7 @@ def _say(
     try:
         (now,) = queue.decide([item.id], label, by=by, kind=kind, boxes=boxes)
     except OneNIPError as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
         return
     latest = queue.history(item=item.id, limit=1)[0]
     st.session_state[_SKIPPED].append(item.id)
@@ -187,7 +195,7 @@ def _undo(queue: ReviewQueue, opinion: int, by: str) -> None:
     try:
         item = queue.undo(opinion, by=by)
     except OneNIPError as error:
-        st.error(str(error))
+        st.error(plain(str(error)))
         return
     st.session_state.pop(_DONE, None)
     skipped = st.session_state.get(_SKIPPED, [])

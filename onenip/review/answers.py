@@ -29,11 +29,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, ValidationError
 
-from onenip.detector.prediction import Prediction
+from onenip.data.labels import find_category_problem
+from onenip.detector.prediction import Prediction, Verdict
 from onenip.errors import DataError, OneNIPError
+from onenip.images import read_size
 from onenip.review.items import Label, check_opinion
-from onenip.review.marks import load_map, read_mask, save_map
+from onenip.review.marks import draw_marks, load_map, save_map
 from onenip.sources.files import Files, open_files
 
 MAX_DAYS = 92  # that an answer can be kept
@@ -41,7 +44,6 @@ _PASSING = "passing-"
 _PASSING_SECONDS = 3600.0
 _NEAR = 0.9  # of the threshold: a score above it is a near miss
 _FEEDBACK = "feedback"
-_NEEDED = {"category", "verdict", "score", "threshold"}  # in every answer
 _ID = re.compile(r"[0-9]{20}-[0-9a-f]{8}")  # as `new_id` makes them: such a name leads nowhere else
 
 log = logging.getLogger(__name__)
@@ -115,11 +117,16 @@ class Feedback:
     at: str = field(default_factory=lambda: datetime.now(tz=UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
+        try:
+            is_utc = datetime.fromisoformat(self.at).utcoffset() == timedelta(0)
+        except ValueError:
+            is_utc = False
+        if not is_utc:
+            raise DataError(f"at {self.at[:60]!r}: not a time in UTC, ISO 8601")
         check_opinion(
             self.label, by=self.by, kind=self.kind, note=self.note, is_marked=self.is_marked
         )
-        if self.mask_bytes:
-            read_mask(self.mask_bytes)
+        _ = self.mask_bytes
 
     @property
     def is_marked(self) -> bool:
@@ -133,6 +140,18 @@ class Feedback:
             return base64.b64decode(self.mask, validate=True) if self.mask else None
         except ValueError as error:
             raise DataError("mask: not base64") from error
+
+
+class _Facts(BaseModel):
+    """What every answer holds, among other things."""
+
+    category: str
+    verdict: Verdict
+    score: FiniteFloat
+    threshold: FiniteFloat
+
+
+_FEEDBACK_FILE = TypeAdapter(Feedback)
 
 
 class Answers:
@@ -242,11 +261,14 @@ class Answers:
         """Note what somebody says about an answer; `onenip review` takes it into the queue.
 
         Raises:
-            DataError: if the answer's image is not kept any more.
+            DataError: if the answer's image is not kept any more; MarkError, if boxes or mask do not fit it.
         """
         self.find(feedback.answer)
-        if self.read_image(feedback.answer) is None:
+        image = self.read_image(feedback.answer)
+        if image is None:
             raise DataError(f"answer {feedback.answer}: its image is not kept any more")
+        if feedback.is_marked:
+            draw_marks(feedback.mask_bytes, feedback.boxes, read_size(image))
         content = json.dumps(asdict(feedback), ensure_ascii=False).encode()
         self._files.write(f"{_FEEDBACK}/{new_id()}.json", content)
 
@@ -257,8 +279,8 @@ class Answers:
             if content is None:  # another took it
                 continue
             try:
-                feedback = Feedback(**json.loads(content))
-            except (ValueError, TypeError, RecursionError, OneNIPError) as error:
+                feedback = _FEEDBACK_FILE.validate_json(content, strict=True)
+            except (ValidationError, OneNIPError) as error:
                 log.error("feedback %s cannot be read, and stays there: %s", name, error)
                 continue
             yield feedback
@@ -268,13 +290,16 @@ class Answers:
         return [n for n, _ in self._files.list_names(f"{day:%Y%m%d}") if n.endswith(".json")]
 
     def _read(self, name: str) -> Answer | None:
+        found = Path(name)
+        if not _ID.fullmatch(found.stem) or _day(found.stem) != found.parent.name:
+            return None  # not one of ours
         content = self._files.read(name)
         try:
-            facts = json.loads(content or b"null")
-        except (ValueError, RecursionError):
-            facts = None
-        is_whole = isinstance(facts, dict) and facts.keys() >= _NEEDED
-        return Answer(Path(name).stem, facts) if is_whole else None  # none, or a damaged one
+            checked = _Facts.model_validate_json(content or b"", strict=True)
+        except ValidationError:
+            return None  # there is none, or a damaged one
+        is_ours = not find_category_problem(checked.category)
+        return Answer(found.stem, json.loads(content or b"")) if is_ours else None
 
     def _read_either(self, answer: str, suffix: str) -> bytes | None:
         name = f"{_day(answer)}/{answer}"
@@ -285,6 +310,11 @@ class Answers:
 def new_id() -> str:
     """An id for an answer: time and chance, so that servers need not agree."""
     return f"{time.time_ns():020}-{secrets.token_hex(4)}"
+
+
+def first_id(at: datetime) -> str:
+    """The lowest id of an answer of a moment: `list_after` it gives what came since."""
+    return f"{int(at.timestamp() * 1e9):020}-00000000"
 
 
 def is_doubtful(answer: Mapping[str, Any]) -> bool:

@@ -239,7 +239,11 @@ def _to_candidate(
     content = answers.read_image(answer.id)
     if content is None:
         return None
-    found = answers.read_map(answer.id)
+    try:
+        found = answers.read_map(answer.id)
+    except DataError as error:
+        log.warning("answer %s comes without its map: %s", answer.id, error)
+        found = None
     score, threshold = answer.facts["score"], answer.facts["threshold"]
     return Candidate(
         category=answer.facts["category"],

@@ -189,6 +189,8 @@ def check_opinion(label: str, *, by: str, kind: str, note: str, is_marked: bool)
         raise DataError(f"a part that is {label} has neither kind nor mask")
     if len(note) > _MAX_NOTE:
         raise DataError(f"note: at most {_MAX_NOTE} characters, not {len(note)}")
+    if not "".join(note.split()).isprintable():
+        raise DataError("note: no control characters")
     named = clean_label(kind.strip() or DEFECT) if label == DEFECT else ""
     if named == GOOD:
         raise DataError(f"kind {kind!r}: it means normal; name the defect")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from onenip.errors import DataError
-from onenip.images import load_mask
+from onenip.images import load_mask, read_size
+
+_MAX_MAP_BYTES = 64 << 20  # of a map at a model's input size
+
+
+class MarkError(DataError):
+    """Boxes or a mask that do not fit their image."""
 
 
 def save_map(path: Path | BytesIO, score_map: NDArray[np.float32], pixel_threshold: float) -> None:
@@ -30,19 +37,49 @@ def load_map(path: Path | BytesIO) -> tuple[NDArray[np.float32], float]:
         DataError: if it cannot be read.
     """
     try:
+        with ZipFile(path) as packed:
+            if sum(one.file_size for one in packed.infolist()) > _MAX_MAP_BYTES:
+                raise ValueError(f"it unpacks to more than {_MAX_MAP_BYTES} bytes")
         with np.load(path) as found:
-            return found["map"].astype(np.float32), float(found["pixel_threshold"])
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: no map can be read: {error}") from error
+            score_map = found["map"].astype(np.float32)
+            pixel_threshold = float(found["pixel_threshold"])
+        if score_map.ndim != 2 or not (np.isfinite(score_map).all() and score_map.size):
+            raise ValueError(f"its shape is {score_map.shape}, or not every value is a number")
+        if not math.isfinite(pixel_threshold):
+            raise ValueError("its threshold is no number")
+    except (
+        OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, NotImplementedError,
+        BadZipFile, zlib.error,
+    ) as error:  # fmt: skip
+        name = path if isinstance(path, Path) else "a kept map"
+        raise DataError(f"{name}: no map can be read: {error}") from error
+    return score_map, pixel_threshold
 
 
-def read_mask(mask: NDArray[np.bool_] | bytes) -> NDArray[np.bool_]:
-    """A mask [H, W] bool, of an array or of an image file's bytes.
+def draw_marks(
+    mask: NDArray[np.bool_] | bytes | None, boxes: Sequence[Sequence[int]], size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """The mask [H, W] bool of what was marked on an image.
+
+    Args:
+        mask: of an array or of an image file's bytes; None: boxes say where.
+        boxes: (x, y, width, height) in px.
+        size: (H, W) of the image in px.
 
     Raises:
-        ImageError: if the bytes are no mask.
+        MarkError: if they do not fit the image, or mark nothing.
     """
-    return load_mask(mask) if isinstance(mask, bytes) else np.asarray(mask, dtype=bool)
+    if mask is None:
+        found = draw_boxes(boxes, size)
+    else:
+        # a large mask is not decoded to find that it is of another image
+        shape = read_size(mask) if isinstance(mask, bytes) else mask.shape
+        if shape != size:
+            raise MarkError(f"mask: {shape[1]}x{shape[0]} px, its image {size[1]}x{size[0]}")
+        found = load_mask(mask) if isinstance(mask, bytes) else np.asarray(mask, dtype=bool)
+    if not found.any():
+        raise MarkError("mask: nothing is marked")
+    return found
 
 
 def draw_boxes(boxes: Sequence[Sequence[int]], size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -53,12 +90,12 @@ def draw_boxes(boxes: Sequence[Sequence[int]], size: tuple[int, int]) -> NDArray
         size: (H, W) in px.
 
     Raises:
-        DataError: if a box does not lie in the image.
+        MarkError: if a box does not lie in the image.
     """
     picture = Image.new("L", (size[1], size[0]))
     for box in boxes:
         if len(box) != 4 or not _lies_in(box, size):
-            raise DataError(
+            raise MarkError(
                 f"box {list(box)}: not x, y, width, height inside {size[1]}x{size[0]} px"
             )
         x, y, width, height = box

@@ -40,7 +40,7 @@ from onenip.review.items import (
     check_person,
     item_id,
 )
-from onenip.review.marks import draw_boxes, read_mask, save_map
+from onenip.review.marks import draw_marks, save_map
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS item (
@@ -406,14 +406,7 @@ class ReviewQueue:
         """Write the mask that was drawn; gives its path below the folder, empty without one."""
         if mask is None and not boxes:
             return ""
-        height, width = read_size(self._folder / row["image"])
-        found = draw_boxes(boxes, (height, width)) if mask is None else read_mask(mask)
-        if found.shape != (height, width):
-            raise DataError(
-                f"mask: {found.shape[1]}x{found.shape[0]} px, its image {width}x{height}"
-            )
-        if not found.any():
-            raise DataError("mask: nothing is marked")
+        found = draw_marks(mask, boxes, read_size(self._folder / row["image"]))
         packed = BytesIO()
         Image.fromarray(found.astype(np.uint8) * 255).save(packed, "PNG")
         name = f"masks/{row['id']}-{hashlib.sha256(packed.getvalue()).hexdigest()[:12]}.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from datetime import datetime
 
-from onenip.review.answers import Answers
+from onenip.review.answers import Answers, first_id
 from onenip.review.items import LINE
 from onenip.review.queue import ReviewQueue
 
@@ -21,7 +21,7 @@ def summarize(queue: ReviewQueue, answers: Answers, *, since: datetime) -> list[
         since: from when on.
     """
     facts: dict[str, Counter[str]] = defaultdict(Counter)
-    for answer in answers.list_after(f"{int(since.timestamp() * 1e9):020}"):
+    for answer in answers.list_after(first_id(since)):
         facts[answer.facts["category"]]["parts"] += 1
         facts[answer.facts["category"]][answer.facts["verdict"]] += 1
     for said in queue.history(limit=_MAX_OPINIONS):

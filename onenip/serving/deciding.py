@@ -30,6 +30,7 @@ from onenip.serving.schema import (
 )
 
 _WRONG_SECONDS = 1.0  # that a wrong password costs
+_LOGINS = 8  # that are checked at once: each takes 50 ms of a processor, which verdicts need, too
 log = logging.getLogger(__name__)
 Identify = Callable[[Request], Awaitable[Person | None]]
 Asked = TypeVar("Asked", DecisionRequest, ThresholdRequest)
@@ -43,6 +44,7 @@ def make_identify(people: People, header: str, proxies: frozenset[str]) -> Ident
         header: that a reverse proxy sets to the name of who logged in there; empty: none is trusted.
         proxies: addresses that it may come from.
     """
+    logins = asyncio.Semaphore(_LOGINS)
 
     async def identify(request: Request) -> Person | None:
         is_proxy = request.client is not None and request.client.host in proxies
@@ -51,14 +53,17 @@ def make_identify(people: People, header: str, proxies: frozenset[str]) -> Ident
             raise HTTPException(400, f"{header}: sent twice")
         proxied = named[0] if named else ""
         authorization = request.headers.get("authorization", "")
-        try:
-            return await asyncio.to_thread(people.identify, authorization, proxied)
-        except NotAllowedError as error:
-            await asyncio.sleep(_WRONG_SECONDS)
-            raise refuse(error) from error
-        except OneNIPError as error:  # let nobody in by a damaged list
-            log.error("%s", error)
-            raise HTTPException(503, "the list of people cannot be read") from error
+        if logins.locked():
+            raise HTTPException(503, "too many log in at once; try again", {"Retry-After": "1"})
+        async with logins:
+            try:
+                return await asyncio.to_thread(people.identify, authorization, proxied)
+            except NotAllowedError as error:
+                await asyncio.sleep(_WRONG_SECONDS)
+                raise refuse(error) from error
+            except OneNIPError as error:  # let nobody in by a damaged list
+                log.error("%s", error)
+                raise HTTPException(503, "the list of people cannot be read") from error
 
     return identify
 

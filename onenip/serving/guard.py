@@ -85,7 +85,8 @@ class Guard:
         if not self._is_allowed(scope["path"], headers):
             await _refuse(401, "wrong or missing X-API-Key")(scope, receive, send)
             return
-        if not self._limits.api_key and _is_of_another_page(headers):
+        is_open = _is_open(scope["path"])
+        if not self._limits.api_key and _is_of_another_page(headers, is_open=is_open):
             detail = (
                 "a web page of another site; with ONENIP_API_KEY set, pages need the key instead"
             )
@@ -120,25 +121,36 @@ class Guard:
             self._held_bytes -= size
 
     def _is_allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        if not self._limits.api_key or any(
-            path == one or path.startswith(f"{one}/") for one in OPEN_PATHS
-        ):
+        if not self._limits.api_key or _is_open(path):
             return True
         key = headers.get(b"x-api-key", b"")
         return secrets.compare_digest(key, self._limits.api_key.encode())
 
 
-def _is_of_another_page(headers: dict[bytes, bytes]) -> bool:
-    """Whether a browser sends this for a page that did not come from here, or under a rebound name."""
+def _is_open(path: str) -> bool:
+    return any(path == one or path.startswith(f"{one}/") for one in OPEN_PATHS)
+
+
+def _is_of_another_page(headers: dict[bytes, bytes], *, is_open: bool) -> bool:
+    """Whether a browser sends this for a page that did not come from here, or under a rebound name.
+
+    Args:
+        headers: of the request.
+        is_open: whether everybody may ask for its path.
+    """
+    host = headers.get(b"host", b"").decode("latin-1")
     origin = headers.get(b"origin")
-    if origin is None:
-        return False
-    site = origin.decode("latin-1").rpartition("//")[2]
+    if origin is not None:
+        site = origin.decode("latin-1").rpartition("//")[2]
+        return site != host or not _is_own_name(site)
+    # a page under a rebound name reads without an origin; only browsers name languages, and always do
+    return not is_open and b"accept-language" in headers and not _is_own_name(host)
+
+
+def _is_own_name(site: str) -> bool:
+    """Whether a host, with or without its port, is an address or a name of this network."""
     name = site.rpartition(":")[0] if site.rpartition(":")[2].isdigit() else site
-    is_own_name = (
-        "." not in name or name.replace(".", "").isdigit()
-    )  # an address, or of this network
-    return site != headers.get(b"host", b"").decode("latin-1") or not is_own_name
+    return "." not in name or name.replace(".", "").isdigit()
 
 
 def _refuse(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from onenip.errors import (
 )
 from onenip.images import SampleRange, load_image
 from onenip.review.answers import Answers, Feedback, Keeping
+from onenip.review.marks import MarkError
 from onenip.serving.bodies import MAP_OPTION, read_form, read_json, read_model
 from onenip.serving.champions import Follower, Roster, Serving
 from onenip.serving.deciding import build_router, make_identify, refuse
@@ -55,6 +56,7 @@ from onenip.version import __version__
 # the guard asks for the key before a body is read; this one describes it at /docs
 _DESCRIBED_KEY = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
 _TRIM_SECONDS = 300.0
+_DRAWN_AT_ONCE = 2  # heat maps: each takes up to a gigabyte where an image has 100 megapixels
 _TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
 
 log = logging.getLogger(__name__)
@@ -136,10 +138,24 @@ class _Judge:
     queue: JudgingQueue
     metrics: _Metrics
     kept: _Kept
+    drawing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_DRAWN_AT_ONCE))
 
     async def __call__(
         self, content: bytes, category: str | None, *, has_map: bool
     ) -> dict[str, Any]:
+        if not has_map:
+            return (await self._judge(content, category))[0]
+        async with (
+            self.drawing
+        ):  # before the image is judged: its map waits in memory, its file is small
+            answer, found, sample_range = await self._judge(content, category)
+            answer["map"] = await asyncio.to_thread(_draw_map, content, found, sample_range)
+        return answer
+
+    async def _judge(
+        self, content: bytes, category: str | None
+    ) -> tuple[dict[str, Any], Prediction, SampleRange | None]:
+        """Answer, prediction, and the range that the image's samples were read over."""
         roster = self.champions.roster  # a change meanwhile is for the next request
         category = None if category is None else clean_name(category)
         _require_champion(roster, category)
@@ -156,11 +172,7 @@ class _Judge:
         answer = roster.describe(found, problem=self.champions.problem)
         self.metrics.verdicts.labels(found.category, answer["verdict"]).inc()
         await self.kept.keep(content, answer, found)
-        if has_map:
-            answer["map"] = await asyncio.to_thread(
-                _draw_map, content, found, roster.model.sample_range(category)
-            )
-        return answer
+        return answer, found, roster.model.sample_range(category)
 
 
 class _Kept:
@@ -187,7 +199,8 @@ class _Kept:
         """Note feedback.
 
         Raises:
-            HTTPException: 404 if the answer is not kept, 503 if nothing can be read or written.
+            HTTPException: 404 if the answer is not kept, 422 if boxes or mask do not fit it, 503 if nothing
+                can be read or written.
         """
         await self._ask(lambda answers: answers.give_feedback(feedback))
 
@@ -205,6 +218,8 @@ class _Kept:
             raise HTTPException(_NOT_FOUND, "this server keeps no answers: start it with --recent")
         try:
             return await asyncio.to_thread(work, self.answers)
+        except (MarkError, ImageError) as error:
+            raise HTTPException(_UNPROCESSABLE, str(error)) from error
         except DataError as error:
             raise HTTPException(_NOT_FOUND, str(error)) from error
         except (OSError, OneNIPError) as error:
@@ -299,8 +314,7 @@ def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:
                 values["by"] = person.name
             elif people.is_listed:
                 raise NotAllowedError("say who: HTTP Basic, a name of `onenip people`", status=401)
-            # a mask of many megapixels is decoded while others are answered
-            said = await asyncio.to_thread(Feedback, answer=asked.id, **values)
+            said = Feedback(answer=asked.id, **values)
         except NotAllowedError as error:
             raise refuse(error) from error
         except OneNIPError as error:

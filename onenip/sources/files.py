@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,6 +14,10 @@ from onenip.errors import SourceError
 
 if TYPE_CHECKING:
     from typing import Any
+
+
+# gone, a folder, or a link that leads nowhere
+_NO_FILE = (errno.ENOENT, errno.EISDIR, errno.ELOOP)
 
 
 class Files(Protocol):
@@ -71,8 +76,10 @@ class FolderFiles:
         """See `Files`."""
         try:
             return (self._folder / name).read_bytes()
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in _NO_FILE:
+                return None
+            raise
 
     def list_names(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """See `Files`."""
@@ -82,7 +89,7 @@ class FolderFiles:
                 path = Path(parent, name)
                 try:
                     size = path.stat().st_size
-                except FileNotFoundError:  # deleted meanwhile
+                except OSError:  # deleted meanwhile, or a link that leads nowhere
                     continue
                 if not name.startswith("."):
                     found.append((path.relative_to(self._folder).as_posix(), size))

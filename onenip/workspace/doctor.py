@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import importlib.util
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from onenip.addresses import hide_secrets
 from onenip.data import dvc, git
 from onenip.errors import OneNIPError
 from onenip.operation.notices import has_address, read_address
@@ -62,7 +65,7 @@ def examine() -> Iterator[Finding]:
     yield _guard("remote", _examine_remote)
     yield _guard("inbox", _examine_inbox)
     yield _guard("notices", _examine_notices)
-    yield from _examine_servers()
+    yield from examine_servers()
 
 
 def _guard(subject: str, look: Callable[[], Finding]) -> Finding:
@@ -152,7 +155,7 @@ def _examine_inbox() -> Finding:
         return Finding("inbox", text, "retrain.inbox in params.yaml names a folder or s3://...")
     inbox = open_inbox(params.inbox, settle_seconds=0)
     waiting = sum(1 for _ in islice(inbox.list_arrivals(), 1000))
-    return Finding("inbox", f"{params.inbox}: {waiting} images wait")
+    return Finding("inbox", f"{hide_secrets(params.inbox)}: {waiting} images wait")
 
 
 def _examine_notices() -> Finding:
@@ -167,7 +170,7 @@ def _examine_notices() -> Finding:
     return Finding("notices", "notify names where they go")
 
 
-def _examine_servers() -> Iterator[Finding]:
+def examine_servers() -> Iterator[Finding]:
     """Servers that the environment names, and this machine's clock beside theirs."""
     skews = []
     for variable, health in _SERVERS.items():
@@ -178,15 +181,17 @@ def _examine_servers() -> Iterator[Finding]:
             yield Finding(subject, f"{variable} names no server: files here are used", remedy)
             continue
         try:
-            answer = httpx.get(address + health, timeout=_ANSWER_SECONDS).raise_for_status()
+            # its head alone: a body may never end
+            with httpx.stream("GET", address + health, timeout=_ANSWER_SECONDS) as answer:
+                answer.raise_for_status()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            text = f"{variable}: {address} does not answer ({type(error).__name__})"
+            text = f"{variable}: {hide_secrets(address)} does not answer ({type(error).__name__})"
             yield Finding(subject, text, f"onenip up, or unset {variable}", is_needed=True)
             continue
-        yield Finding(subject, f"answers at {address}")
-        if date := answer.headers.get("date"):
-            theirs = email.utils.parsedate_to_datetime(date)
-            skews.append(abs((datetime.now(tz=UTC) - theirs).total_seconds()))
+        yield Finding(subject, f"answers at {hide_secrets(address)}")
+        with contextlib.suppress(ValueError, OverflowError):  # a server that tells no time
+            theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
+            skews.append(abs(time.time() - theirs.timestamp()))
     if skews:
         wrong = "set it, such as `timedatectl set-ntp on`: S3 refuses a wrong clock"
         is_wrong = max(skews) > _CLOCK_SECONDS

@@ -12,10 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import LiteralScalarString
 
+from onenip.addresses import hide_secrets, holds_secret
 from onenip.data import dvc, git
 from onenip.data.checkout import STATE_DIR, hold_checkout
 from onenip.errors import OneNIPError
@@ -49,6 +51,20 @@ _FOLLOWING = {
     ".dvc/plots/onenip_histogram.json": "plots/onenip_histogram.json",
     ".dvc/plots/page.html": "plots/page.html",
 }
+
+
+class _Code(BaseModel):
+    """`onenip.yaml`, stages aside."""
+
+    version: str
+    files: dict[str, str] | None = None
+
+
+class _Stage(BaseModel):
+    """A stage in `onenip.yaml`."""
+
+    code: str | None = None
+    libraries: dict[str, str] | None = None
 
 
 class WorkspaceError(OneNIPError):
@@ -86,10 +102,19 @@ def init(
         remote: DVC's remote, such as s3://bucket/prefix or a folder.
 
     Raises:
-        WorkspaceError: if something is in the folder.
+        WorkspaceError: if something is in the folder, or an address holds a password.
         ParamsError: if there is no such preset, or the inbox cannot be one.
         VersioningError: if Git or DVC refuses.
     """
+    for address in filter(None, (inbox, remote)):
+        if holds_secret(address):
+            raise WorkspaceError(
+                f"{hide_secrets(address)}: it would be committed with its password; leave that to the "
+                "environment, or to `dvc remote modify --local`"
+            )
+    place = _make_absolute(remote) or ""
+    if not place.isprintable() or '"' in place:
+        raise WorkspaceError(f"{place!r}: no name for DVC's remote")
     draft = folder / _DRAFT
     if folder.exists() and any(path != draft for path in folder.iterdir()):
         hint = "; it is one already" if is_workspace(folder) else ""
@@ -136,7 +161,7 @@ def require_current(root: Path = Path()) -> None:
     """
     if not is_workspace(root):
         return
-    known = read_yaml(root / CODE)
+    known = _read_code(root / CODE)
     if any(known.get(key) != value for key, value in describe_code().items()):
         why = "; ".join(f"{stage}: {reason}" for stage, reason in explain(known).items())
         made = known.get("version")
@@ -181,7 +206,7 @@ def plan_upgrade(root: Path = Path()) -> Update:
         raise WorkspaceError(
             f"{root.resolve()}: no {CODE}: no workspace of `onenip init`; a checkout follows its own code"
         )
-    known = read_yaml(root / CODE)
+    known = _read_code(root / CODE)
     titles = ("yours", f"onenip {known.get('version')}", f"onenip {__version__}")
     wanted, conflicts = {CODE: _render_code()}, list[Path]()
     for name, file in _FOLLOWING.items():
@@ -190,13 +215,13 @@ def plan_upgrade(root: Path = Path()) -> Update:
         if made_from is None or not (root / path).is_file():
             wanted[path] = new
             continue
-        present = (root / path).read_text(encoding="utf-8")
+        present = _read_text(root / path)
         wanted[path], is_clean = git.merge_texts(present, made_from, new, titles=titles)
         conflicts += [] if is_clean else [path]
     wanted[DEFAULT_PATH] = _update_params(root / DEFAULT_PATH)
     texts, lines = {}, list[str]()
     for path, text in wanted.items():
-        present = (root / path).read_text(encoding="utf-8") if (root / path).is_file() else ""
+        present = _read_text(root / path) if (root / path).is_file() else ""
         if present != text:
             texts[path] = text
             before, after = (one.partition("\nfiles:")[0].splitlines() for one in (present, text))
@@ -225,6 +250,31 @@ def upgrade(update: Update, root: Path = Path()) -> None:
             git.commit(names, message=f"Upgrade to onenip {__version__}", root=root)
 
 
+def _read_code(path: Path) -> dict[str, Any]:
+    """Content of `onenip.yaml`.
+
+    Raises:
+        ParamsError: if it is no YAML; WorkspaceError, if it holds what `upgrade` never wrote.
+    """
+    known = read_yaml(path)
+    try:
+        _Code.model_validate(known)
+        for stage in STAGES:
+            _Stage.model_validate(known.get(stage) or {})
+    except ValidationError as error:
+        raise WorkspaceError(
+            f"{path}: damaged; `git checkout {path.name}` brings it back"
+        ) from error
+    return known
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise WorkspaceError(f"{path}: no text in UTF-8; `git checkout {path.name}`") from error
+
+
 def _read_template(name: str) -> str:
     return (resources.files("onenip.workspace") / "template" / name).read_text(encoding="utf-8")
 
@@ -240,7 +290,8 @@ def _render_remote(remote: str | None) -> str:
     """Lines that end the first section of DVC's configuration."""
     if remote is None:
         return ""
-    return f"    remote = plant\n['remote \"plant\"']\n    url = {_make_absolute(remote)}\n"
+    # quoted, since DVC reads # as the start of a comment and a comma as the next of several
+    return f'    remote = plant\n[\'remote "plant"\']\n    url = "{_make_absolute(remote)}"\n'
 
 
 def _make_absolute(address: str | None) -> str | None:

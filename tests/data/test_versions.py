@@ -219,6 +219,19 @@ def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, 
     drill.note("kills of a download, while it is fetched from folder, HTTP or S3", killed)
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"", b"outs: [5]", b"[" * 5000, None])
+def test_a_damaged_pointer_is_said_to_be_none(tmp_path, content):
+    """Bytes that are no text, no YAML or no pointer, and a folder in its place."""
+    if content is None:
+        (tmp_path / "data.dvc").mkdir()
+    else:
+        (tmp_path / "data.dvc").write_bytes(content)
+
+    with pytest.raises(DataError, match="pointer of DVC"):
+        dvc.read_data_version(tmp_path)
+    assert dvc.count_files(tmp_path) == 0
+
+
 @pytest.mark.parametrize("text", ["", '{"read": {}, "wri', "zombie"])
 def test_a_lock_that_a_killed_process_left_stops_nobody(checkout, tmp_path, text):
     """DVC's lock file, cut off or naming a process that is dead but not buried, is cleared away."""

@@ -47,6 +47,7 @@ def test_the_page_answers_its_own_address_alone_and_ends_when_told(tmp_path, mon
 
     assert page.headers["x-frame-options"] == "SAMEORIGIN"
     assert "frame-ancestors 'self'" in page.headers["content-security-policy"]
+    assert "img-src 'self' data: blob:" in page.headers["content-security-policy"]
     assert rebound.status_code == 400
     assert own.startswith("HTTP/1.1 101")
     assert foreign.startswith("HTTP/1.1 403")

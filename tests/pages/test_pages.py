@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from onenip.data.outputs import OUTPUTS
 from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
@@ -55,6 +56,11 @@ def stop_page(process):
     psutil.wait_procs(family, timeout=20)
 
 
+def write_text(path):
+    path.write_text("hello")
+    return path
+
+
 @pytest.fixture
 def registry(tmp_path, monkeypatch, tiny_model):
     """A registry in which the tiny model waits for approval."""
@@ -83,7 +89,7 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     recent = str(registry / "recent")
     kept = {"id": new_id(), **found.to_dict()}, image.read_bytes(), found
     Answers(recent).keep(*kept, Keeping(recent))
-    (registry / "text.png").write_text("hello")
+    text = write_text(registry / image.name)  # a name that another dropped file has, too
     process, address = start_page(registry, "--folder", str(tiny_data), "--recent", recent)
     try:
         page, errors = browser.new_page(viewport={"width": 1280, "height": 900}), []
@@ -91,13 +97,15 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
         page.goto(f"{address}/inspect?category=disc&from=served", timeout=90_000)
         page.wait_for_selector(f"text=disc: {found.verdict}", timeout=90_000)
         page.goto(f"{address}/inspect?category=disc&from=dropped", timeout=90_000)
-        page.locator("input[type=file]").set_input_files([image, registry / "text.png"])
+        page.locator("input[type=file]").set_input_files([image, text])
         page.wait_for_selector("text=challenger: version 2", timeout=90_000)
         page.wait_for_selector(f"text=score {found.score:.2f}, threshold {found.threshold:.2f}")
         page.wait_for_selector(".viewer img >> nth=5", timeout=60_000)
         pictures = page.eval_on_selector_all(".viewer img", "all => all.map(i => i.naturalWidth)")
         page.keyboard.press("ArrowRight")
-        page.wait_for_selector("text=text.png cannot be judged: not an image", timeout=60_000)
+        page.wait_for_selector(
+            f"text={image.name} (2) cannot be judged: not an image", timeout=60_000
+        )
         page.set_viewport_size({"width": 390, "height": 844})
         width = page.evaluate("() => document.documentElement.scrollWidth")
         page.goto(f"{address}/decide?category=disc", timeout=90_000)
@@ -181,8 +189,11 @@ def test_each_page_has_an_address(registry, tiny_detector, tiny_data, browser, w
     answer = {"id": new_id(), **found.to_dict(), "score": 99.0, "verdict": "anomalous"}
     recent = str(registry / "recent")
     Answers(recent).keep(answer, image.read_bytes(), found, Keeping(recent))
-    one = Candidate("disc", "alarm", image.read_bytes(), ".png", answer=answer)
+    one = Candidate("disc", "alarm", image.read_bytes(), ".png", answer=answer, score_map=found.map)
     ReviewQueue().add([one])
+    next(OUTPUTS.review.glob("maps/*")).write_bytes(
+        b"damaged"
+    )  # the image can be looked at all the same
     approval.approve("disc", by="Eve", reason="the first one")
     process, address = start_page(registry, "--folder", str(tiny_data), "--recent", recent)
     widths, alerts = {}, {}

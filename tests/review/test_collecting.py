@@ -1,14 +1,19 @@
 """What brings images into the review queue."""
 
 import json
+import shutil
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 
+import numpy as np
 import pytest
 
 from onenip.ingestion.journal import Journal
 from onenip.review import collecting
 from onenip.review.answers import Answers, Feedback, Keeping, new_id
 from onenip.review.queue import ReviewQueue
+from onenip.review.summary import summarize
 from onenip.sources.inbox import FolderInbox
 
 
@@ -126,3 +131,83 @@ def test_a_drifting_category_shows_its_least_normal_arrivals(queue, tiny_data, t
         "data:disc/train/good/002.png",
         "data:disc/train/good/001.png",
     ]
+
+
+_DAMAGED_ANSWERS = {
+    "category": (5, None, [], "../../evil", "a\x1b[2J", "x" * 300),
+    "verdict": (5, None, [], "evil"),
+    "score": ("x", None, [], True, float("nan"), float("inf"), 10**400),
+    "threshold": ("x", None, float("nan"), float("inf")),
+}
+_DAMAGED_FEEDBACK = {
+    "answer": (5, None, [], "../../../etc/passwd"),
+    "at": ("tomorrow", 5, None, "", "0001-01-01", "2026-11-26T10:00:00+14:00"),
+    "boxes": (5, [5], ["a"], [["0", "0", "3", "3"]], [[10**300, 0, 1, 1]], [[1, 2, 3]]),
+    "by": (5, None, ["x"], "", "\x1b[2J", "x\ny"),
+    "kind": (5, None, {}, "../../x"),
+    "label": (5, None, [], "good "),
+    "mask": (5, [], "AAAA", "!"),
+    "note": (5, ["x"], "\x1b]0;x\x07"),
+}
+
+
+def _pack(**arrays):
+    packed = BytesIO()
+    np.savez_compressed(packed, **arrays)
+    return packed.getvalue()
+
+
+_DAMAGED_MAPS = (
+    b"",
+    b"junk" * 9,
+    _pack(map=np.zeros(4, np.float16), pixel_threshold=1.0),
+    _pack(map=np.zeros((4, 4), np.float16), pixel_threshold=np.zeros(3)),
+    _pack(map=np.full((4, 4), np.nan, np.float16), pixel_threshold=1.0),
+    _pack(map=np.array([["a"]]), pixel_threshold=1.0),
+    _pack(map=np.array([{}], dtype=object), pixel_threshold=1.0),
+    _pack(map=np.zeros((8000, 8000), np.float16), pixel_threshold=1.0),  # a bomb
+)
+
+
+def test_damaged_answers_feedback_and_maps_stop_no_neighbour(tmp_path, caplog):
+    """Values of a wrong type, of no meaning or of another place: left out, and all others are queued."""
+    caplog.set_level("CRITICAL")
+    root, facts = tmp_path / "recent", {"category": "bottle", "score": 2.5, "threshold": 2.0}
+    answers, queue = Answers(root), ReviewQueue(tmp_path / "review")
+
+    def keep():
+        name = new_id()
+        given = facts | {"id": name, "verdict": "anomalous"}
+        answers.keep(given, name.encode(), None, Keeping(""))
+        return next(root.glob(f"*/{name}.json"))
+
+    def change(path, key, value):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    first = keep()
+    odd = [(key, value) for key, values in _DAMAGED_ANSWERS.items() for value in values]
+    for key, value in odd:
+        change(keep(), key, value)
+    for content in _DAMAGED_MAPS:
+        keep().with_suffix(".npz").write_bytes(content)
+    shutil.copy(first, first.with_name("99999999999999999999-aaaaaaaa.json"))  # of another day
+    first.with_name(f"{new_id()}.json").symlink_to(f"{new_id()}.json")
+    first.with_name(f"{new_id()}.image").mkdir()
+    last = keep()
+    whole = 2 + len(_DAMAGED_MAPS)
+
+    assert collecting.collect_answers(queue, answers) == whole
+    assert len(answers.list_latest()) == whole
+    assert queue.read_mark("answers") == last.stem
+
+    answers.give_feedback(Feedback(first.stem, "defect", "Ada"))
+    for key, values in _DAMAGED_FEEDBACK.items():
+        for value in values:
+            answers.give_feedback(Feedback(first.stem, "defect", "Eve"))
+            change(max((root / "feedback").iterdir()), key, value)
+    answers.give_feedback(Feedback(last.stem, "defect", "Ada"))
+
+    assert collecting.collect_feedback(queue, answers) == 2
+    assert [said.by for said in queue.history()] == ["Ada", "Ada"]
+    words = summarize(queue, answers, since=datetime.now(tz=UTC) - timedelta(hours=1))
+    assert words[1].startswith(f"bottle: {whole} parts, {whole} anomalous, 2 said on the line")

@@ -218,6 +218,24 @@ def test_without_a_key_no_page_of_another_site_is_answered(client, image, origin
     assert answer.status_code == code
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "languages", "code"),
+    [
+        ("/status", "evil.example:8000", "en", 403),
+        ("/categories", "evil.example:8000", "*", 403),
+        ("/categories", "127.0.0.1:8000", "en", 200),
+        ("/categories", "serve:8000", "en", 200),
+        ("/categories", "inspect.plant.example:8000", None, 200),
+        ("/health", "inspect.plant.example:8000", "en", 200),
+    ],
+)
+def test_without_a_key_no_browser_reads_under_a_rebound_name(client, path, host, languages, code):
+    """A page reads from its own name without an origin; programs, which name no language, are answered."""
+    headers = {"Host": host} | ({"Accept-Language": languages} if languages else {})
+
+    assert client.get(path, headers=headers).status_code == code
+
+
 @contextmanager
 def serve(app):
     """Port of a real server in a thread; the server must end when it is told to."""

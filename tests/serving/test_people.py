@@ -1,6 +1,8 @@
 """Who may do what, on the list and over HTTP."""
 
 import stat
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -107,6 +109,27 @@ def test_a_damaged_list_lets_nobody_in(tiny_model, tmp_path, content):
     assert answer.status_code == 503
     with pytest.raises(DataError, match="not a list of people"):
         People(tmp_path / "people.json").list_all()
+
+
+@pytest.mark.usefixtures("people")
+def test_guesses_of_passwords_are_few_at_a_time(tiny_model, tmp_path):
+    """Whoever sends many gets 503 for most of them, so that verdicts keep the processor."""
+    settings = ServeSettings(people=tmp_path / "people.json")
+    asked = {"category": "disc", "reason": "read the report"}
+    with (
+        TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        codes = Counter(
+            pool.map(
+                lambda n: client.post("/approve", json=asked, auth=("Ada", f"{n}")).status_code,
+                range(40),
+            )
+        )
+        calm = client.post("/approve", json=asked, auth=("Vi", PASSWORD)).status_code
+
+    assert codes.keys() == {401, 503}
+    assert calm == 403
 
 
 @pytest.mark.usefixtures("people")

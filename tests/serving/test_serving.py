@@ -204,6 +204,8 @@ def test_answers_are_kept_and_take_feedback(tiny_model, tiny_detector, image_fil
     """An answer has an id; under it lie image and map, and what people say about the part."""
     settings = ServeSettings(keeping=Keeping(str(tmp_path)))
     body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+    other = io.BytesIO()
+    Image.new("L", (9, 9), 255).save(other, "PNG")
     with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
         answer = client.post("/predict", json=body).json()
         said = {"id": answer["id"], "label": "defect", "kind": "spot", "by": "Line 3"}
@@ -220,6 +222,10 @@ def test_answers_are_kept_and_take_feedback(tiny_model, tiny_detector, image_fil
                 {"by": ""},
                 {"mask": "x"},
                 {"boxes": [[1]]},
+                {"boxes": [[900, 1, 5, 5]]},
+                {"boxes": [[0, 0, 10**30, 1]]},
+                {"mask": encode(other.getvalue())},
+                {"note": "\x1b[2J"},
                 {"x": 1},
             )
         ]
@@ -238,7 +244,7 @@ def test_answers_are_kept_and_take_feedback(tiny_model, tiny_detector, image_fil
     ]
     assert list(answers.take_feedback()) == []
     assert (unknown.status_code, foreign) == (404, {404})
-    assert wrong == [422] * 5
+    assert wrong == [422] * 9
 
 
 def test_a_server_that_keeps_nothing_takes_no_feedback(client):

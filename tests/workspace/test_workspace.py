@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,15 +18,18 @@ from onenip.cli import app
 from onenip.data import git
 from onenip.params import Params
 from onenip.version import __version__
+from onenip.workspace import doctor
 from onenip.workspace.code import STAGES, describe_code
 from onenip.workspace.files import WorkspaceError, init, plan_upgrade, require_current
+
+REMOTE = "s3://images/dvc #2, old"  # not the start of a comment, nor two
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A workspace as `init` leaves it: only its files may be changed, and must be put back."""
     folder = tmp_path_factory.mktemp("plants") / "plant"
-    init(folder, preset="demo", inbox="s3://images/inbox", remote="s3://images/dvc")
+    init(folder, preset="demo", inbox="s3://images/inbox", remote=REMOTE)
     return folder
 
 
@@ -68,7 +75,7 @@ def test_a_new_workspace_is_complete(plant):
     remotes = subprocess.run([*dvc, "remote", "list"], capture_output=True, text=True, check=True)
 
     assert all(stage in graph for stage in STAGES)
-    assert remotes.stdout.split()[:2] == ["plant", "s3://images/dvc"]
+    assert REMOTE in remotes.stdout
     assert Params.load("params.yaml").retrain.inbox == "s3://images/inbox"
     assert git.run(["status", "--porcelain"], plant) == ""
     assert git.run(["rev-list", "--count", "HEAD"], plant) == "1"
@@ -83,6 +90,45 @@ def test_a_folder_with_content_is_left_alone(tmp_path):
         init(tmp_path)
 
     assert [p.name for p in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("https://me:word@host/x", r"https://\*\*\*@host/x: it would be committed"),
+        ("s3://b/p?key=word", "it would be committed"),
+        ("plant\n[core]\nremote = other", "no name for DVC's remote"),
+        ('a"b', "no name for DVC's remote"),
+    ],
+)
+def test_no_remote_brings_a_password_or_a_setting_into_git(tmp_path, address, words):
+    """It is refused before anything is made."""
+    with pytest.raises(WorkspaceError, match=words):
+        init(tmp_path / "plant", remote=address)
+
+    assert not (tmp_path / "plant").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "version: 5",
+        'version: "1"\nfiles: 5',
+        'version: "1"\ntrain: [5]',
+        'version: "1"\ntrain: {code: []}',
+    ],
+)
+def test_a_damaged_note_of_the_version_is_a_line(plant, content):
+    """Whoever reads onenip.yaml says how to bring it back; so does who reads another file of it."""
+    (plant / "onenip.yaml").write_text(content)
+
+    for work in (plan_upgrade, require_current):
+        with pytest.raises(WorkspaceError, match=r"damaged; `git checkout onenip\.yaml`"):
+            work()
+    git.run(["checkout", "-q", "."], plant)
+    (plant / ".gitignore").write_bytes(b"\xff")
+    with pytest.raises(WorkspaceError, match="no text in UTF-8"):
+        plan_upgrade()
 
 
 @pytest.mark.usefixtures("plant")
@@ -187,13 +233,40 @@ def test_an_upgrade_loses_no_change(plant):
 def test_the_doctor_names_a_remedy_for_what_is_missing(tmp_path, monkeypatch):
     """Outside of a workspace, with a server that is down, each has its line; nothing is made."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:word@127.0.0.1:9")
     result = CliRunner().invoke(app, ["doctor"])
 
     assert result.exit_code == 1
     for words in ("onenip init DIR", "does not answer", "GiB free", "clock"):
         assert words in result.stdout
+    assert "word" not in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+class _OddServer(BaseHTTPRequestHandler):
+    """Says no time, and never ends its answer."""
+
+    def do_GET(self):
+        self.send_response_only(200)
+        self.send_header("Date", "tomorrow")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b"x" * 1000)
+                time.sleep(0.05)
+
+
+def test_the_doctor_is_not_held_by_an_odd_server(monkeypatch):
+    """A body without end is not read, and a date that is none is no fault."""
+    with HTTPServer(("127.0.0.1", 0), _OddServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        found = {one.subject: one for one in doctor.examine_servers()}
+        server.shutdown()
+
+    assert "answers at" in found["mlflow"].text
+    assert not found["clock"].remedy
 
 
 def test_the_version_needs_no_command():
