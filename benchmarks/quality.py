@@ -7,7 +7,8 @@ seconds, memory, model size. With `--minutes`, a training stops at the step that
 (its schedule is fitted to that by a short trial). `--set train.max_steps=100` varies a param, `--normals 15`
 keeps that many training normals per category, `--categories a,b` keeps some categories, and
 `--hold-out c` trains without `c` and adds it from its first normal image alone. What only changes the
-calibration (`--set calibrate.prompts=1`) needs no second training with `--checkpoints DIR`.
+calibration (`--set calibrate.prompts=1`) needs no second training with `--checkpoints DIR`. `--peer PYTHON`
+adds a row of anomalib's PatchCore, one model a category, run by an interpreter that has anomalib installed.
 Nothing is chosen by the figures that this prints.
 """
 
@@ -19,11 +20,13 @@ import logging
 import os
 import platform
 import resource
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,13 +56,13 @@ log = logging.getLogger("benchmarks.quality")
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: figures per category, and what they cost."""
+    """One line of the table: figures and milliseconds an image per category, and what the rest costs."""
 
     name: str
     seed: int
     figures: dict[str, dict[str, float]]
     train_seconds: float
-    milliseconds_an_image: float
+    milliseconds: dict[str, float]
     model_mb: float
 
     def mean(self, figure: str) -> float:
@@ -88,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--checkpoints", type=Path, help="keep trainings here; equal ones are not repeated"
     )
     parser.add_argument("--no-baseline", action="store_true", help="leave out nearest neighbours")
+    parser.add_argument("--peer", type=Path, help="interpreter with anomalib, for its PatchCore")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -98,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             samples = select_samples(options, params)
             if not rows and not options.no_baseline:
                 rows.append(measure_neighbors(samples, params))
+            if options.peer and seed == 0 and name == (options.preset or ["cpu"])[0]:
+                rows.append(measure_peer(samples, params, options.peer))
             rows.append(measure_preset(name, samples, params, options))
     table = render(rows, options)
     print(table)
@@ -131,11 +137,11 @@ def measure_preset(
 
 def evaluate(
     detector: Detector, samples: Sequence[Sample]
-) -> tuple[dict[str, dict[str, float]], float]:
-    """Figures per category, pixels at the images' own size, and milliseconds an image."""
-    figures, seconds = {}, []
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Figures per category, pixels at the images' own size, and median milliseconds an image."""
+    figures, milliseconds = {}, {}
     for category in detector.categories:
-        scores, labels, pixels = [], [], PixelScores()
+        scores, labels, seconds, pixels = [], [], [], PixelScores()
         for sample in select(samples, category=category, subset="test"):
             prediction = detector.predict([sample.path], category=category)[0]
             seconds.append(prediction.seconds)
@@ -143,14 +149,15 @@ def evaluate(
             labels.append(sample.is_defective)
             _update(pixels, prediction.map, sample)
         figures[category] = _to_figures(scores, labels, pixels)
-    return figures, 1000 * float(np.median(seconds))
+        milliseconds[category] = 1000 * float(np.median(seconds))
+    return figures, milliseconds
 
 
 def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
     """Nearest neighbours per category: every averaged, standardised normal token kept."""
     network = build_network(params, start_fabric(params.train)).to("cpu")
     size = params.model.input_size
-    figures, seconds, tokens_kept = {}, [], 0
+    figures, milliseconds, tokens_kept = {}, {}, 0
     with torch.inference_mode():
         for category in list_categories(samples):
             own = select(samples, category=category)
@@ -161,7 +168,7 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
                 [network.average_tokens(reference.standardize(x))[0] for x in embedded]
             )
             tokens_kept += memory.numel()
-            scores, labels, pixels = [], [], PixelScores()
+            scores, labels, seconds, pixels = [], [], [], PixelScores()
             for sample in select(samples, category=category, subset="test"):
                 started_at = time.perf_counter()
                 fine = reference.standardize(_embed(network, sample, size))
@@ -175,13 +182,68 @@ def measure_neighbors(samples: Sequence[Sample], params: Params) -> Row:
                 own = load_image(sample.path).shape
                 _update(pixels, resize_map(map_[0].numpy(), (own[0], own[1])), sample)
             figures[category] = _to_figures(scores, labels, pixels)
+            milliseconds[category] = 1000 * float(np.median(seconds))
     megabytes = tokens_kept * 4 / 1e6
-    milliseconds = 1000 * float(np.median(seconds))
     return Row("nearest neighbours", 0, figures, 0.0, milliseconds, megabytes)
 
 
+def measure_peer(samples: Sequence[Sample], params: Params, interpreter: Path) -> Row:
+    """Figures of anomalib's PatchCore, a model a category: same backbone and images, its own pipeline.
+
+    It reads the strides of 8 and 16, as its authors do, and keeps a tenth of the tokens (its default).
+    """
+    backbone = build_network(params, start_fabric(params.train)).to("cpu").backbone
+    facts: Any = backbone.model.feature_info
+    layers = [one["module"] for one in facts.get_dicts() if one["reduction"] in (8, 16)]
+    figures, milliseconds, megabytes = {}, {}, 0.0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        weights = {k.removeprefix("model."): v for k, v in backbone.model.state_dict().items()}
+        torch.save(weights, folder / "weights.pt")
+        names = list_categories(samples)
+        tested = {name: select(samples, category=name, subset="test") for name in names}
+        request = {
+            "backbone": params.model.backbone,
+            "layers": layers,
+            "weights": str(folder / "weights.pt"),
+            "mean": (backbone.mean / 255).tolist(),
+            "std": (backbone.std / 255).tolist(),
+            "input_size": params.model.input_size,
+            "seed": params.seed,
+            "threads": torch.get_num_threads(),
+            "categories": {
+                name: {
+                    "normal": [
+                        str(s.path.resolve())
+                        for s in select(samples, category=name)
+                        if s.subset in ("fit", "calibration")
+                    ],
+                    "test": [str(s.path.resolve()) for s in tested[name]],
+                }
+                for name in names
+            },
+        }
+        (folder / "request.json").write_text(json.dumps(request))
+        started_at = time.perf_counter()
+        script = Path(__file__).with_name("peer.py")
+        subprocess.run([interpreter, script, folder / "request.json"], check=True)
+        seconds = time.perf_counter() - started_at
+        for number, name in enumerate(names):
+            found = np.load(folder / f"{number}.npz")
+            pixels = PixelScores()
+            for sample, map_ in zip(tested[name], found["maps"], strict=True):
+                own = load_image(sample.path).shape
+                _update(pixels, resize_map(map_, (own[0], own[1])), sample)
+            labels = [sample.is_defective for sample in tested[name]]
+            figures[name] = _to_figures(found["scores"].tolist(), labels, pixels)
+            milliseconds[name] = float(found["milliseconds"])
+            megabytes += float(found["megabytes"])
+    label = f"anomalib {found['version']} PatchCore, a model a category"
+    return Row(label, params.seed, figures, seconds, milliseconds, megabytes)
+
+
 def render(rows: Sequence[Row], options: argparse.Namespace) -> str:
-    """The tables in Markdown: means, then image AUROC / pixel AUROC / pixel AP per category."""
+    """The tables in Markdown: means, then image AUROC / pixel AUROC / pixel AP, ms an image per category."""
     lines = [
         f"`--data {options.data.name}`, {os.cpu_count()} cores ({platform.machine()}), "
         f"torch {torch.__version__} with {torch.get_num_threads()} threads, "
@@ -192,7 +254,7 @@ def render(rows: Sequence[Row], options: argparse.Namespace) -> str:
     ]
     for row in rows:
         means = " | ".join(f"{row.mean(figure):.1f}" for figure in FIGURES)
-        cost = f"{row.train_seconds:.0f} | {row.milliseconds_an_image:.0f} | {row.model_mb:.1f}"
+        cost = f"{row.train_seconds:.0f} | {np.mean(list(row.milliseconds.values())):.0f} | {row.model_mb:.1f}"
         lines.append(f"| {row.name} | {row.seed} | {means} | {cost} |")
     categories = list(rows[0].figures)
     lines += [
@@ -201,15 +263,19 @@ def render(rows: Sequence[Row], options: argparse.Namespace) -> str:
         "|---|---|" + "---|" * len(categories),
     ]
     for row in rows:
-        cells = " | ".join(_to_cell(row.figures.get(category)) for category in categories)
+        cells = " | ".join(_to_cell(row, category) for category in categories)
         lines.append(f"| {row.name} | {row.seed} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
-def _to_cell(figures: dict[str, float] | None) -> str:
+def _to_cell(row: Row, category: str) -> str:
+    figures = row.figures.get(category)
     if figures is None:
         return ""
-    return " / ".join(f"{100 * figures[f]:.1f}" for f in ("image_auroc", "pixel_auroc", "pixel_ap"))
+    shown = " / ".join(
+        f"{100 * figures[f]:.1f}" for f in ("image_auroc", "pixel_auroc", "pixel_ap")
+    )
+    return f"{shown}, {row.milliseconds[category]:.0f} ms"
 
 
 def train(
