@@ -254,7 +254,8 @@ def render(rows: Sequence[Row], options: argparse.Namespace) -> str:
     ]
     for row in rows:
         means = " | ".join(f"{row.mean(figure):.1f}" for figure in FIGURES)
-        cost = f"{row.train_seconds:.0f} | {np.mean(list(row.milliseconds.values())):.0f} | {row.model_mb:.1f}"
+        milliseconds = np.mean(list(row.milliseconds.values()))
+        cost = f"{row.train_seconds:.0f} | {milliseconds:.0f} | {row.model_mb:.1f}"
         lines.append(f"| {row.name} | {row.seed} | {means} | {cost} |")
     categories = list(rows[0].figures)
     lines += [
