@@ -3,8 +3,8 @@
     python -m benchmarks [--quick] [--data FOLDER] [NAME...]
 
 Each prints its command, the hardware and a table with its spread; docs/benchmarks.md keeps the results.
-`--quick` takes few rounds: to see in minutes that all of them run. Quality is measured where `--data` gives a
-folder in MVTec layout.
+`--quick` takes few rounds: to see in minutes that all of them run. Quality and scale are measured where `--data`
+gives a folder in MVTec layout.
 """
 
 from __future__ import annotations
@@ -51,10 +51,16 @@ BENCHMARKS = {
         ("--images", "1000", "10000"),
     ),
 }
-QUALITY = Benchmark(
-    "detection quality of the default preset, beside nearest neighbours",
-    ("--set", "train.max_steps=20"),
-)
+ON_DATA = {
+    "quality": Benchmark(
+        "detection quality of the default preset, beside nearest neighbours",
+        ("--set", "train.max_steps=20"),
+    ),
+    "scale": Benchmark(
+        "what more images and more categories cost: time and memory of each stage",
+        ("--images", "40", "--categories", "1", "10", "--steps", "4"),
+    ),
+}
 
 
 def main() -> int:
@@ -62,13 +68,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=", ".join([*BENCHMARKS, "quality"])
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*BENCHMARKS, *ON_DATA]))
     parser.add_argument("--quick", action="store_true", help="few rounds")
-    parser.add_argument("--data", type=Path, help="images to measure quality on")
+    parser.add_argument("--data", type=Path, help="images for quality and scale")
     options = parser.parse_args()
-    known = BENCHMARKS | {"quality": QUALITY}
+    known = BENCHMARKS | ON_DATA
     for name in options.names:
         if name not in known:
             parser.error(f"no benchmark {name!r}; there are {', '.join(known)}")
@@ -81,7 +85,7 @@ def main() -> int:
         benchmark = known[name]
         print(f"\n## {name}: {benchmark.title}\n", flush=True)
         arguments = list(benchmark.quick if options.quick else benchmark.whole)
-        if name == "quality":
+        if name in ON_DATA:
             if options.data is None:
                 print("left out: give --data FOLDER")
                 continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def fit(
     batches = _load_batches(plan, state.step, total, workers)
     saved_at = time.monotonic()
     pace = _Pace(state.step, total)
+    _announce(plan, total)
     bar = trange(
         state.step, total, initial=state.step, total=total, desc="train", disable=not progress
     )
@@ -256,7 +258,7 @@ def schedule_rate(params: TrainParams, step: int, total: int, steps_per_epoch: i
 
 
 class _Pace:
-    """Logs progress every half a minute.
+    """Logs progress after the first steps, so that one knows how long it takes, then every half a minute.
 
     Args:
         first: steps that were done before.
@@ -266,18 +268,38 @@ class _Pace:
     def __init__(self, first: int, total: int) -> None:
         self._last, self._total = first, total
         self._notified_at = time.monotonic()
+        self._is_first = True
 
     def log(self, step: int, loss: float) -> None:
         """Log step, loss and time left, unless that was done just now."""
         now = time.monotonic()
-        if now - self._notified_at < _LOG_SECONDS:
+        if now - self._notified_at < _LOG_SECONDS and not self._is_first:
             return
+        self._is_first = False
         # of the last steps, since a pace changes
         seconds = (now - self._notified_at) / (step - self._last)
         self._notified_at, self._last = now, step
         left = seconds * (self._total - step) / 60
         text = "step %d of %d, loss %.4f, %.2f s a step, about %.0f min left"
         log.info(text, step, self._total, loss, seconds, left)
+
+
+def _announce(plan: BatchPlan, total: int) -> None:
+    """Log how often each image is seen, and warn if some never are."""
+    counts = Counter(plan.data.categories)
+    passes = total * plan.samples_per_step / len(plan.data.images)
+    fewest = min(counts, key=lambda name: counts[name])
+    text = (
+        "%d steps of %d normal images: %.1f passes over %d of %d categories; "
+        "the smallest, %s, is seen %d times"
+    )
+    facts = (plan.samples_per_step, passes, len(plan.data.images), len(counts), fewest)
+    log.info(text, total, *facts, round(passes * counts[fewest]))
+    if passes < 1:
+        log.warning(
+            "train.max_steps ends the training before every image was seen once: it would take %d steps",
+            plan.steps_per_epoch,
+        )
 
 
 def _load_batches(plan: BatchPlan, first: int, total: int, workers: int) -> Iterator[Batch]:
