@@ -3,8 +3,8 @@
     python -m benchmarks [--quick] [--data FOLDER] [NAME...]
 
 Each prints its command, the hardware and a table with its spread; docs/benchmarks.md keeps the results.
-`--quick` takes few rounds: to see in minutes that all of them run. Quality and scale are measured where `--data`
-gives a folder in MVTec layout.
+`--quick` takes few rounds: to see in minutes that all of them run. Quality and scale are measured where
+`--data` gives a folder in MVTec layout.
 """
 
 from __future__ import annotations
