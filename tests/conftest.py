@@ -40,15 +40,6 @@ def mlflow_addresses():
     os.environ.update(before)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_session(tmp_path_factory):
-    """Commands that tests run in this process leave the priority of the terminal's session alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        nowhere = tmp_path_factory.mktemp("session") / "autogroup"
-        patch.setattr("onenip.stages.process._SESSION", nowhere)
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
     """Folder of the tiny data set in MVTec layout: read only."""

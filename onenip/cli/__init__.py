@@ -162,10 +162,13 @@ _BATCH = {
     "evaluate",
 }  # servers beside it keep their speed
 
-# what a user can do about a disk that refuses
+# what a user can do about a path or a disk that refuses
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG), "choose another path"
+    ),
 }
 
 
