@@ -12,12 +12,15 @@ from typer.testing import CliRunner
 
 from onenip import Detector
 from onenip.cli import app
+from onenip.data import dvc
 from onenip.errors import DataError, RegistryError
+from onenip.params import Params
 from onenip.printing import show
 from onenip.registry import approval, audit, decisions, lock, store, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
 from onenip.serving.champions import Follower
+from onenip.stages import register as stage
 from tests.tiny import write_figures
 
 WRITES = (
@@ -272,6 +275,28 @@ def test_a_holder_elsewhere_keeps_the_lock_while_it_renews_it(started, tmp_path,
             held.check()
 
 
+def test_a_lock_outlives_a_renewal_that_fails(started, tmp_path, monkeypatch):
+    """Whatever a registry does to one renewal, the next one comes."""
+    begin(started, tmp_path / "a", monkeypatch)
+    real, failed, renewed = MlflowClient.set_registered_model_tag, [], threading.Event()
+
+    def renew(*arguments):
+        if not failed:
+            failed.append(arguments)
+            raise ZeroDivisionError("a fault that nobody thought of")
+        real(*arguments)
+        renewed.set()
+
+    monkeypatch.setattr(lock, "_BEAT_SECONDS", 0.05)
+    with lock.hold_lock("disc") as held:
+        monkeypatch.setattr(MlflowClient, "set_registered_model_tag", renew)
+        assert renewed.wait(60)
+        held.check()
+
+    assert failed
+    assert not locks()
+
+
 def test_a_threshold_is_followed_and_rolled_back(started, tmp_path, monkeypatch):
     """It has one home, counts wherever the version is loaded, and is undone before the champion is."""
     shutil.copytree(started, tmp_path / "a")
@@ -297,6 +322,19 @@ def test_a_threshold_is_followed_and_rolled_back(started, tmp_path, monkeypatch)
     for bad in (float("nan"), 0.0, -1.0):
         with pytest.raises(RegistryError, match="positive number"):
             approval.set_threshold("disc", value=bad, by="Ada", reason="x")
+
+
+def test_a_model_from_elsewhere_says_itself_what_it_is_of(models, tmp_path, monkeypatch):
+    """Data version and commit of the checkout that registers it are not the model's."""
+    use(tmp_path, monkeypatch)
+    (tmp_path / "data.dvc").write_text("outs:\n- md5: aaaa.dir\n  path: data\n")
+    model = models / "model1"
+    evaluation = write_figures(tmp_path / "evaluation", model)
+
+    found = stage.run(Params(), model_dir=model, evaluation_dir=evaluation)
+
+    assert dvc.read_data_version(tmp_path) == "aaaa.dir"
+    assert {version.data_version for version in found} == {"unknown"}
 
 
 def test_an_evaluation_of_another_model_is_refused(models, tmp_path, monkeypatch):
