@@ -34,7 +34,7 @@ from onenip.detector.category import (
 from onenip.detector.devices import choose_device
 from onenip.detector.embedding import Embedder
 from onenip.detector.image_like import ImageLike, decide_given, to_array
-from onenip.detector.operating_points import decide, move
+from onenip.detector.operating_points import decide_added, move
 from onenip.detector.prediction import Prediction, choose_category, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
@@ -340,7 +340,7 @@ class Detector:
             siblings=siblings,
         )
         measured = measured.model_copy(update={"sample_range": sample_range})
-        known = decide({**self.spec.categories, name: measured}, self.spec.calibrate)[name]
+        known = decide_added({**self.spec.categories, name: measured}, name, self.spec.calibrate)
         return type(self)(
             self.network,
             spec=self.spec.model_copy(update={"categories": {**self.spec.categories, name: known}}),

@@ -48,6 +48,14 @@ def decide(
     return {name: _decide_one(one, found[name], params) for name, one in measured.items()}
 
 
+def decide_added(
+    measured: Mapping[str, CategoryMeasurements], category: str, params: CalibrateParams
+) -> CategorySpec:
+    """Operating points of one category, as `decide` gives them, without deciding on the others."""
+    heard = {k: one for k, one in measured.items() if k == category or not one.is_provisional}
+    return _decide_one(measured[category], _describe(heard)[category], params)
+
+
 def move(known: Mapping[str, CategorySpec], category: str, threshold: float) -> CategorySpec:
     """A category of a model with another threshold, and what that promises.
 

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from onenip import Detector
+from onenip.detector.operating_points import decide
 from onenip.errors import DataError, DeviceError, ImageError
 from onenip.images import load_image
 from tests.tiny import draw_normal
@@ -183,6 +184,8 @@ def test_add_category_leaves_the_others_alone(tiny_detector, tiny_data, image_pa
     assert extended.predict([image_path], category="disc")[0].score == answer.score
     assert extended.state("disc") is tiny_detector.state("disc")  # costs nothing anew
     assert extended.folded is tiny_detector.folded
+    known = extended.spec.categories
+    assert decide(known, extended.spec.calibrate)["new"] == known["new"]
 
 
 def test_added_normals_are_calibrated_without_their_own_prompt(tiny_detector, tiny_data):
