@@ -5,8 +5,9 @@ A category is scored by the detector that is given for it: one unified model, or
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,14 @@ def evaluate_test_set(
     scored = _Scored()
     tests = [sample for sample in select(samples, subset="test") if sample.category in detectors]
     with (
-        tempfile.TemporaryDirectory(prefix=".pixels-", dir=out_dir.parent) as spool,
+        _spool_beside(out_dir) as spool,
         tqdm(total=len(tests), desc="evaluate", unit="image", disable=None) as bar,
     ):
         for category, detector in sorted(detectors.items()):
             detector.embedder = detector.embedder or Embedder(detector.network, cache)
             chosen = select(tests, category=category)
             scores, gallery = _score_category(
-                detector, chosen, category, params, Path(spool), save_maps, bar
+                detector, chosen, category, params, spool, save_maps, bar
             )
             scored.add(category, scores, params, rng)
             scored.pictures += gallery.write(out_dir, category)
@@ -95,6 +96,18 @@ def evaluate_test_set(
     )
     _write(out_dir, content, scored)
     return content
+
+
+@contextmanager
+def _spool_beside(out_dir: Path) -> Iterator[Path]:
+    """An empty folder; of a fixed name, so that the next run removes what a killed one left."""
+    spool = out_dir.with_name(f".{out_dir.name.strip('.')}.pixels")
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir()
+    try:
+        yield spool
+    finally:
+        shutil.rmtree(spool, ignore_errors=True)
 
 
 def _describe_original(results: Sequence[ImageResult]) -> dict[str, Any]:

@@ -74,6 +74,9 @@ def run(folder: Path, tiny: tuple[Path, Path], *, params: Params = PARAMS, **opt
 def evaluated(tmp_path_factory, tiny_model) -> Path:
     """Folder of one evaluation of the tiny detector, with its maps."""
     folder = tmp_path_factory.mktemp("evaluated")
+    left = folder / ".evaluation.partial.pixels"  # by a killed evaluation
+    left.mkdir()
+    (left / "normal").write_bytes(b"pixels")
     run(folder, tiny_model, save_maps=folder / "maps")
     return folder
 
