@@ -31,15 +31,21 @@ def add(
     keep_password: Annotated[
         bool, typer.Option("--keep-password", help="Change the role alone.")
     ] = False,
+    no_password: Annotated[
+        bool,
+        typer.Option(
+            "--no-password", help="A proxy or the company's login knows them by this name."
+        ),
+    ] = False,
 ) -> None:
     """List a person with a role and a password, which is asked for.
 
-    With a list, `onenip serve` asks for a person where there is something to decide, by HTTP Basic.
+    The pages ask for a person where there is something to decide; with a list, `onenip serve` does, too.
     """
     from onenip.serving.people import ALL, People
 
-    password = ""
-    if not keep_password:
+    password = None if no_password else ""
+    if not (keep_password or no_password):
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     person = People().add(name, role, category=category or ALL, password=password)
     typer.echo(f"{person.name}: {_describe(person.roles)}")

@@ -12,6 +12,22 @@ from onenip.cli.options import HostOption, PortOption
 from onenip.data.outputs import OUTPUTS
 
 KeepChoice = Literal["all", "doubts"]
+HeaderOption = Annotated[
+    str,
+    typer.Option(
+        "--person-header",
+        metavar="NAME",
+        help="Header in which a reverse proxy on this machine says who logged in. [default: none]",
+    ),
+]
+ProxyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trusted-proxy",
+        metavar="ADDRESS",
+        help="Another address that it may come from; repeatable.",
+    ),
+]
 
 
 def serve(
@@ -68,17 +84,8 @@ def serve(
     keep_gb: Annotated[
         float, typer.Option(metavar="GB", min=0.01, help="Room for them; the oldest go first.")
     ] = 5.0,
-    person_header: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Header in which a reverse proxy on this machine says who logged in. [default: none]",
-        ),
-    ] = "",
-    trusted_proxy: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ADDRESS", help="Another address that it may come from; repeatable."),
-    ] = None,
+    person_header: HeaderOption = "",
+    trusted_proxy: ProxyOption = None,
 ) -> None:
     """Serve predictions over HTTP, for all categories in one process.
 
@@ -138,8 +145,14 @@ def inspect(
             "[default: the names of this machine]",
         ),
     ] = None,
+    person_header: HeaderOption = "",
+    trusted_proxy: ProxyOption = None,
 ) -> None:
-    """Show a page with heat maps, regions and scores of images, and a form to approve or reject."""
+    """Show pages: overview, review queue, images with heat maps, decisions, data, an operator's screen.
+
+    Looking is open. Who reviews or decides signs in: with a name of `onenip people`, through the company's
+    login (Streamlit's `[auth]` in `.streamlit/secrets.toml`), or through a reverse proxy that says who it is.
+    """
     import socket
 
     from onenip.pages.server import serve_page
@@ -148,6 +161,11 @@ def inspect(
         ONENIP_INSPECT_MODEL=str(model or ""),
         ONENIP_INSPECT_FOLDER=str(folder or "data"),
         ONENIP_INSPECT_RECENT=recent,
+        ONENIP_INSPECT_PERSON_HEADER=person_header,
+        ONENIP_INSPECT_PROXIES=",".join(["127.0.0.1", "::1", *(trusted_proxy or ())]),
+        ONENIP_INSPECT_IS_PRIVATE="yes"
+        if host in ("127.0.0.1", "localhost") and not (allowed_host or person_header)
+        else "",
     )
     names = {"127.0.0.1", "localhost", host, *(allowed_host or ())}
     if host not in ("127.0.0.1", "localhost"):

@@ -200,8 +200,3 @@ def draw_pictures(pictures: Sequence[tuple[Path, str]], *, empty: str) -> None:
                 if source := find_thumbnail(path):
                     st.image(source, alt=caption)
                 st.caption(plain(caption))
-
-
-def ask_person(key: str) -> tuple[str, str]:
-    """Name and reason, for a form."""
-    return st.text_input("Your name", key=f"{key}/by"), st.text_input("Reason", key=f"{key}/reason")

@@ -19,7 +19,6 @@ from onenip.operation.threshold_change import Preview, load_tested, preview
 from onenip.pages import charts
 from onenip.pages.common import (
     CACHE_SECONDS,
-    ask_person,
     choose_category,
     draw_pictures,
     forget,
@@ -28,6 +27,7 @@ from onenip.pages.common import (
     plain,
 )
 from onenip.pages.models import Candidate
+from onenip.pages.people import ask_person, may
 from onenip.registry import approval, audit
 from onenip.registry.evaluations import find_report
 from onenip.registry.versions import CHALLENGER, CHAMPION, GateVerdict, Version
@@ -57,6 +57,8 @@ def draw() -> None:
             "No version is registered. `onenip register` registers the model that was trained last."
         )
         return
+    person = ask_person()
+    by = person.name if may(person, "approver", [category]) and person is not None else ""
     if challenger is None:
         st.caption("No challenger waits for a decision. `onenip run` or new images bring one.")
     versions = {
@@ -65,15 +67,16 @@ def draw() -> None:
     tested = {title: _load_tested(version) for title, version in versions.items()}
     st.dataframe(compare_wrong(versions), hide_index=True)
     if challenger is not None:
-        _draw_challenger(category, challenger)
+        _draw_challenger(category, challenger, by)
     if len(tested) == 2:
         _draw_changes(*tested.values())
     with st.expander(_NUMBERS):
         st.dataframe(compare_figures(versions), hide_index=True)
-    _draw_threshold(category, [one for one in (champion, challenger) if one is not None], tested)
-    if champion is not None:
+    candidates = [one for one in (champion, challenger) if one is not None]
+    _draw_threshold(category, candidates, tested, by)
+    if champion is not None and by:
         with st.expander("Roll back: undo the last threshold, else the last approval"):
-            _draw_rollback(category)
+            _draw_rollback(category, by)
     st.subheader("History", divider="gray")
     _draw_history(category)
 
@@ -124,8 +127,8 @@ def apply_decided(results: Sequence[ImageResult], threshold: float | None) -> li
     return [ImageResult(r.name, r.category, r.label, r.score, threshold) for r in results]
 
 
-def _draw_challenger(category: str, challenger: Candidate) -> None:
-    """The gate's word, warnings, and the form that decides."""
+def _draw_challenger(category: str, challenger: Candidate, by: str) -> None:
+    """The gate's word, warnings, and the form in which `by`, if anybody, decides."""
     version = challenger.version
     assert version is not None
     gate = version.gate
@@ -140,8 +143,10 @@ def _draw_challenger(category: str, challenger: Candidate) -> None:
     if address := _find_report(version.run_id):
         st.link_button("Report to sign", address)
     is_refused = gate is not None and gate.verdict == "reject"
+    if not by:
+        return
     with st.form("decision"):
-        by, reason = ask_person("decision")
+        reason = st.text_input("Reason", key="decision/reason")
         override = is_refused and st.checkbox("Approve although the gate rejected it")
         with st.container(horizontal=True):
             approved = st.form_submit_button("Approve", type="primary")
@@ -173,7 +178,10 @@ def _draw_changes(before: Sequence[ImageResult], after: Sequence[ImageResult]) -
 
 
 def _draw_threshold(
-    category: str, candidates: Sequence[Candidate], tested: Mapping[str, Sequence[ImageResult]]
+    category: str,
+    candidates: Sequence[Candidate],
+    tested: Mapping[str, Sequence[ImageResult]],
+    by: str,
 ) -> None:
     """The operating point, with a slider that shows what another one does, and the form that sets it."""
     if not candidates:
@@ -212,8 +220,10 @@ def _draw_threshold(
         return
     names = [(DATA_DIR / name, name) for name in found.changed[:_SHOWN]]
     draw_pictures(names, empty="No test image would be judged otherwise.")
+    if not by:
+        return
     with st.form("threshold"):
-        by, reason = ask_person("threshold")
+        reason = st.text_input("Reason", key="threshold/reason")
         pressed = st.form_submit_button(f"Set threshold {value:.4g}", type="primary")
     if pressed:
         role = titles[title].role
@@ -241,9 +251,9 @@ def _draw_count(title: str, before: int, after: int, count: int) -> None:
     st.metric(title, describe_share(after, count), delta or None, delta_color="inverse")
 
 
-def _draw_rollback(category: str) -> None:
+def _draw_rollback(category: str, by: str) -> None:
     with st.form("rollback"):
-        by, reason = ask_person("rollback")
+        reason = st.text_input("Reason", key="rollback/reason")
         pressed = st.form_submit_button("Roll back")
     if pressed:
         now = approval.rollback(category, by=by, reason=reason)

@@ -14,10 +14,12 @@ from onenip.detector.prediction import Region, find_regions, resize_map
 from onenip.errors import DataError, ImageError, OneNIPError
 from onenip.images import load_mask, resize_image
 from onenip.pages.common import find_thumbnail, load_candidates, plain, take_image
+from onenip.pages.people import ask_person, may
 from onenip.pages.viewer import Panel, draw_viewer
 from onenip.review.items import REASONS, Item, Label, Reason, State
 from onenip.review.marks import load_map
 from onenip.review.queue import ReviewQueue
+from onenip.serving.people import Person
 
 _DONE = "reviewed"
 _SKIPPED = "skipped"
@@ -41,12 +43,12 @@ def draw() -> None:
         return
     category, reason = _choose(waiting)
     items = queue.list_items(category=category, reason=reason)
-    by = st.sidebar.text_input("Your name", key="reviewer", persist_state="session")
+    person = ask_person()
     single, many, record = st.tabs([f"One by one ({len(items)})", "Many at once", "Who said what"])
     with single:
-        _draw_one(queue, items, by)
+        _draw_one(queue, items, person)
     with many:
-        _draw_many(queue, items, by)
+        _draw_many(queue, items, person)
     with record:
         _draw_record(queue)
 
@@ -66,13 +68,13 @@ def _choose(waiting: dict[tuple[str, Reason, State], int]) -> tuple[str | None, 
     )
 
 
-def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
+def _draw_one(queue: ReviewQueue, items: Sequence[Item], person: Person | None) -> None:
     skipped = st.session_state.setdefault(_SKIPPED, [])
     left = [one for one in items if one.id not in skipped]
     if done := st.session_state.get(_DONE):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.success(plain(done[1]))
-            st.button("Undo", shortcut="U", on_click=_undo, args=(queue, done[0], by))
+            st.success(plain(done[2]))
+            st.button("Undo", shortcut="U", on_click=_undo, args=(queue, done[0], done[1]))
     if not left:
         st.info(
             "You went through all of them. Skipped ones come again when the page is opened anew."
@@ -85,6 +87,12 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
         return
     _describe(item)
     boxes = _draw_pictures(item, image)
+    if may(person, "inspector", [item.category]) and person is not None:
+        _draw_buttons(queue, item, person.name, boxes)
+    _draw_said(queue, item)
+
+
+def _draw_buttons(queue: ReviewQueue, item: Item, by: str, boxes: Sequence[Sequence[int]]) -> None:
     kinds = sorted(
         {one.kind for one in queue.list_items(category=item.category, states=("decided",))} - {""}
     )
@@ -106,7 +114,12 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
             args=(queue, item, "defect", by, kind or "", boxes),
         )
         st.button("Cannot say", shortcut="N", on_click=_say, args=(queue, item, "unsure", by))
-        st.button("Skip", shortcut="S", on_click=skipped.append, args=(item.id,))
+        skip = st.session_state[_SKIPPED].append
+        st.button("Skip", shortcut="S", on_click=skip, args=(item.id,))
+
+
+def _draw_said(queue: ReviewQueue, item: Item) -> None:
+    """What was said about an image before."""
     for one in queue.history(item=item.id):
         said = f"{one.by} ({one.role}): {one.label} {one.kind} {one.note}".strip()
         text = f"{one.at:%Y-%m-%d %H:%M} {plain(said)}"
@@ -188,7 +201,11 @@ def _say(
     latest = queue.history(item=item.id, limit=1)[0]
     st.session_state[_SKIPPED].append(item.id)
     words = {"good": "good", "defect": f"a defect ({now.kind or kind or 'not named'})"}
-    st.session_state[_DONE] = (latest.id, f"{item.category}: {words.get(label, 'nobody can say')}")
+    st.session_state[_DONE] = (
+        latest.id,
+        by,
+        f"{item.category}: {words.get(label, 'nobody can say')}",
+    )
 
 
 def _undo(queue: ReviewQueue, opinion: int, by: str) -> None:
@@ -203,7 +220,7 @@ def _undo(queue: ReviewQueue, opinion: int, by: str) -> None:
         skipped.remove(item.id)
 
 
-def _draw_many(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
+def _draw_many(queue: ReviewQueue, items: Sequence[Item], person: Person | None) -> None:
     st.caption("Tick the images, then say what all of them are.")
     rows = [
         {
@@ -226,7 +243,10 @@ def _draw_many(queue: ReviewQueue, items: Sequence[Item], by: str) -> None:
         column_config={"image": st.column_config.ImageColumn(width="small")},
         key="many",
     )
-    ids = [items[at].id for at in chosen["selection"]["rows"] if at < len(items)]
+    picked = [items[at] for at in chosen["selection"]["rows"] if at < len(items)]
+    if not may(person, "inspector", {one.category for one in picked}) or person is None:
+        return
+    by, ids = person.name, [one.id for one in picked]
     kind = st.text_input("Kind, if they are defects", width=260)
     with st.container(horizontal=True):
         for label, word in (

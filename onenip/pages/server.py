@@ -53,7 +53,12 @@ def serve_page(*, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
     ]
     app = App(Path(__file__).with_name("app.py"), middleware=middleware)
     uvicorn.run(
-        app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=_STOP_SECONDS
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        timeout_graceful_shutdown=_STOP_SECONDS,
+        proxy_headers=False,  # who connects is known by the connection alone
     )
 
 

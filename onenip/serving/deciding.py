@@ -1,4 +1,4 @@
-"""Decisions over HTTP: what waits, approve, reject, threshold; by people of the list alone."""
+"""Decisions over HTTP: what waits, approve, reject, rollback, threshold; by people of the list alone."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from onenip.serving.people import NotAllowedError, People, Person
 from onenip.serving.schema import (
     REFUSALS,
     DecisionRequest,
+    RollbackRequest,
     ThresholdRequest,
     VersionAnswer,
     describe_json,
@@ -33,7 +34,7 @@ _WRONG_SECONDS = 1.0  # that a wrong password costs
 _LOGINS = 8  # that are checked at once: each takes 50 ms of a processor, which verdicts need, too
 log = logging.getLogger(__name__)
 Identify = Callable[[Request], Awaitable[Person | None]]
-Asked = TypeVar("Asked", DecisionRequest, ThresholdRequest)
+Asked = TypeVar("Asked", DecisionRequest, RollbackRequest, ThresholdRequest)
 
 
 def make_identify(people: People, header: str, proxies: frozenset[str]) -> Identify:
@@ -137,6 +138,20 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
             lambda asked, by: approval.reject(
                 asked.category, by=by, reason=asked.reason, version=asked.version
             ),
+        )
+
+    @router.post(
+        "/rollback",
+        response_model=VersionAnswer,
+        responses=REFUSALS,
+        openapi_extra=describe_json(RollbackRequest),
+    )
+    async def rollback(request: Request) -> dict[str, Any]:
+        """Undo the last threshold of a category, else its last approval."""
+        return await decide(
+            request,
+            RollbackRequest,
+            lambda asked, by: approval.rollback(asked.category, by=by, reason=asked.reason),
         )
 
     @router.post(

@@ -1,7 +1,7 @@
 """Who may do what: a list of people with hashed passwords and roles, or the name that a trusted proxy gives.
 
 Reading is open; feedback and review need an inspector, decisions about models an approver. Without a list
-nobody is asked for a password: feedback and review take the name that is given, and HTTP refuses decisions.
+feedback over HTTP takes the name that is given, and HTTP refuses decisions.
 """
 
 from __future__ import annotations
@@ -97,20 +97,23 @@ class People:
     def check(self, name: str, password: str) -> Person | None:
         """The person, if the password is theirs; takes some 50 ms either way."""
         row = self._read().get(name)
-        kept = row["password"] if row else f"{'00' * _SALT_BYTES}${'00' * 32}"
+        kept = row["password"] if row else None  # a login elsewhere needs none
+        kept = kept or f"{'00' * _SALT_BYTES}${'00' * 32}"
         salt, _, wanted = kept.partition("$")
         found = _hash(password[:_MAX_PASSWORD], bytes.fromhex(salt))
         is_right = secrets.compare_digest(found, bytes.fromhex(wanted))
         return Person(name, row["roles"]) if row and is_right else None
 
-    def add(self, name: str, role: Role, *, category: str = ALL, password: str = "") -> Person:
+    def add(
+        self, name: str, role: Role, *, category: str = ALL, password: str | None = ""
+    ) -> Person:
         """List a person, or give them another role or password.
 
         Args:
-            name: as it shall stand in records.
+            name: as it shall stand in records, and as a proxy or a login gives it.
             role: viewer, inspector or approver.
             category: that the role is for; `*` is all.
-            password: empty leaves that of a listed person.
+            password: empty leaves that of a listed person; None: none, they log in elsewhere.
 
         Raises:
             DataError: if the role is unknown or the password too short.
@@ -118,11 +121,14 @@ class People:
         name, rows = check_person(name), self._read()
         if role not in ROLES:
             raise DataError(f"role {role!r}: {', '.join(ROLES)}")
-        if not ((name in rows and not password) or _MIN_PASSWORD <= len(password) <= _MAX_PASSWORD):
+        is_kept = password is None or (name in rows and not password)
+        if not (is_kept or _MIN_PASSWORD <= len(password or "") <= _MAX_PASSWORD):
             raise DataError(f"password: {_MIN_PASSWORD} to {_MAX_PASSWORD} characters")
         row = rows.setdefault(name, {"roles": {}})
         row["roles"][category] = role
-        if password:
+        if password is None:
+            row["password"] = None
+        elif password:
             salt = secrets.token_bytes(_SALT_BYTES)
             row["password"] = f"{salt.hex()}${_hash(password, salt).hex()}"
         self._write(rows)
@@ -170,9 +176,11 @@ class People:
         try:
             rows = dict(json.loads(self._path.read_bytes())["people"])
             for name, row in rows.items():
-                salt, _, kept = row["password"].partition("$")
+                salt, _, kept = ("00$00" if row["password"] is None else row["password"]).partition(
+                    "$"
+                )
                 if not (bytes.fromhex(salt) and bytes.fromhex(kept)):
-                    raise ValueError(f"{name!a} has no password")
+                    raise ValueError(f"{name!a} has no whole password")
                 if not set(row["roles"].values()) <= set(ROLES):
                     raise ValueError(f"{name!a} has a role that is none of {', '.join(ROLES)}")
         except FileNotFoundError:

@@ -90,13 +90,18 @@ CategoryName = Annotated[
 ]
 
 
-class DecisionRequest(BaseModel):
-    """A decision about a challenger."""
+class RollbackRequest(BaseModel):
+    """A wish to undo the last threshold of a category, else its last approval."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     category: CategoryName = Field(description="product category")
     reason: str = Field(description="why; kept")
+
+
+class DecisionRequest(RollbackRequest):
+    """A decision about a challenger."""
+
     version: int | None = Field(None, description="that was looked at; null: whichever waits")
     override: bool = Field(False, description="approve although the gate rejected it")
 

@@ -3,9 +3,12 @@
 import os
 import shutil
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from onenip.registry.publishing import publish
 from onenip.review.answers import Answers, Keeping, new_id
 from onenip.review.items import Candidate
 from onenip.review.queue import ReviewQueue
+from onenip.serving.people import People
 from tests.tiny import change_spec, write_figures
 
 REFUSED = versions.GateResult(
@@ -72,10 +76,20 @@ def registry(tmp_path, monkeypatch, tiny_model):
     return tmp_path
 
 
+def sign_in(page, name, password, *, wrong=False):
+    """Fill the form of a page that asks who is there."""
+    page.get_by_role("button", name="Sign in").first.click()
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Password", exact=True).fill(password)
+    page.get_by_test_id("stFormSubmitButton").get_by_role("button", name="Sign in").click()
+    text = "Wrong name or password" if wrong else f"You are {name}"
+    page.wait_for_selector(f"text={text}", timeout=60_000)
+
+
 def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_data, browser):
     """Champion and challenger are shown together, bad uploads get a line; the form decides.
 
-    What the gate rejected is approved by a person who says that they know better.
+    What the gate rejected is approved by a person who signed in and says that they know better.
     """
     approval.approve("disc", by="Eve", reason="the first one")
     stricter = Path(shutil.copytree(tiny_model, registry / "stricter"))
@@ -109,7 +123,7 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
         page.set_viewport_size({"width": 390, "height": 844})
         width = page.evaluate("() => document.documentElement.scrollWidth")
         page.goto(f"{address}/decide?category=disc", timeout=90_000)
-        page.get_by_label("Your name").first.fill("Ada")
+        sign_in(page, "Ada", "a long password")
         page.get_by_label("Reason").first.fill("looked at it")
         page.get_by_role("button", name="Approve").click()
         page.wait_for_selector("text=the gate rejected it (it is slow)", timeout=60_000)
@@ -130,6 +144,85 @@ def test_a_person_looks_and_approves(registry, tiny_model, tiny_detector, tiny_d
     champion = versions.champion("disc")
     assert (champion.number, champion.approver) == (2, "Ada")
     assert champion.digest == hash_model(stricter)
+
+
+@contextmanager
+def said_by_proxy(address, name):
+    """A reverse proxy before an address that says, with each connection, who logged in there."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            head = b""
+            while b"\r\n\r\n" not in head and (part := self.request.recv(65536)):
+                head += part
+            line, _, rest = head.partition(b"\r\n")
+            host, port = address.removeprefix("http://").split(":")
+            with socket.create_connection((host, int(port))) as behind:
+                behind.sendall(line + f"\r\nX-Person: {name}\r\n".encode() + rest)
+                threading.Thread(target=pump, args=(self.request, behind), daemon=True).start()
+                pump(behind, self.request)
+
+    def pump(source, target):
+        with suppress(OSError):
+            while part := source.recv(65536):
+                target.sendall(part)
+            target.shutdown(socket.SHUT_WR)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_whoever_may_not_decide_sees_no_form(registry, browser):
+    """A stranger only looks, an inspector does not approve; a trusted proxy may say who somebody is."""
+    process, address = start_page(registry, "--person-header", "X-Person")
+    stranger, seen = browser.new_page(), {}
+    try:
+        People().add("Bo", "inspector", password=None)
+        People().add("Ada", "approver", category="disc", password=None)
+        for name, text in (
+            ("Bo", "Bo is no approver of disc"),
+            ("Ada", "You are Ada"),
+            ("Eve", "not on the list of people"),
+        ):
+            with said_by_proxy(address, name) as proxied:
+                page = browser.new_page()
+                page.goto(f"{proxied}/decide?category=disc", timeout=90_000)
+                page.wait_for_selector(f"text={text}", timeout=90_000)
+                page.wait_for_selector("text=History", timeout=60_000)
+                seen[name] = page.get_by_role("button", name="Approve").count()
+                page.close()
+        stranger.goto(f"{address}/decide?category=disc", timeout=90_000)
+        stranger.wait_for_selector("text=Sign in as approver", timeout=90_000)
+        stranger.wait_for_selector("text=History", timeout=60_000)
+        seen["stranger"] = stranger.get_by_role("button", name="Approve").count()
+    finally:
+        stop_page(process)
+
+    assert seen == {"Bo": 0, "Ada": 1, "Eve": 0, "stranger": 0}
+
+
+@pytest.mark.slow
+def test_the_first_person_at_an_unlisted_machine_becomes_approver(registry, browser):
+    """Without a list the one who signs in makes it; a wrong password is told from then on."""
+    process, address = start_page(registry)
+    try:
+        page = browser.new_page()
+        page.goto(f"{address}/decide?category=disc", timeout=90_000)
+        sign_in(page, "Ada", "a long password")
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_selector("text=Sign in as approver", timeout=60_000)
+        sign_in(page, "Ada", "another password", wrong=True)
+    finally:
+        stop_page(process)
+
+    assert [(one.name, dict(one.roles)) for one in People().list_all()] == [
+        ("Ada", {"*": "approver"})
+    ]
 
 
 WATCH = """([title, score]) => {

@@ -57,6 +57,14 @@ def test_passwords_are_hashed_and_checked(people, tmp_path):
         people.remove("Ada")
 
 
+def test_who_logs_in_elsewhere_has_no_password(people):
+    """A proxy or a company's login names them; no password is theirs, and none an empty one."""
+    people.add("cy@example.com", "inspector", password=None)
+
+    assert people.check("cy@example.com", "") is None
+    assert people.identify("", "cy@example.com").may("inspector", "disc")
+
+
 @pytest.mark.usefixtures("people")
 def test_feedback_asks_for_an_inspector(tiny_model, tiny_data, tmp_path):
     """With a list, feedback bears the name of who logged in, or of whom a trusted proxy names."""
@@ -176,16 +184,19 @@ def test_an_approver_decides_over_http(tiny_model, tmp_path, monkeypatch):
         again = client.post("/reject", json=ask, auth=("Ada", PASSWORD))
         moved = client.post("/threshold", json=ask | {"value": 3.5}, auth=("Ada", PASSWORD))
         status = client.get("/status").json()
+        undone = client.post("/rollback", json=ask, auth=("Ada", PASSWORD))
 
+    assert undone.json()["threshold"] is None
     assert [one.status_code for one in (nobody, inspector, elsewhere, done, again, moved)] == [
         *(401, 403, 403, 200, 409, 200)
     ]
     assert done.json()["aliases"] == ["champion"]
     disc = next(one for one in status if one["category"] == "disc")
     assert (disc["approval"], disc["approver"], disc["threshold"]) == ("approved", "Ada", 3.5)
-    assert [(e.action, e.by) for e in audit.read_trail("disc")][-2:] == [
+    assert [(e.action, e.by) for e in audit.read_trail("disc")][-3:] == [
         ("approve", "Ada"),
         ("threshold", "Ada"),
+        ("rollback", "Ada"),
     ]
     with pytest.raises(Exception, match="no challenger waits"):
         approval.reject("disc", by="Ada", reason="too late")
