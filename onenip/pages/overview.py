@@ -24,7 +24,7 @@ _STATE = Path(".onenip")
 _ANSWERS = 1000  # of late
 _REVIEWED = 2000
 _STATES: tuple[State, ...] = ("open", "disputed", "unsure", "decided")
-_WIDTH_PX = 300
+_WIDTH_PX = 260
 _SORTS = ("what waits", "alarms", "name")
 
 

@@ -32,7 +32,7 @@ REFUSED = versions.GateResult(
     judged_at=datetime(2026, 11, 25, tzinfo=UTC),
 )
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(480)
 
 
 def start_page(folder, *arguments):
