@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _JUNK = frozenset(
-    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "$recycle.bin", "@eadir",
-     "system volume information", "lost+found"}
+    {"__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini",
+     "$recycle.bin", "recycler", "#recycle", "#snapshot", "@eadir", "@recycle", "@__thumb",
+     "system volume information", "lost+found", "temporary items", "network trash folder"}
 )  # fmt: skip
 _AT_FDCWD = -100
 _EXCHANGE = 2  # Linux: both names change in one step

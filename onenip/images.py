@@ -49,6 +49,8 @@ _OTHER_FORMATS = (
     (b"P6", "PPM"),
     (b"%PDF", "PDF"),
     (b"8BPS", "Photoshop"),
+    (b"v/1\1", "OpenEXR"),
+    (b"\x93NUMPY", "NumPy"),
 )
 _HEAD_BYTES = 8
 # tags of TIFF, and values of the last three
@@ -60,6 +62,7 @@ _UINT12_MAX = 4095
 _WHITES = (255, 1023, _UINT12_MAX, 16383, FULL_WHITE)  # of cameras of 8, 10, 12, 14 and 16 bits
 _LEAST_16_BIT = 1 << 14  # a brightest value below it comes of a camera of 10, 12 or 14 bits
 _FLOAT_SLACK = 0.01  # by which filtering may overshoot 0..1
+DARK = 15  # an image that uses less than this part of its range keeps hardly 16 grey levels
 _REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
 _MAX_FRAMES = 100  # that are counted
 _MAX_SCANS, _SCAN = 64, b"\xff\xda"  # usual are 1 or 10, and a few for thumbnails
@@ -253,6 +256,15 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
         [path for path, yes in zip(files, is_image, strict=True) if yes],
         [path for path, yes in zip(files, is_image, strict=True) if not yes],
     )
+
+
+def explain_suffix(path: Path | str) -> str:
+    """Why a file is not taken that is no image by its name: its format where that is known, else its name."""
+    with suppress(OSError):
+        reason = _why_unidentified(path)
+        if reason != _NO_IMAGE:
+            return reason
+    return "its name does not end as that of an image"
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -455,18 +467,15 @@ def _to_uint8(samples: _Samples, sample_range: SampleRange | None) -> NDArray[np
     if math.isnan(black):
         reason = "its samples have more than 8 bits, which categories read over different ranges"
         raise RangeError("image", f"{reason}; name its category")
-    is_float = values.dtype.kind == "f"
-    slack = _FLOAT_SLACK * abs(white - black) if is_float else 0.0
-    if low < min(black, white) - slack or high > max(black, white) + slack:
+    least, most = min(black, white), max(black, white)
+    slack = _FLOAT_SLACK * (most - least) if values.dtype.kind == "f" else 0.0
+    if low < least - slack or high > most + slack:
         reason = f"its values of {low:g} to {high:g} are beyond {black:g} to {white:g}"
         raise RangeError("image", f"{reason}, the range of its category; {_REMEDY}")
-    if (
-        is_float
-        and abs(white - black) >= _UINT8_MAX
-        and -_FLOAT_SLACK <= low <= high <= 1 + _FLOAT_SLACK
-    ):
-        reason = f"its values are floats of {low:g} to {high:g}"
-        raise RangeError("image", f"{reason}, but those of its category go to {white:g}; {_REMEDY}")
+    if sample_range and low < high < least + (most - least) / DARK:  # a black one is left as it is
+        reason = f"its values of {low:g} to {high:g} are hardly any of {black:g} to {white:g}"
+        remedy = "it seems to be of a camera of fewer bits; scale it, or name it as a category of its own"
+        raise RangeError("image", f"{reason}, the range of its category: {remedy}")
     scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(
         _UINT8_MAX / (white - black)
     )
@@ -540,6 +549,9 @@ def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.gen
     return values if len(found) >= 2 or values[-1] <= _MAX_CLASSES else values[:0]
 
 
+_NO_IMAGE = "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"
+
+
 def _why_unidentified(source: Path | str | bytes) -> str:
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
@@ -550,6 +562,7 @@ def _why_unidentified(source: Path | str | bytes) -> str:
         return "empty file"
     if head[:4] in _TIFF_MAGIC:
         return "a TIFF of a kind that is not supported, or damaged; save it with 8 or 16 bits a channel"
-    if kind := next((name for start, name in _OTHER_FORMATS if head.startswith(start)), ""):
+    kind = next((name for start, name in _OTHER_FORMATS if head.startswith(start)), "")
+    if kind := "HEIF or AVIF" if head[4:] == b"ftyp" else kind:
         return f"a file of the format {kind}, which is not read; PNG, JPEG, BMP, TIFF and WebP are"
-    return "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"
+    return _NO_IMAGE

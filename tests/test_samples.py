@@ -87,7 +87,7 @@ def test_the_range_is_decided_on_the_training_images_and_said(deep_fit, deep_dat
     (said,) = [b for b in validation.breaches if b.rule == "samples_declared"]
     assert (said.path, said.severity) == ("disc", "warning")
     assert "it looks like 12 bits in 16" in said.reason
-    assert "data.sample_ranges.disc" in said.reason
+    assert 'data.sample_ranges: {"disc": [' in said.reason
     samples = load_manifest(validation.manifest, deep_data)
     assert {s.sample_range for s in select(samples, category="disc")} == {(0.0, 4095.0)}
     assert {s.sample_range for s in select(samples, category="stripes")} == {None}
@@ -187,10 +187,9 @@ def test_what_is_beyond_the_range_is_refused_everywhere(deep_fit, tmp_path):
     Image.fromarray(np.linspace(0, 60000, 4096).astype(np.uint16).reshape(64, 64)).save(bright)
     Image.fromarray(np.linspace(0, 1, 4096).astype(np.float32).reshape(64, 64)).save(floats)
 
-    for path, reason in ((bright, "beyond 0 to 4095"), (floats, "floats of 0 to 1")):
+    for path, reason in ((bright, "beyond 0 to 4095"), (floats, "of 0 to 1 are hardly any")):
         with pytest.raises(ImageError, match=reason) as refused:
             detector.predict([path], category="disc")
-        assert "data.sample_ranges" in refused.value.reason
         assert look_at(path, detector, tmp_path).reason == refused.value.reason
         with TestClient(build_app(Follower.of_folder(model), ServeSettings())) as client:
             form = {"files": {"file": path.read_bytes()}, "data": {"category": "disc"}}
@@ -202,15 +201,28 @@ def test_dark_images_of_true_16_bits_are_read_as_declared(tiny_data, tmp_path):
     """What a person declares goes before what it looks like, and nothing is doubted then."""
     data = shutil.copytree(tiny_data, tmp_path / "data")
     for path in data.glob("disc/t*/*/*.png"):
-        deepen(path, 4095)
+        deepen(path, 14000)
 
     found = run_validation(data, tmp_path / "out", sample_ranges={"disc": (0, 65535)})
 
     assert not [b for b in found.breaches if b.rule in ("samples_declared", "readable")]
     sample = select(load_manifest(found.manifest, data), category="disc")[0]
-    assert 0 < sample.load_image().max() <= 16
-    inverted = replace(sample, sample_range=(4095.0, 0.0)).load_image()
-    assert (inverted == 255 - replace(sample, sample_range=(0.0, 4095.0)).load_image()).all()
+    assert 20 < sample.load_image().max() <= 55
+    inverted = replace(sample, sample_range=(14000.0, 0.0)).load_image()
+    assert (inverted == 255 - replace(sample, sample_range=(0.0, 14000.0)).load_image()).all()
+
+
+@pytest.mark.parametrize("white", [1023, 4095])
+def test_a_camera_of_fewer_bits_is_noticed_in_a_category_of_true_16(white):
+    """What would be read on 16 grey levels or fewer is refused; a black image is nobody's other camera."""
+    values = np.linspace(0, white, 4096).astype(np.uint16).reshape(64, 64)
+    for pixels, is_refused in ((values, True), (values * 8, False), (values * 0, False)):
+        content = write_tiff(pixels)
+        if is_refused:
+            with pytest.raises(ImageError, match="camera of fewer bits"):
+                load_image(content, sample_range=(0, 65535))
+        else:
+            load_image(content, sample_range=(0, 65535))
 
 
 def test_cameras_of_different_depths_are_doubted(tiny_data, tmp_path):
@@ -223,6 +235,8 @@ def test_cameras_of_different_depths_are_doubted(tiny_data, tmp_path):
 
     (said,) = [b.reason for b in found.breaches if b.rule == "samples_declared"]
     assert "cameras of different depths" in said
+    left_out = [b for b in found.breaches if b.rule == "readable"]
+    assert f"{sum('/train/' in b.path for b in left_out)} of 8 images" in said
 
 
 @pytest.mark.parametrize(

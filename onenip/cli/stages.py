@@ -128,31 +128,35 @@ def validate(
     changes that by name of the rule. The data folder itself is never touched: quarantined images are
     listed in `quarantine.csv` and copied to `quarantine/`. Open `data_docs/index.html` to see all rules.
     """
-    from rich.table import Column, Table
+    from rich.padding import Padding
+    from rich.table import Table
 
+    from onenip.data.validation.docs import COUNTS, HEADINGS
     from onenip.stages import validate as stage
 
     loaded = _read_params(params)
     result = stage.run(loaded, data_dir=data, out_dir=out)
-    kinds = ("fit", "calibration", "holdout", "test", "test_defective", "quarantined")
-    table = Table(
-        "category", "fit", "calibration", "holdout", "test good", "defective", "quarantined"
-    )
+    table = Table("category", *COUNTS.values())
     for name, counts in result.summary["categories"].items():
-        table.add_row(name, *(str(counts.get(kind, 0)) for kind in kinds))
+        table.add_row(show(name), *(str(counts.get(kind, 0)) for kind in COUNTS))
     console = open_console()
     console.print(table)
-    broken = Table("rule", "severity", "category", "breaches", Column("first", overflow="fold"))
-    for (rule, category), breaches in result.group_breaches().items():
-        first = breaches[0]
-        is_inferred = (
-            first.severity != "warning"
-        )  # a warning is one line; summary.json has the rest
-        reason = show(f"{first.path}: {first.reason}") if is_inferred else ""
-        broken.add_row(rule, first.severity, category, str(len(breaches)), reason)
-    console.print(broken if broken.row_count else "Every rule holds.")
-    console.print(f"Every breach with its file: {out / 'summary.json'}", soft_wrap=True)
-    console.print(f"Every rule: {out / 'data_docs' / 'index.html'}", soft_wrap=True)
+    severity = ""
+    for problem in result.problems:
+        rule, first = problem.rule, problem.breaches[0]
+        if rule.severity != severity:
+            severity = rule.severity
+            console.print(f"\n{HEADINGS[rule.severity]}", style="bold")
+        console.print(f"  {rule.title}: {show(problem.places)}  ({rule.name})", highlight=False)
+        for line in (
+            show(f"{first.path}: {first.reason}"),
+            f"→ {rule.remedy}" if rule.remedy else "",
+        ):
+            if line:
+                console.print(Padding(line, (0, 0, 0, 6)), highlight=False)
+    console.print("" if result.problems else "Nothing is wrong with any image.")
+    console.print(f"With pictures: {out / 'data_docs' / 'index.html'}", soft_wrap=True)
+    console.print(f"Every file: {out / 'summary.json'}", soft_wrap=True)
 
 
 def synthesize(

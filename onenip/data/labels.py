@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePosixPath
+from typing import Literal
 
 from onenip.errors import DataError
 
@@ -52,6 +53,14 @@ def is_normal_label(label: str) -> bool:
 def is_label(word: str) -> bool:
     """Whether a word is a label, of normal images or of defects, so that it names no category."""
     return _to_word(word) in NORMAL_WORDS | DEFECT_WORDS or _is_unclear(word)
+
+
+def hints_at(name: str) -> Literal["normal", "defective", ""]:
+    """What a word within a name says of the images, as in `NG_images` or `ok_front`; empty if nothing."""
+    words = {_to_word(word) for word in _FILLERS.split(name)} - {"0", "1", ""}
+    if words & DEFECT_WORDS or {"no", "not"} & words:
+        return "defective"
+    return "normal" if words & NORMAL_WORDS else ""
 
 
 def clean_label(label: str) -> str:

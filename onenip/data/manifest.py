@@ -205,14 +205,18 @@ def list_placed(data_dir: Path) -> list[PlacedImage]:
 def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
     """Mask of each image that has one, both as paths in MVTec layout relative to the data root.
 
-    Of two images of one name, in `test` and in `train`, the mask is that of the test image.
+    Of two images of one name, in `test` and in `train`, the mask is that of the test image; of two in one
+    folder, as `1.jpg` and `1.png`, it is nobody's.
     """
-    by_place: dict[tuple[str, str], dict[str, str]] = {}
+    by_place: dict[tuple[str, str], dict[str, str | None]] = {}
     for path in sorted(images, key=lambda path: "/test/" in path):
         parts = path.split("/")
         is_defect = len(parts) == _DEPTH and parts[1] == "train" and not is_normal_label(parts[2])
         if is_defect or (len(parts) == _DEPTH and parts[1] == "test"):
-            by_place.setdefault((parts[0], parts[2]), {})[PurePosixPath(path).stem] = path
+            named, stem = by_place.setdefault((parts[0], parts[2]), {}), PurePosixPath(path).stem
+            first = named.get(stem, "")
+            is_twin = first is None or first.split("/")[1:2] == [parts[1]]
+            named[stem] = None if is_twin else path
     found: dict[str, str] = {}
     for mask in sorted(masks, key=lambda path: ("_mask." not in path, path)):  # our own name first
         parts = mask.split("/")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onenip.data.labels import UNSORTED, find_category_problem
 from onenip.errors import ImageError, RangeError
-from onenip.images import IMAGE_SUFFIXES, SampleRange, hash_file, load_image
+from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, hash_file, load_image
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
 from onenip.ingestion.journal import Item, Outcome
 from onenip.params import RetrainParams
@@ -142,7 +142,7 @@ def _decode(
     path: Path, item: Item, sample_range: SampleRange | None
 ) -> tuple[NDArray[np.uint8] | None, str]:
     if PurePosixPath(item.key).suffix.lower() not in IMAGE_SUFFIXES:
-        return None, "its name does not end as that of an image"
+        return None, explain_suffix(path)
     if path.stat().st_size == 0:
         return None, "it has 0 bytes"
     try:

@@ -10,14 +10,15 @@ import glob
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from PIL import Image
 
 from onenip.detector.prediction import Prediction
 from onenip.errors import DataError, ImageError, OneNIPError, UnknownCategoryError
-from onenip.images import IMAGE_SUFFIXES, SampleRange, find_images, load_image
+from onenip.folders import is_junk
+from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, find_images, load_image
 
 EXPORT_SUFFIXES = frozenset({".onnx", ".xml"})
 
@@ -89,7 +90,7 @@ def list_images(names: Sequence[str], *, scratch: Path) -> list[tuple[str, Path]
         elif Path(name).is_dir():
             images, others = find_images(Path(name))
             if others:
-                log.warning("%s: left out, as no image by its name: %s", name, _list(others))
+                log.warning("%s: left out: %s", name, _list(others))
             found = [(str(path), path) for path in images]
         elif _MAGIC & set(name) and not Path(name).exists():
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207  # absolute ones too
@@ -215,7 +216,8 @@ def _load_registered(model: str, category: str | None) -> Predictor:
 
 
 def _list(paths: Sequence[Path]) -> str:
-    return ", ".join(path.name for path in paths[:_SHOWN]) + ", ..." * (len(paths) > _SHOWN)
+    shown = [f"{path.name} ({explain_suffix(path)})" for path in paths[:_SHOWN]]
+    return ", ".join(shown) + f" and {len(paths) - _SHOWN} more" * (len(paths) > _SHOWN)
 
 
 def _fetch_objects(address: str, folder: Path) -> list[tuple[str, Path]]:
@@ -225,7 +227,10 @@ def _fetch_objects(address: str, folder: Path) -> list[tuple[str, Path]]:
     except ModuleNotFoundError as error:
         raise OneNIPError(f"{address}: needs {error.name}: pip install 'onenip[full]'") from error
     bucket = Bucket(address)
-    chosen = [o for o in bucket.list_objects() if Path(o.key).suffix.lower() in IMAGE_SUFFIXES]
+    objects = [o for o in bucket.list_objects() if not is_junk(PurePosixPath(o.key).parts)]
+    chosen = [o for o in objects if Path(o.key).suffix.lower() in IMAGE_SUFFIXES]
+    if others := [Path(o.key) for o in objects if o not in chosen and not o.key.endswith("/")]:
+        log.warning("%s: left out: %s", address, _list(others))
     folder.mkdir(parents=True)
     wanted = {folder / f"{i}{Path(o.key).suffix}": o for i, o in enumerate(chosen)}
     bucket.fetch(wanted)

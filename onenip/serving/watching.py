@@ -11,9 +11,10 @@ from typing import Any
 
 from watchfiles import Change, watch
 
+from onenip.data.labels import clean_name
 from onenip.errors import OneNIPError, UnknownCategoryError
 from onenip.folders import is_junk
-from onenip.images import IMAGE_SUFFIXES, find_images, load_image
+from onenip.images import IMAGE_SUFFIXES, explain_suffix, find_images, load_image
 from onenip.review.answers import Answers, Keeping
 from onenip.serving.champions import Follower, Roster
 
@@ -35,7 +36,7 @@ def judge_folder(
 ) -> Iterator[dict[str, Any]]:
     """An answer to each image that appears in a folder or below, as `POST /predict` gives it, with `image`.
 
-    A file that is no image gets an answer with `error`; whatever else is dropped is passed over.
+    A file that is no image gets an answer with `error`; what is none by its name is named in the log.
 
     Args:
         folder: that is watched.
@@ -58,9 +59,11 @@ def judge_folder(
     for found in changes:
         for change, name in sorted(found, key=lambda one: one[1]):
             path = Path(name)
-            if change is Change.deleted or path.suffix.lower() not in IMAGE_SUFFIXES:
+            if change is Change.deleted or is_junk(path.relative_to(folder).parts):
                 continue
-            if is_junk(path.relative_to(folder).parts):
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                if change is Change.added and path.is_file():
+                    log.warning("%s: left out: %s", path.name, explain_suffix(path))
                 continue
             if judged.get(name) != _stamp(path):
                 answer = _judge(path, folder, champions, category, answers, keeping)
@@ -110,7 +113,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _find_category(name: str, roster: Roster) -> str | None:
-    first, slash, _ = name.partition("/")
+    first, slash, _ = clean_name(name).partition("/")
     return first if slash and first in roster.serving else None
 
 

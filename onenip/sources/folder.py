@@ -12,10 +12,11 @@ from onenip.addresses import hide_secrets
 from onenip.errors import SourceError
 from onenip.folders import walk_files
 from onenip.sources import http
+from onenip.sources.annotations import COCO, LABELME, REMEDIES, apply, name_format, read_marked
 from onenip.sources.archive import extract, is_archive_name
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
 from onenip.sources.layout import arrange
-from onenip.sources.manifest_files import VISA_TABLE, convert_visa, name_format
+from onenip.sources.manifest_files import VISA_TABLE, convert_visa
 from onenip.sources.s3 import Bucket, S3Object
 
 logger = logging.getLogger(__name__)
@@ -34,17 +35,26 @@ def place_folder(folder: Path, *, name: str, origin: str) -> list[Item]:
             f"{origin}: it lies as Real-IAD unpacks, which is not read; write a CSV with path, category, "
             "label and mask: each .jpg, and the .png beside it"
         )
-    for path in paths:
-        if path.lower().endswith((".json", ".manifest")) and (kind := name_format(folder / path)):
-            logger.warning("%s: %s are not read: draw masks of them, as images", path, kind)
-    items = []
+    marked, others = {}, []
+    for path in (path for path in paths if path.lower().endswith((".json", ".manifest"))):
+        kind = name_format(folder / path)
+        if kind in (COCO, LABELME):
+            marked[folder / path] = read_marked(folder / path, kind)
+        elif kind:
+            others.append(f"{path} is {kind}, which is not read with a folder: {REMEDIES[kind]}")
+    paths = [path for path in paths if folder / path not in marked]
+    items: list[Item] = []
     for place in arrange(paths, name=name, origin=origin):
         more = tuple(folder / path for path in place.more)
         items.append(Item(place.target, folder / place.path, place.is_mask, more=more))
     for file in [file for item in items for file in (item.file, *item.more)]:
         if not file.is_file():
             raise SourceError(f"{file}: neither a file nor a link to one")
-    return items
+    if others and not any("/test/" in item.target for item in items):  # it alone knows the defects
+        raise SourceError(f"{origin}: {others[0]}")
+    for line in others:
+        logger.warning("%s: %s", origin, line)
+    return apply(items, marked, origin) if marked else items
 
 
 def fetch_archive(
@@ -179,6 +189,11 @@ class S3Source:
         keys = {bucket.relative(item) or Path(item.key).name: item for item in objects}
         for key in keys:
             check_relative(key, self.name)
+        if said := [key for key in keys if key.lower().endswith((".json", ".manifest"))]:
+            remedy = "if they say what is defective, copy the bucket into a folder and name that"
+            logger.warning(
+                "%s: annotations in a bucket are not read: %s; %s", self.name, said[0], remedy
+            )
         stem = Path(bucket.prefix).name or bucket.name
         items: list[Item] = []
         wanted: dict[Path, S3Object] = {}

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from onenip.errors import SourceError
 from onenip.images import hash_file
@@ -26,6 +30,7 @@ class Item:
         is_mask: a mask that has to be rewritten as PNG with the values 0 and 255.
         tag: what the origin calls this version of the file, such as its ETag; "" if nothing.
         more: further masks of the same image, to be united with this one.
+        draw: gives the mask, [H, W] bool, of the image `file`; None for what is a file already.
     """
 
     target: str
@@ -33,6 +38,7 @@ class Item:
     is_mask: bool = False
     tag: str = ""
     more: tuple[Path, ...] = ()
+    draw: Callable[[Path], NDArray[np.bool_]] | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from onenip.data.labels import (
     clean_label,
     find_masked_stem,
     fold,
+    hints_at,
     is_label,
     is_normal_label,
 )
@@ -31,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
-_VALIDATION = "validation"  # normal images of MVTec LOCO and AD 2: they train
+_VALIDATION = frozenset(
+    {"validation", "valid", "val"}
+)  # normal images, as of MVTec LOCO: they train
 _PRIVATE = "test_private"  # images of MVTec AD 2 without labels
+_NO_PRODUCT = frozenset({"images", "image", "imgs", "img", "default", "jpegimages"})
 _SHOWN = 5
 _EXPECTED = (
     "expected <category>/train/good/<image>, <category>/OK/<image> and <category>/NG/<image>, "
@@ -94,8 +98,10 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
         if not is_junk(parts) and not any(part.startswith(_PRIVATE) for part in parts[:-1])
     ]
     depth = _wrapper_depth(files)
-    if depth:
-        name = files[0][depth - 1]
+    wrappers = [
+        part for part in next(iter(files), ())[:depth] if part.casefold() not in _NO_PRODUCT
+    ]
+    name = [name, *wrappers][-1]
     groups: dict[str, list[Parts]] = defaultdict(list)
     for parts in files:
         groups[parts[depth] if len(parts) > depth + 1 else ""].append(parts)
@@ -112,7 +118,10 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
         placements = []
         for category, group in groups.items():
             if any(map(_is_image, group)):
-                placements += _place_category(group, depth + 1, _name_category(category))
+                is_product = len(groups) > 1 or category.casefold() not in _NO_PRODUCT
+                called = _name_category(category if is_product else name)
+                placements += _place_category(group, depth + 1, called)
+        _doubt_categories([name for name, group in groups.items() if any(map(_is_image, group))])
     if not any(_is_image(PurePosixPath(place.path).parts) for place in placements):
         raise SourceError(f"{origin}: no images found; {_EXPECTED}")
     placed = {place.path for place in placements}
@@ -126,6 +135,16 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
     _report(left_out, placements, origin)
     check_clashes([place.target for place in placements], origin)
     return sorted(placements, key=lambda place: place.target)
+
+
+def _doubt_categories(names: Sequence[str]) -> None:
+    """Refuse folders such as NG_images beside OK_images as products, which would all train as normal."""
+    hints = {hint: name for name in reversed(names) if (hint := hints_at(name))}
+    if len(hints) > 1:
+        raise DataError(
+            f"the folders {hints['normal']} and {hints['defective']} look like labels of one product; "
+            "call them good and the kind of defect, below a folder of the product's name"
+        )
 
 
 def check_clashes(targets: Sequence[str], origin: str) -> None:
@@ -167,9 +186,10 @@ def _canonical(parts: Parts) -> Parts:
     if "test_public" in names:  # MVTec AD 2
         at = names.index("test_public")
         names[at : at + 1] = [] if names[at + 1 : at + 2] == ["ground_truth"] else ["test"]
-    if _VALIDATION in names[:-1] and is_normal_label(names[-1]):
-        names[names.index(_VALIDATION)] = "train"
-        file = f"{_VALIDATION}-{file}"
+    extra = next((one for one in names[:-1] if one.casefold() in _VALIDATION), "")
+    if extra and is_normal_label(names[-1]):
+        names[names.index(extra)] = "train"
+        file = f"{extra}-{file}"
     return (*names, file)
 
 
@@ -189,7 +209,7 @@ def _wrapper_depth(files: Sequence[tuple[str, ...]]) -> int:
 def _place_category(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
     """Placements of one category whose own folder ends at `depth`."""
     inside = [parts for parts in group if len(parts) > depth + 1]
-    if any(parts[depth] in SPLITS for parts in inside):
+    if any(parts[depth] in ("train", "test") for parts in inside):
         known = SPLITS | _MASK_FOLDERS
         return [_place_split(p, depth, category) for p in inside if p[depth].casefold() in known]
     if any(is_label(parts[depth]) for parts in inside):
@@ -248,11 +268,13 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
     A file beside the images whose name is one of theirs with a word for masks is such a mask.
     """
     stems: dict[tuple[str, str], set[str]] = defaultdict(set)
+    names: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     labels: dict[tuple[str, str], str] = {}
     for place in placements:
         category, split, label, file = place.target.split("/")
         if split == "test":
             stems[category, label].add(PurePosixPath(file).stem)
+            names[category, label, PurePosixPath(file).stem] += [place.path] * _is_image((file,))
             labels.setdefault((category, fold(label)), label)
     named: dict[str, Placement] = {}
     plain, beside = [], []
@@ -267,6 +289,10 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
         if not (split == "ground_truth" or is_beside) or not _is_image((file,)):
             plain.append(place)
             continue
+        if len(same := names[category, label, stem]) > 1:
+            raise DataError(
+                f"{place.path} may be the mask of {same[0]} or of {same[1]}; rename one"
+            )
         if is_beside:
             beside.append(place.path)
         target = mask_target(category, label, stem)

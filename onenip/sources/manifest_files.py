@@ -1,7 +1,8 @@
 """Image sets described by a table: CSV or JSON lines with path, category, label and mask.
 
 A column `split` (train or test) is optional: without it, good images are for training and others for
-testing. Tables from Excel are read as it writes them, and the list of VisA with its own names of columns.
+testing. Tables from Excel are read as it writes them, the list of VisA with its own names of columns, and
+manifests of Lookout for Vision, whose images lie in the folder of the manifest.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
 from onenip.data.labels import GOOD, check_category, clean_label
-from onenip.errors import DataError, SourceError
+from onenip.errors import DataError, ImageError, SourceError
+from onenip.images import load_image
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
 from onenip.sources.layout import check_clashes, mask_target
 
 VISA_TABLE = "/split_csv/1cls.csv"
-MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl"})
+MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".manifest"})
 _REQUIRED = ("path", "category", "label")
 _COLUMNS = (*_REQUIRED, "mask", "split")
+_BACKGROUND = "background"  # colour of what is no defect in a mask, where a manifest names it
 _ALIASES = {"image": "path", "file": "path", "filename": "path", "object": "category"}
 _DELIMITERS = ",;\t"
 _ENCODINGS = ("utf-8-sig", "cp1252")  # Excel writes either, or UTF-16 with its mark
@@ -50,7 +58,11 @@ class ManifestSource:
             if row["mask"]:
                 place = mask_target(row["category"], row["label"], Path(target).stem)
                 mask = self._find(row["mask"], number)
-                items.append(Item(place, mask, is_mask=mask.suffix.lower() != ".png"))
+                if row["background"]:
+                    draw = partial(_differ, background=row["background"])
+                    items.append(Item(place, mask, draw=draw))
+                else:
+                    items.append(Item(place, mask, is_mask=mask.suffix.lower() != ".png"))
         check_clashes([item.target for item in items], self.name)
         return Fetched(items, Origin(self.name, str(self.path)))
 
@@ -60,26 +72,6 @@ class ManifestSource:
         if not path.is_file():
             raise SourceError(f"{where}: no such file {name}")
         return path
-
-
-def name_format(path: Path) -> str:
-    """Name of the annotation format of a JSON file that is none of ours; empty if it is unknown."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            content = json.loads(file.readline() if path.suffix == ".manifest" else file.read())
-    except (OSError, ValueError, RecursionError):
-        return ""
-    if not isinstance(content, dict):
-        return ""
-    for name, keys in {
-        "Lookout for Vision's manifest": {"source-ref"},
-        "COCO annotations": {"images", "annotations"},
-        "LabelMe polygons": {"shapes", "imagePath"},
-        "Real-IAD's list": {"meta", "train", "test"},
-    }.items():
-        if keys <= content.keys():
-            return name
-    return ""
 
 
 def convert_visa(folder: Path) -> list[Item]:
@@ -130,6 +122,7 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         else:
             lines = enumerate(text.split("\n"), 1)
             raw = [(number, json.loads(line)) for number, line in lines if line.strip()]
+            raw = [(number, _read_lookout(path, number, row)) for number, row in raw]
     except (ValueError, RecursionError, csv.Error) as error:
         raise SourceError(f"{path}: not a table of images: {error}") from error
     rows = [(number, _name_columns(path, number, row)) for number, row in raw]
@@ -137,6 +130,49 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if not filled:
         raise SourceError(f"{path}: no rows")
     return filled
+
+
+def _read_lookout(path: Path, number: int, row: object) -> object:
+    """A row of Lookout for Vision with our names of columns; any other row as it is.
+
+    Its addresses are of a bucket; the longest end of them that is a file beside the manifest is meant.
+    """
+    if not isinstance(row, Mapping) or "source-ref" not in row:
+        return row
+    about = {key.removesuffix("-metadata"): row[key] for key in row if key.endswith("-metadata")}
+    label = next((key for key in about if str(row.get(key)) in ("0", "1")), None)
+    mask = next((key for key in about if key.endswith("-ref") and key in row), None)
+    if label is None:
+        raise SourceError(f"{path}: row {number}: no label of 0 or 1 for {row['source-ref']}")
+
+    def find(key: str) -> str:
+        parts = PurePosixPath(str(row[key]).partition("://")[2]).parts[1:]
+        ends = ["/".join(parts[at:]) for at in range(len(parts))]
+        found = [end for end in ends if ".." not in parts and (path.parent / end).is_file()]
+        if not found:
+            raise SourceError(
+                f"{path}: row {number}: {row[key]} is not here; copy the bucket's files beside the manifest"
+            )
+        return found[0]
+
+    is_normal = str(row[label]) == "0"
+    colours = about[mask].get("internal-color-map", {}) if mask else {}
+    return {
+        "path": find("source-ref"),
+        "category": path.resolve().parent.name,
+        "label": GOOD if is_normal else about[label].get("class-name", "anomaly"),
+        "mask": find(mask) if mask and not is_normal else "",
+        "split": "test" if "test" in path.stem.casefold() else "",
+        _BACKGROUND: colours.get("0", {}).get("hex-color", ""),
+    }
+
+
+def _differ(mask: Path, *, background: str) -> NDArray[np.bool_]:
+    """Where an image of a mask, [H, W], has another colour than the background, such as `#ffffff`."""
+    try:
+        return np.asarray((load_image(mask) != ImageColor.getrgb(background)[:3]).any(axis=2))
+    except (ImageError, ValueError) as error:
+        raise SourceError(f"{mask}: no mask can be read of it: {error}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -160,7 +196,7 @@ def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:
         values = value if isinstance(value, list) else [value]  # a list: more cells than columns
         text = " ".join(str(one).strip() for one in values if one is not None).strip()
         name = _ALIASES.get(name, name)
-        if name in _COLUMNS:
+        if name in (*_COLUMNS, _BACKGROUND):
             row[name] = text
         elif text or name:
             raise SourceError(
@@ -171,7 +207,7 @@ def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:
 
 def _check_row(path: Path, number: int, raw: Mapping[str, str]) -> dict[str, str]:
     where = f"{path}: row {number}"
-    row = {key: raw.get(key, "") for key in _COLUMNS}
+    row = {key: raw.get(key, "") for key in (*_COLUMNS, _BACKGROUND)}
     for key in _REQUIRED:
         if not row[key]:
             raise SourceError(f"{where}: {key} is missing")

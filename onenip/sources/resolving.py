@@ -8,11 +8,12 @@ from pathlib import Path
 
 from onenip.addresses import fill_in, hide_secrets
 from onenip.errors import SourceError
+from onenip.sources.annotations import REMEDIES, name_format
 from onenip.sources.archive import is_archive_name
 from onenip.sources.catalog import CATALOG, CatalogSource
 from onenip.sources.folder import ArchiveSource, DemoSource, FolderSource, S3Source
 from onenip.sources.items import Source
-from onenip.sources.manifest_files import MANIFEST_SUFFIXES, ManifestSource, name_format
+from onenip.sources.manifest_files import MANIFEST_SUFFIXES, ManifestSource
 
 _PIN = "#sha256="
 
@@ -73,9 +74,7 @@ def _resolve_path(name: str, path: Path, sha256: str) -> Source:
     if is_archive_name(path.name):
         return ArchiveSource(name, str(path), sha256)
     if kind := name_format(path):
-        raise SourceError(
-            f"{name}: {kind} cannot be read; write a CSV with path, category, label and mask, masks as images"
-        )
+        raise SourceError(f"{name}: {kind}: {REMEDIES[kind]}")
     if path.suffix.lower() in (".xlsx", ".xlsm", ".xls", ".ods"):
         raise SourceError(f"{name}: a workbook is not read; save its table as CSV")
     raise SourceError(f"{name}: not a folder, an archive (zip, tar), a CSV or a JSON-lines file")

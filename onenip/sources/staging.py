@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from onenip.data.checkout import hold_checkout
@@ -151,7 +152,9 @@ class Staging:
         staged = self._tree / item.target
         staged.parent.mkdir(parents=True, exist_ok=True)
         present = self.data_dir / item.target
-        if item.is_mask:
+        if item.draw is not None:
+            _write_mask(item.draw(item.file), staged)
+        elif item.is_mask:
             _rewrite_mask((item.file, *item.more), staged)
         elif present.is_file() and _is_same(present, item.file):
             _link(present, staged)
@@ -207,5 +210,8 @@ def _rewrite_mask(sources: Sequence[Path], target: Path) -> None:
             return
     if len({mask.shape for mask in masks}) > 1:
         raise SourceError(f"{sources[0].parent}: the masks of one image differ in size")
-    united = np.logical_or.reduce(masks)
-    Image.fromarray(united.astype(np.uint8) * 255).save(target, format="PNG")
+    _write_mask(np.logical_or.reduce(masks), target)
+
+
+def _write_mask(mask: NDArray[np.bool_], target: Path) -> None:
+    Image.fromarray(mask.astype(np.uint8) * 255).save(target, format="PNG")

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from html import escape
 
 import numpy as np
 import pytest
@@ -244,7 +245,7 @@ def test_data_docs_need_no_network(data, tmp_path):
 
     for text in pages.values():
         assert "<style>" in text
-        assert not re.search(r"<(script|link|img)\b|url\(|@import", text)
+        assert not re.search(r'<(script|link|img(?! alt="" src="data:))\b|url\(|@import', text)
     index = pages[docs / "index.html"]
     for link in re.findall(r'href="([^"]+)"', index):
         assert (docs / link).is_file()
@@ -252,17 +253,25 @@ def test_data_docs_need_no_network(data, tmp_path):
     assert "disc/train/good/leak.png" in pages[result]
 
 
-def test_breaches_are_counted_by_category(data, tmp_path):
-    """Many breaches of a rule are one entry for each category."""
-    for name in ("disc", "stripes"):
-        for index in (0, 1):
-            (data / name / f"note{index}.txt").write_text("x")
-    groups = run(data, tmp_path / "out").group_breaches()
+def test_a_quality_engineer_reads_what_is_wrong(data, tmp_path):
+    """Each problem once, the gravest first, in plain words, with its files, a picture and what to do."""
+    plant_faults(data)
+    result = run(data, tmp_path / "out")
+    index = (tmp_path / "out/data_docs/index.html").read_text(encoding="utf-8")
 
-    assert {key: len(found) for key, found in groups.items() if key[0] == "no_stray_file"} == {
-        ("no_stray_file", "disc"): 2,
-        ("no_stray_file", "stripes"): 2,
-    }
+    titles = [problem.rule.title for problem in result.problems]
+    assert titles == re.findall(r"<strong>([^<]*)</strong><br>", index)
+    assert len(set(titles)) == len(titles)
+    assert all(escape(problem.rule.remedy) in index for problem in result.problems)
+    severities = [problem.rule.severity for problem in result.problems]
+    assert severities == sorted(severities)  # quarantine, warning
+    assert all(escape(breach.path) in index for breach in result.breaches)
+    (unreadable,) = [one for one in result.problems if one.rule.name == "readable"]
+    assert unreadable.places == "disc: 4"
+    lost = {one.path for one in result.breaches if one.severity == "quarantine"}
+    assert not [one for one in result.breaches if one.severity == "warning" and one.path in lost]
+    assert "data:image/jpeg;base64," in index
+    assert "robust" not in index
 
 
 def test_rules_can_be_switched_off(data, tmp_path):

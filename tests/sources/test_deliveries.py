@@ -1,5 +1,6 @@
 """Image sets as people deliver them: other words, layouts, tables and names than ours."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,18 @@ def test_a_mask_among_the_test_images_of_the_data_is_named(tiny_data, tmp_path):
 
     assert "a mask by its name" in found["disc/test/spot/000_mask.png"].stray
     assert found["disc/test/spot/000.png"].label == "spot"
+
+
+def test_other_places_of_validation_and_masks():
+    """Normals of val train; ground_truth beside folders of labels holds their masks; IO-boards are boards."""
+    paths = ["p/train/good/0.png", "p/val/good/1.png", "q/good/0.png", "q/hole/1.png",
+             "q/ground_truth/hole/1.png", "IO-board/0.png", "relay 1/1.png"]  # fmt: skip
+
+    assert [place.target for place in arrange(paths, name="x", origin="set")] == [
+        "IO-board/train/good/0.png", "p/train/good/0.png", "p/train/good/val-1.png",
+        "q/ground_truth/hole/1_mask.png", "q/test/hole/1.png", "q/train/good/0.png",
+        "relay 1/train/good/1.png",
+    ]  # fmt: skip
 
 
 def test_mvtec_ad_2_as_it_unpacks():
@@ -208,22 +221,153 @@ def test_tables_of_other_programs(name, text, encoding, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("coco.json", "COCO"), ("realiad.json", "Real-IAD"), ("train.manifest", "Lookout")],
-)
+    [("coco.json", "COCO.*name the folder"), ("realiad.json", "Real-IAD.*write a CSV"),
+     ("train.manifest", "s3://bucket/a.png is not here; copy")],
+)  # fmt: skip
 def test_formats_of_other_tools_are_named(name, kind, tmp_path):
-    """What cannot be imported says what it is, and what can be written instead."""
-    with pytest.raises(SourceError, match=f"{kind}.*write a CSV"):
+    """What cannot be imported as it lies here says what it is, and what to do."""
+    with pytest.raises(SourceError, match=kind):
         fetch(CASES / "label-files" / name, tmp_path)
 
 
-def test_annotations_beside_images_are_named(tmp_path, caplog):
-    """COCO or LabelMe in a folder of images is no silent stray."""
-    shutil.copytree(CASES / "csv-from-excel/images", tmp_path / "part")
-    shutil.copy(CASES / "label-files/coco.json", tmp_path / "part/labels.json")
+def draw_product(folder, names):
+    """Black images of 20x10 px."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(folder / name)
+    return folder
 
-    fetch(tmp_path, tmp_path)
 
-    assert "COCO annotations" in caplog.text
+def stage(source, tmp_path):
+    """What a source brings, laid out: masks as rows of text by target, None for what is no mask."""
+    workspace = Workspace(tmp_path / "work", tmp_path / "data")
+    items = resolve_source(str(source)).fetch(workspace).items
+    staging = Staging(tmp_path / "data", pointer=tmp_path / "data.dvc")
+    with staging.locked():
+        staging.stage(items)
+        tree = tmp_path / ".onenip/download/data/tree"
+        return {
+            target: int(load_mask(tree / target).sum()) if "/ground_truth/" in target else None
+            for target in sorted(item.target for item in items)
+        }
+
+
+SQUARE = [2, 2, 6, 2, 6, 6, 2, 6]  # 5x5 px with its outline
+IMPORTED = {"part/ground_truth/hole/1_mask.png": 25, "part/test/hole/1.png": None,
+            "part/train/good/0.png": None}  # fmt: skip
+
+
+@pytest.mark.parametrize("images", ["", "images/", "images/default/"])
+def test_coco_marks_what_is_defective(images, tmp_path):
+    """Images with polygons are tests with masks, the others normal, wherever file and images lie."""
+    root = draw_product(tmp_path / "part", [f"{images}0.png", f"{images}1.png"])
+    one = {"image_id": 7, "category_id": 1, "segmentation": [SQUARE], "bbox": [2, 2, 4, 4]}
+    content = {
+        "images": [{"id": 3, "file_name": "0.png"}, {"id": 7, "file_name": "1.png"}],
+        "annotations": [one],
+        "categories": [{"id": 1, "name": "hole"}],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations/instances.json").write_text(json.dumps(content))
+
+    assert stage(root, tmp_path) == IMPORTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "area"),
+    [("polygon", np.reshape(SQUARE, (4, 2)).tolist(), 25), ("rectangle", [[6, 6], [2, 2]], 25),
+     ("circle", [[8, 5], [8, 8]], 37)],
+)  # fmt: skip
+def test_labelme_marks_what_is_defective(kind, points, area, tmp_path):
+    """A file of polygons beside an image, with the path that Windows wrote."""
+    root = draw_product(tmp_path / "part", ["0.png", "1.png"])
+    for name, shapes in (
+        ("0", []),
+        ("1", [{"label": "hole", "points": points, "shape_type": kind}]),
+    ):
+        content = {"shapes": shapes, "imagePath": f"..\\part\\{name}.png", "imageData": None}
+        (root / f"{name}.json").write_text(
+            json.dumps(content | {"imageHeight": 10, "imageWidth": 20})
+        )
+
+    found = stage(root, tmp_path)
+
+    assert found.pop("part/ground_truth/hole/1_mask.png") == pytest.approx(area, abs=4)
+    assert found == {name: None for name, value in IMPORTED.items() if value is None}
+
+
+def test_polygons_are_masks_of_the_defects_that_folders_name(tmp_path):
+    """The folder's label stays; a mark on an image among the normal ones is a contradiction."""
+    root = draw_product(tmp_path / "part", ["OK/0.png", "NG/1.png"])
+    shape = {"label": "hole", "points": np.reshape(SQUARE, (4, 2)).tolist()}
+    content = {"shapes": [shape], "imagePath": "1.png"}
+    (root / "NG/1.json").write_text(json.dumps(content))
+
+    assert stage(root, tmp_path)["part/ground_truth/NG/1_mask.png"] == 25
+    (root / "OK/0.json").write_text(json.dumps(content | {"imagePath": "0.png"}))
+    with pytest.raises(SourceError, match=r"lies among normal images, but .*0\.json marks hole"):
+        fetch(root, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"segmentation": {"counts": "x", "size": [1, 1]}}, "in run lengths; export polygons"),
+     ({"segmentation": [[1, 2, 3]]}, "not understood"), ({"image_id": 9}, "not understood"),
+     ({"segmentation": [[1, 2]]}, "fewer than three points")],
+)  # fmt: skip
+def test_annotations_that_are_not_understood_name_their_file(change, reason, tmp_path):
+    """One line with the file, and nothing is taken as normal."""
+    root = draw_product(tmp_path / "part", ["0.png"])
+    one = {"image_id": 3, "category_id": 1, "segmentation": [SQUARE]} | change
+    content = {"images": [{"id": 3, "file_name": "0.png"}], "annotations": [one]}
+    (root / "labels.json").write_text(json.dumps(content))
+
+    with pytest.raises(SourceError, match=f"labels.json: COCO .*{reason}"):
+        fetch(root, tmp_path)
+
+
+def test_a_manifest_of_lookout_is_read_beside_its_images(tmp_path):
+    """Labels, kinds and masks, whose background is a colour; named alone, a folder of them is refused."""
+    root = draw_product(tmp_path / "part", ["train/0.png", "train/1.png"])
+    mask = Image.new("RGB", (20, 10), "white")
+    mask.paste((44, 160, 44), (2, 2, 7, 7))
+    mask.save(root / "1-mask.png")
+    colours = {"0": {"hex-color": "#ffffff"}, "1": {"hex-color": "#2ca02c"}}
+    rows = [
+        {"source-ref": "s3://b/set/train/0.png", "anomaly-label": 0, "anomaly-label-metadata": {}},
+        {
+            "source-ref": "s3://b/set/train/1.png",
+            "anomaly-label": 1,
+            "anomaly-label-metadata": {"class-name": "hole"},
+            "anomaly-mask-ref": "s3://b/set/1-mask.png",
+            "anomaly-mask-ref-metadata": {"internal-color-map": colours},
+        },
+    ]
+    (root / "train.manifest").write_text("\n".join(map(json.dumps, rows)))
+
+    assert stage(root / "train.manifest", tmp_path) == IMPORTED
+    with pytest.raises(
+        SourceError, match=r"train\.manifest is a manifest of Lookout.*as the source"
+    ):
+        fetch(root, tmp_path)
+
+
+def test_a_mask_of_two_images_is_nobodys(tmp_path):
+    """1.jpg and 1.png may both be meant by 1_mask.png: refused at the door, no mask in the data."""
+    paths = [f"part/{one}" for one in ("train/good/0.png", "test/hole/1.jpg", "test/hole/1.png",
+                                       "ground_truth/hole/1_mask.png")]  # fmt: skip
+    with pytest.raises(
+        SourceError, match=r"1_mask\.png may be the mask of .*1\.jpg or of .*1\.png"
+    ):
+        arrange(paths, name="x", origin="set")
+
+    data = draw_product(tmp_path, paths)
+    found = {file.path: (file.mask, file.stray) for file in list_files(data)}
+    assert not any(mask for mask, _ in found.values())
+    assert "named alike" in found["part/ground_truth/hole/1_mask.png"][1]
+    assert not any(
+        sample.mask for sample in scan_layout(data, calibration_fraction=0, holdout_fraction=0)
+    )
 
 
 def test_what_lies_outside_of_the_layout_is_named(caplog):
@@ -240,8 +384,19 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         (["OK/nut/1.png", "NG/nut/2.png"], "category 'NG': it is a label"),
         (["nut/True/1.png", "nut/False/2.png"], "label 'False'"),
         (["NG/train/good/1.png"], "category 'NG': it is a label"),
+        (["p/OK_images/1.png", "p/NG_images/2.png"], "OK_images and NG_images look like labels"),
+        (["p/0_ok/1.png", "p/1_ng/2.png"], "0_ok and 1_ng look like labels"),
+        (["p/good parts/1.png", "p/bad parts/2.png"], "good parts and bad parts look like labels"),
     ],
-    ids=["real-iad", "labels above products", "true and false", "label as product"],
+    ids=[
+        "real-iad",
+        "labels above products",
+        "true and false",
+        "label as product",
+        "images of labels",
+        "numbered",
+        "sentences",
+    ],
 )
 def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
     """A line names the format, the label or the category."""

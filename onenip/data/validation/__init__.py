@@ -21,6 +21,7 @@ import pandas as pd
 from onenip.data.labels import GOOD
 from onenip.data.loading import count_cores
 from onenip.data.manifest import MANIFEST_COLUMNS, assign_subset
+from onenip.data.validation.docs import Breach, Problem, group_breaches, write_pages
 from onenip.data.validation.frames import make_category_frame, make_file_frame
 from onenip.data.validation.measuring import (
     decide_ranges,
@@ -28,8 +29,8 @@ from onenip.data.validation.measuring import (
     list_files,
     measure,
 )
-from onenip.data.validation.rules import category_rules, check_names, file_rules
-from onenip.data.validation.suite import Breach, Judge
+from onenip.data.validation.rules import Rule, category_rules, check_names, file_rules
+from onenip.data.validation.suite import Judge
 from onenip.errors import DataError
 from onenip.folders import replace_folder
 from onenip.params import DataParams, ValidateParams
@@ -44,19 +45,14 @@ class ValidationResult:
     Attributes:
         manifest: the CSV that later stages read.
         summary: contents of `summary.json`.
-        breaches: every breach of a rule, in order of the rules.
+        breaches: every breach of a rule, in order of the rules; warnings of what is left out are not among.
+        problems: the same by rule, the gravest first.
     """
 
     manifest: Path
     summary: dict[str, Any]
     breaches: tuple[Breach, ...]
-
-    def group_breaches(self) -> dict[tuple[str, str], list[Breach]]:
-        """Breaches by rule and category, in the order of the rules."""
-        groups: dict[tuple[str, str], list[Breach]] = {}
-        for breach in self.breaches:
-            groups.setdefault((breach.rule, breach.path.split("/")[0]), []).append(breach)
-        return groups
+    problems: tuple[Problem, ...]
 
 
 def validate(
@@ -97,7 +93,10 @@ def validate(
     files, doubts = decide_ranges(files, data_dir, declared=data.declared_range, workers=workers)
     rows = measure(files, data_dir, workers=workers, progress=progress)
     frame = make_file_frame(
-        rows, near_duplicate_bits=params.near_duplicate_bits, excluded=params.excluded
+        rows,
+        near_duplicate_bits=params.near_duplicate_bits,
+        max_deviation=params.max_deviation,
+        excluded=params.excluded,
     )
     try:
         return _write_all(frame, doubts, data_dir, out_dir, data, params)
@@ -129,6 +128,7 @@ def _write(
     params: ValidateParams,
 ) -> ValidationResult:
     judge = Judge(partial / "data_docs")
+    rules = [*file_rules(params), *category_rules(params)]
     breaches = judge.judge("files", frame, file_rules(params))
     reasons = _collect_reasons(breaches)
     usable = frame[~frame["path"].isin(list(reasons)) & frame["stray"].isna()]
@@ -140,17 +140,26 @@ def _write(
             rule, reason = unusable[category]
             reasons[path] = (rule, f"category {category}: {reason}")
             breaches.append(Breach(path, rule, "quarantine", reasons[path][1]))
-    judge.write_docs()
     manifest = _make_manifest(frame, reasons, data)
     _write_csv(partial / "manifest.csv", MANIFEST_COLUMNS, manifest)
-    breaches += more
+    lost = reasons.keys() | unusable.keys()
+    breaches = [b for b in breaches + more if b.severity != "warning" or b.path not in lost]
     listed = [[b.path, b.rule, b.reason] for b in breaches if b.severity == "quarantine"]
     _write_csv(partial / "quarantine.csv", ("file", "rule", "reason"), sorted(listed))
     _copy_quarantined(sorted(reasons), data_dir, partial / "quarantine")
-    summary = _summarise(manifest, breaches, params)
+    summary = _summarise(manifest, breaches, rules)
     text = json.dumps(summary, indent=2, ensure_ascii=False, sort_keys=True)
     (partial / "summary.json").write_text(text + "\n", encoding="utf-8")
-    return ValidationResult(out_dir / "manifest.csv", summary, tuple(breaches))
+    problems = group_breaches(breaches, rules)
+    judge.write_docs()
+    write_pages(
+        partial / "data_docs",
+        data_dir=data_dir,
+        broken=judge.broken,
+        problems=problems,
+        summary=summary,
+    )
+    return ValidationResult(out_dir / "manifest.csv", summary, tuple(breaches), tuple(problems))
 
 
 def _collect_reasons(breaches: list[Breach]) -> dict[str, tuple[str, str]]:
@@ -195,7 +204,7 @@ def _format(column: str, value: str | float | None) -> str:
 
 
 def _summarise(
-    manifest: list[list[str]], breaches: list[Breach], params: ValidateParams
+    manifest: list[list[str]], breaches: list[Breach], rules: list[Rule]
 ) -> dict[str, Any]:
     at = {column: index for index, column in enumerate(MANIFEST_COLUMNS)}
     counts: dict[str, Counter[str]] = {}
@@ -206,7 +215,6 @@ def _summarise(
             continue
         defective = row[at["subset"]] == "test" and row[at["label"]] != GOOD
         counter["test_defective" if defective else row[at["subset"]]] += 1
-    rules = [*file_rules(params), *category_rules(params)]
     broken = Counter(breach.rule for breach in breaches)
     return {
         "images": len(manifest),

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from onenip.data.labels import GOOD
+from onenip.data.labels import GOOD, hints_at
 from onenip.data.validation.measuring import Row
 from onenip.errors import ParamsError
 
@@ -18,10 +18,11 @@ TEXT_COLUMNS = (
     "wrong_suffix", "mask_problem", "defect_in_train", "empty_mask", "good_mask", "leak",
     "duplicate_in_train", "duplicate_in_test", "near_duplicate", "missing_mask",
     "mask_doubt", "mask_classes", "sample_range",
+    "size_doubt", "aspect_doubt", "brightness_doubt", "sharpness_doubt",
 )  # fmt: skip
 NUMBER_COLUMNS = (
     "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",
-    "mask_coverage", "area_deviation", "aspect_deviation", "brightness_deviation", "sharpness_deviation",
+    "mask_coverage",
 )  # fmt: skip
 MIN_USUAL = 5  # images of a category that a usual range needs
 NEAR_LEVEL = 0.003  # brightness and contrast of near-duplicates differ by less
@@ -29,7 +30,7 @@ _BLOCK = 1024
 
 
 def make_file_frame(
-    rows: Sequence[Row], *, near_duplicate_bits: int, excluded: Sequence[str]
+    rows: Sequence[Row], *, near_duplicate_bits: int, max_deviation: float, excluded: Sequence[str]
 ) -> pd.DataFrame:
     """A row per file, sorted by path, with every column that the rules judge.
 
@@ -44,7 +45,7 @@ def make_file_frame(
     frame = frame.sort_values("path", ignore_index=True)
     _exclude(frame, excluded)
     _compare_labels(frame)
-    _compare_with_usual(frame)
+    _compare_with_usual(frame, max_deviation)
     _find_duplicates(frame)
     _find_near_duplicates(frame, near_duplicate_bits)
     return frame
@@ -81,6 +82,12 @@ def make_category_frame(
         if good == 0 and len(tests):
             labels = ", ".join(sorted(set(tests["label"])))
             doubt = f"its tests hold no normal image: {len(tests)} are called {labels}"
+        elif named := sorted(
+            {one for one in tests["label"] if one != GOOD and hints_at(one) == "normal"}
+        ):
+            doubt = (
+                f"{', '.join(named)} counts as a kind of defect; normal images lie in test/good/"
+            )
         rows.append(
             {
                 "path": name,
@@ -115,24 +122,36 @@ def _compare_labels(frame: pd.DataFrame) -> None:
     )
 
 
-def _compare_with_usual(frame: pd.DataFrame) -> None:
-    """How far each image is from its category's training normals, in robust standard deviations."""
-    measures = {  # name: (values, least spread, whether defective images are compared too)
-        "area": (np.log(frame["width"] * frame["height"]), 0.1, True),
-        "aspect": (np.log(frame["width"] / frame["height"]), 0.05, True),
-        "brightness": (frame["brightness"], 0.01, False),
-        "sharpness": (np.log(frame["sharpness"] + 1e-7), 0.1, False),
-    }
+def _compare_with_usual(frame: pd.DataFrame, max_deviation: float) -> None:
+    """Name what is unlike its category's training normals by so many robust standard deviations."""
+    measures = {  # name: (values, least spread, whether defective images are compared too, sentence)
+        "size": (np.log(frame["width"] * frame["height"]), 0.1, True,
+                 "{width:.0f}x{height:.0f} px, {ratio:.0%} of the usual area"),
+        "aspect": (np.log(frame["width"] / frame["height"]), 0.05, True,
+                   "{width:.0f}x{height:.0f} px, {ratio:.2f} times as wide as usual for its height"),
+        "brightness": (frame["brightness"], 0.01, False,
+                       "its mean is {value:.0%} of white; usual are {low:.0%} to {high:.0%}"),
+        "sharpness": (np.log(frame["sharpness"] + 1e-7), 0.1, False,
+                      "its details have {ratio:.0%} of the usual contrast"),
+    }  # fmt: skip
     good = frame["label"].eq(GOOD)
     for _, part in frame[frame["width"].notna()].groupby("category"):
         usual = part.index[part["split"].eq("train") & part["label"].eq(GOOD)]
         if len(usual) < MIN_USUAL:
             continue
-        for name, (values, least, with_defects) in measures.items():
+        for name, (values, least, with_defects, sentence) in measures.items():
             rows = part.index if with_defects else part.index[good[part.index]]
             median = values[usual].median()
-            spread = max(1.4826 * (values[usual] - median).abs().median(), least)
-            frame.loc[rows, f"{name}_deviation"] = (values[rows] - median) / spread
+            reach = max_deviation * max(1.4826 * (values[usual] - median).abs().median(), least)
+            for row in rows[(values[rows] - median).abs() > reach]:
+                frame.loc[row, f"{name}_doubt"] = sentence.format(
+                    width=frame.loc[row, "width"],
+                    height=frame.loc[row, "height"],
+                    value=values[row],
+                    ratio=np.exp((values[row] - median) / (2 if name == "sharpness" else 1)),
+                    low=max(median - reach, 0),
+                    high=min(median + reach, 1),
+                )
 
 
 def _find_duplicates(frame: pd.DataFrame) -> None:

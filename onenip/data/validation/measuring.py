@@ -26,11 +26,13 @@ from onenip.data.manifest import format_range, match_masks
 from onenip.errors import DataError, ImageError
 from onenip.folders import walk_files
 from onenip.images import (
+    DARK,
     FULL_WHITE,
     IMAGE_SUFFIXES,
     SampleExtent,
     SampleRange,
     decide_range,
+    explain_suffix,
     load_image,
     load_mask,
     load_mask_classes,
@@ -40,7 +42,6 @@ from onenip.images import (
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
 _MOST_OF_IMAGE = 0.5
-_DARK = 15  # an image whose brightest value is below white by more may be of 12 bits among 16
 CHUNK = 16  # files handed to a worker at once
 _FORMATS = {
     ".png": {"PNG"},
@@ -87,10 +88,15 @@ def list_files(data_dir: Path) -> list[Found]:
     masks = {p for p in paths if "/ground_truth/" in p and _suffix(p) in IMAGE_SUFFIXES}
     images = [path for path in paths if path not in masks]
     names = match_masks(images, masks)
-    found = _doubt_masks([_place(path, names) for path in images])
+    found = _doubt_masks([_place(path, names, data_dir) for path in images])
     used = {file.mask for file in found}
     found += [
-        Found(path, path.split("/")[0], stray="mask without its image") for path in masks - used
+        Found(
+            path,
+            path.split("/")[0],
+            stray="mask of no image, or of two named alike",
+        )
+        for path in masks - used
     ]
     return sorted(found, key=lambda file: file.path)
 
@@ -172,19 +178,18 @@ def _describe_range(
 ) -> str:
     """What is to be known about a range that was decided; empty where the files themselves say it."""
     low, high = min(one.low for one in extents), max(one.high for one in extents)
-    remedy = f"if that is wrong, declare data.sample_ranges.{category}"
+    remedy = f'in params.yaml declare data.sample_ranges: {{"{category}": [BLACK, WHITE]}}'
     if decided is None:
         return (
-            f"its samples of {low:g} to {high:g} in training have no range that follows from them; "
-            f"declare data.sample_ranges.{category}"
+            f"its samples of {low:g} to {high:g} in training have no range of their own; {remedy}"
         )
     white = decided[1]
-    dark = [one.high for one in extents if one.low < one.high < white / _DARK]
+    dark = [one.high for one in extents if one.low < one.high < white / DARK]
     if dark and len(dark) < len(extents):
         return (
-            f"{len(dark)} of {len(extents)} images in training have no value above {max(dark):g}, others "
-            f"go to {high:g}: are there cameras of different depths? All are read over 0 to {white:g}, "
-            f"which leaves the former few grey levels; {remedy}"
+            f"{len(dark)} of {len(extents)} images in training have no value above {max(dark):g} and are "
+            f"left out, as others go to {high:g} and all are read over 0 to {white:g}: are there cameras of "
+            "different depths? Give each camera a category of its own, or scale its images to 8 bits"
         )
     if white in (1, FULL_WHITE):
         return ""
@@ -192,7 +197,7 @@ def _describe_range(
     container = "floats" if any(one.is_float for one in extents) else "16"
     return (
         f"it looks like {bits} bits in {container}: no value in training is above {high:g}; "
-        f"samples are read over 0 to {white:g}; {remedy}"
+        f"samples are read over 0 to {white:g}; if that is wrong, {remedy}"
     )
 
 
@@ -290,11 +295,11 @@ def _is_border_full(mask: NDArray[np.bool_]) -> bool:
     return bool(mask[[0, -1]].all() and mask[:, [0, -1]].all())
 
 
-def _place(path: str, masks: Mapping[str, str]) -> Found:
+def _place(path: str, masks: Mapping[str, str], data_dir: Path) -> Found:
     parts = path.split("/")
     category = parts[0] if len(parts) > 1 else ""
     if _suffix(path) not in IMAGE_SUFFIXES:
-        return Found(path, category, stray="not an image by its name")
+        return Found(path, category, stray=explain_suffix(data_dir / path))
     if len(parts) != 4 or parts[1] not in ("train", "test"):
         return Found(path, category, stray="not in <category>/{train,test}/<label>/")
     try:

@@ -38,6 +38,8 @@ class Rule:
         name: the word for it in params and reports.
         severity: what a breach does.
         column: the column that it judges; text in a column that should be null is the reason itself.
+        title: what is wrong where it is broken, in a few words for people.
+        remedy: what to do about it.
         reason: sentence with the value as `{value}`.
         limits: bounds (min, max), the allowed values, or None where the column should be null.
     """
@@ -45,6 +47,8 @@ class Rule:
     name: str
     severity: Severity
     column: str
+    title: str
+    remedy: str = ""
     reason: str = "{value}"
     limits: tuple[float | None, float | None] | list[str] | None = None
 
@@ -63,38 +67,55 @@ class Rule:
 
 def file_rules(params: ValidateParams) -> list[Rule]:
     """Rules about single files, the gravest first."""
-    usual = (-params.max_deviation, params.max_deviation)
     rules = [
-        Rule("not_excluded", "quarantine", "excluded"),
-        Rule("readable", "quarantine", "problem"),
-        Rule("large_enough", "quarantine", "short_side", "shortest side is {value:.0f} px",
-             (params.min_side_px, None)),
-        Rule("not_black_or_white", "quarantine", "brightness",
-             "nearly black or white: mean grey {value:.4f}", params.brightness_range),
-        Rule("not_constant", "quarantine", "contrast",
-             "nearly constant: contrast {value:.5f}", (params.min_contrast, None)),
-        Rule("no_defect_in_train", "quarantine", "defect_in_train"),
-        Rule("mask_usable", "quarantine", "mask_problem"),
-        Rule("mask_not_empty", "quarantine", "empty_mask"),
-        Rule("good_without_mask", "quarantine", "good_mask"),
-        Rule("no_leak", "quarantine", "leak"),
-        Rule("no_duplicate_in_train", "quarantine", "duplicate_in_train"),
-        Rule("no_duplicate_in_test", "warning", "duplicate_in_test"),
-        Rule("no_near_duplicate", "warning", "near_duplicate"),
-        Rule("mask_present", "warning", "missing_mask"),
-        Rule("mask_plausible", "warning", "mask_doubt"),
-        Rule("mask_of_one_class", "warning", "mask_classes"),
-        Rule("known_mode", "warning", "mode", "unusual colour mode {value}", KNOWN_MODES),
-        Rule("suffix_tells_format", "warning", "wrong_suffix"),
-        Rule("usual_size", "warning", "area_deviation",
-             "area is {value:+.1f} robust deviations off", usual),
-        Rule("usual_aspect", "warning", "aspect_deviation",
-             "aspect is {value:+.1f} robust deviations off", usual),
-        Rule("usual_brightness", "warning", "brightness_deviation",
-             "brightness is {value:+.1f} robust deviations off", usual),
-        Rule("usual_sharpness", "warning", "sharpness_deviation",
-             "sharpness is {value:+.1f} robust deviations off", usual),
-        Rule("no_stray_file", "warning", "stray"),
+        Rule("not_excluded", "quarantine", "excluded", "left out by a person"),
+        Rule("readable", "quarantine", "problem", "cannot be read",
+             "save it anew, or take the photograph again"),
+        Rule("large_enough", "quarantine", "short_side", "too small",
+             "delete it, or lower validate.min_side_px",
+             "its shortest side is {value:.0f} px", (params.min_side_px, None)),
+        Rule("not_black_or_white", "quarantine", "brightness", "black or white",
+             "delete it: was the light off, or the lens covered?",
+             "its mean is {value:.1%} of white", params.brightness_range),
+        Rule("not_constant", "quarantine", "contrast", "nothing to be seen",
+             "delete it: was the lens covered?",
+             "its grey levels differ by {value:.2%} of white", (params.min_contrast, None)),
+        Rule("no_defect_in_train", "quarantine", "defect_in_train", "defective part among training images",
+             "move it to test/, or draw a mask for training to learn from"),
+        Rule("mask_usable", "quarantine", "mask_problem", "mask does not fit its image",
+             "draw the mask anew, at the size of the image"),
+        Rule("mask_not_empty", "quarantine", "empty_mask", "defect with an empty mask",
+             "draw the defect, or delete the mask"),
+        Rule("good_without_mask", "quarantine", "good_mask", "normal part with a mask of a defect",
+             "delete the mask, or move the image to its kind of defect"),
+        Rule("no_leak", "quarantine", "leak", "training image that is a test image, too",
+             "delete one: a test on what was trained on shows nothing"),
+        Rule("no_duplicate_in_train", "quarantine", "duplicate_in_train", "the same file twice in training",
+             "delete one"),
+        Rule("no_duplicate_in_test", "warning", "duplicate_in_test", "the same file twice in the tests",
+             "delete one: it counts twice"),
+        Rule("no_near_duplicate", "warning", "near_duplicate", "nearly the same picture twice",
+             "delete one if they are two photographs of one part"),
+        Rule("mask_present", "warning", "missing_mask", "defect without a mask",
+             "draw masks where you want to know whether defects are found in the right place"),
+        Rule("mask_plausible", "warning", "mask_doubt", "mask covers most of its image",
+             "turn black and white of the mask round if so"),
+        Rule("mask_of_one_class", "warning", "mask_classes", "mask of several kinds of defects",
+             "nothing, if each of them is a defect"),
+        Rule("known_mode", "warning", "mode", "unusual kind of colours",
+             "save it as the camera's other images are", "its colours are stored as {value}", KNOWN_MODES),
+        Rule("suffix_tells_format", "warning", "wrong_suffix", "name of another format",
+             "rename it; it is read as what it is"),
+        Rule("usual_size", "warning", "size_doubt", "unusual size",
+             "look whether it is of the same camera, and uncropped"),
+        Rule("usual_aspect", "warning", "aspect_doubt", "unusual proportions",
+             "look whether it was turned or cropped"),
+        Rule("usual_brightness", "warning", "brightness_doubt", "unusually dark or bright",
+             "look at lighting and exposure"),
+        Rule("usual_sharpness", "warning", "sharpness_doubt", "unusually blurred or sharp",
+             "look at the focus"),
+        Rule("no_stray_file", "warning", "stray", "file that is not used",
+             "move it where it belongs, or delete it"),
     ]  # fmt: skip
     return _override(rules, params)
 
@@ -102,13 +123,18 @@ def file_rules(params: ValidateParams) -> list[Rule]:
 def category_rules(params: ValidateParams) -> list[Rule]:
     """Rules about whole categories."""
     rules = [
-        Rule("has_training_images", "quarantine", "train_images",
-             "no usable normal training image", (1, None)),
-        Rule("enough_training_images", "warning", "train_images",
+        Rule("has_training_images", "quarantine", "train_images", "no normal image to train on",
+             "put images of normal parts into train/good/", "no usable normal training image", (1, None)),
+        Rule("enough_training_images", "warning", "train_images", "few normal images",
+             "add images of normal parts: thresholds rest on them",
              "only {value:.0f} normal training images", (params.min_train_images, None)),
-        Rule("has_tests", "warning", "test_images", "no usable test image", (1, None)),
-        Rule("tests_have_normals", "warning", "test_doubt"),
-        Rule("samples_declared", "warning", "range_doubt"),
+        Rule("has_tests", "warning", "test_images", "no tests",
+             "add images of normal and of defective parts to test/: nobody knows how good the model is",
+             "no usable test image", (1, None)),
+        Rule("tests_have_normals", "warning", "test_doubt", "tests without normal images",
+             "add images of normal parts to test/good/, or else nobody knows the false alarms"),
+        Rule("samples_declared", "warning", "range_doubt", "images of more than 8 bits",
+             "see that the range is that of the camera"),
     ]  # fmt: skip
     return _override(rules, params)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape, unescape
 from pathlib import Path
 
@@ -12,20 +11,10 @@ import great_expectations as gx
 import pandas as pd
 from great_expectations.data_context.types.base import ProgressBarsConfig
 
-from onenip.data.validation.docs import make_offline
-from onenip.data.validation.rules import Rule, Severity
+from onenip.data.validation.docs import Breach
+from onenip.data.validation.rules import Rule
 
 SITE = "data_docs"
-
-
-@dataclass(frozen=True)
-class Breach:
-    """A file, or a category, that broke a rule."""
-
-    path: str
-    rule: str
-    severity: Severity
-    reason: str
 
 
 class Judge:
@@ -36,9 +25,7 @@ class Judge:
     """
 
     def __init__(self, docs_dir: Path) -> None:
-        self._docs_dir = docs_dir
-        self._broken: dict[str, int] = {}  # expectations, by table
-        self._breaches: list[Breach] = []
+        self.broken: dict[str, int] = {}  # expectations, by table
         logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)
         self._context = gx.get_context(mode="ephemeral")
         self._context.variables.progress_bars = ProgressBarsConfig(globally=False)
@@ -85,7 +72,7 @@ class Judge:
         )
         outcome = checkpoint.run(batch_parameters={"dataframe": _escape(frame)})
         (judged,) = outcome.run_results.values()
-        self._broken[name] = sum(not result.success for result in judged.results)
+        self.broken[name] = sum(not result.success for result in judged.results)
         by_path = frame.set_index("path")
         by_name = {rule.name: rule for rule in rules}
         breaches = []
@@ -102,19 +89,16 @@ class Judge:
                 breaches.append(Breach(path, rule.name, rule.severity, reason))
         order = {rule.name: index for index, rule in enumerate(rules)}
         breaches.sort(key=lambda breach: (order[breach.rule], breach.path))
-        self._breaches += breaches
         return breaches
 
     def write_docs(self) -> None:
-        """Render the Data Docs of everything judged so far, readable without a network."""
+        """Render the Data Docs of everything judged so far."""
         self._context.build_data_docs()
-        found = [(b.severity, b.rule, b.path, b.reason) for b in self._breaches]
-        make_offline(self._docs_dir, self._broken, found)
 
 
 def _escape(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its text as HTML, because Great Expectations does not escape names of files."""
     shown = frame.copy()
-    for column in shown.select_dtypes(object):
+    for column in shown.select_dtypes([object, "str"]):
         shown[column] = [escape(v) if isinstance(v, str) else v for v in shown[column]]
     return shown
