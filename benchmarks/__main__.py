@@ -45,6 +45,9 @@ BENCHMARKS = {
         "pixel figures of many maps: time and memory",
         ("--maps", "500", "--runs", "1", "--beside", "100"),
     ),
+    "registry": Benchmark(
+        "requests to MLflow's server for 2, 10 and 100 categories", ("--categories", "2", "4")
+    ),
     "validation": Benchmark(
         "validation of many images: time and memory",
         ("--images", "200"),

@@ -152,7 +152,7 @@ def list_waiting() -> list[Version]:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
-    found = [versions.challenger(category) for category in versions.list_categories()]
+    found = [one.challenger for one in versions.read_snapshot().standings.values()]
     return [version for version in found if version is not None and version.approval == "pending"]
 
 

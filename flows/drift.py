@@ -22,8 +22,7 @@ from flows.watch import is_deployed
 from onenip.data.outputs import OUTPUTS
 from onenip.errors import OneNIPError
 from onenip.ingestion.ingest import open_journal
-from onenip.operation import retraining
-from onenip.operation.drift import DriftMemory
+from onenip.operation.drift import DriftMemory, look_for_drift
 from onenip.operation.notices import DRIFT_EVENT, has_address, notify
 from onenip.params import Params
 from onenip.registry.champions import Champions
@@ -54,7 +53,7 @@ def drift() -> State[Any]:
             inbox = open_inbox(params.retrain.inbox, settle_seconds=params.retrain.settle_seconds)
         collect_waiting(queue, answers, inbox)
         with open_journal() as journal:
-            found = retraining.look_for_drift(
+            found = look_for_drift(
                 params,
                 journal=journal,
                 champions=Champions(),

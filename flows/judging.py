@@ -24,7 +24,7 @@ from onenip.errors import OneNIPError, UnreachableError
 from onenip.operation import retraining
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.champions import Champions
-from onenip.registry.versions import GateResult
+from onenip.registry.versions import GateResult, Snapshot, read_snapshot
 
 DASK_ADDRESS = "ONENIP_DASK_ADDRESS"
 
@@ -100,8 +100,11 @@ def judge(categories: list[str], model_dir: str, manifest: str) -> dict[str, Gat
         manifest: the current one.
     """
     root = str(Path().resolve())
+    snapshot = read_snapshot()
     futures: dict[str, PrefectFuture[GateResult | None]] = {
-        category: judge_category.submit(category, root, model_dir, manifest)
+        category: judge_category.submit(
+            category, root, model_dir, manifest, snapshot.only(category)
+        )
         for category in categories
     }
     results = {category: future.result() for category, future in futures.items()}
@@ -109,7 +112,9 @@ def judge(categories: list[str], model_dir: str, manifest: str) -> dict[str, Gat
 
 
 @task(name="judge category", task_run_name="judge {category}", persist_result=False)
-def judge_category(category: str, root: str, model_dir: str, manifest: str) -> GateResult | None:
+def judge_category(
+    category: str, root: str, model_dir: str, manifest: str, snapshot: Snapshot
+) -> GateResult | None:
     """Champion and challenger of one category on the same images; None if it serves already.
 
     Args:
@@ -117,13 +122,14 @@ def judge_category(category: str, root: str, model_dir: str, manifest: str) -> G
         root: the checkout.
         model_dir: the new model, in the checkout.
         manifest: the current one, in the checkout.
+        snapshot: of the registry, the same for all categories.
     """
     with chdir(root):
         results = retraining.judge_categories(
             Params.load(DEFAULT_PATH),
             model_dir=Path(model_dir),
             manifest=Path(manifest),
-            champions=Champions(),
+            champions=Champions(snapshot),
             categories=(category,),
         )
     return results.get(category)

@@ -56,7 +56,7 @@ def watch() -> State[Any]:
     """
     params = Params.load()
     try:
-        for entry in approval.reconcile_all():
+        for entry in approval.reconcile():
             get_run_logger().warning("%s: %s", entry.category, entry.reason)
         close_forms()
         ask_people(list_waiting())  # again, in case the run that registered them was killed

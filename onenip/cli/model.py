@@ -102,7 +102,7 @@ def report(
             data_dir=DATA_DIR,
             synthesis_dir=OUTPUTS.synthesis,
             training_dir=OUTPUTS.curves,
-            champion=_resolve(champion, Path(scratch)) if champion else None,
+            champion=[_resolve(champion, Path(scratch))] if champion else (),
             decision=describe_decision(model) if model.is_dir() else None,
         )
     typer.echo(str(out))

@@ -62,12 +62,14 @@ def status() -> None:
     """Show champion and challenger of every category, and how long a challenger has waited."""
     from onenip.evaluation.counts import describe_wrong
     from onenip.registry import approval
-    from onenip.registry.versions import approval_command, list_standings
+    from onenip.registry.versions import approval_command, read_snapshot
 
     console = open_console()
-    for entry in approval.reconcile_all():
+    snapshot = read_snapshot()
+    recorded = approval.reconcile(snapshot)
+    for entry in recorded:
         _print_recorded(console, entry)
-    standings = list_standings()
+    standings = (read_snapshot() if recorded else snapshot).standings.values()
     if not standings:
         console.print("Nothing is registered yet: run `onenip register`.")
         return
@@ -219,7 +221,7 @@ def audit(
 
     if category is not None:
         require_category(category)
-    approval.reconcile_all()
+    approval.reconcile()
     entries = trail.read_trail(category)
     table = _table("when (UTC)", "category", "what", "version", "by", "reason", "champion")
     for entry in entries:

@@ -83,7 +83,6 @@ def collect(*, params: ParamsOption = PARAMS) -> None:
     from onenip.errors import OneNIPError
     from onenip.params import Params
     from onenip.registry.champions import Champions, load_candidate
-    from onenip.registry.versions import challenger, list_categories
     from onenip.review import collecting
     from onenip.review.answers import Answers
 
@@ -94,13 +93,14 @@ def collect(*, params: ParamsOption = PARAMS) -> None:
         typer.echo(f"{name}: {count}")
     champions = Champions()
     try:
-        categories = list_categories()
+        standings = [*champions.snapshot.standings.values()]
     except OneNIPError as error:
         typer.echo(f"no champions are asked: {error}", err=True)
-        categories = []
-    for category in categories:
+        standings = []
+    for standing in standings:
+        category = standing.category
         try:
-            champion, waiting = champions.find(category), challenger(category)
+            champion, waiting = champions.find(category), standing.challenger
             if champion is None:
                 continue
             count = collecting.collect_outliers(queue, category, champion)

@@ -7,6 +7,7 @@ images are judged.
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -226,6 +227,23 @@ def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
             if image is not None:
                 found.setdefault(image, mask)
     return found
+
+
+def hash_samples(samples: Iterable[Sample]) -> str:
+    """Digest of images with their masks and all that is known of them, 64 hex digits.
+
+    Raises:
+        DataError: if a mask cannot be read.
+    """
+    digest = hashlib.sha256()
+    for one in sorted(samples, key=lambda sample: sample.name):
+        try:
+            mask = hash_file(one.mask) if one.mask else ""
+        except OSError as error:
+            raise DataError(f"{one.mask}: {error.strerror}", path=one.mask) from error
+        facts = (one.name, one.category, one.label, one.subset, one.sha256, mask, one.sample_range)
+        digest.update(f"{facts}\n".encode())
+    return digest.hexdigest()
 
 
 def list_categories(samples: Iterable[Sample]) -> list[str]:

@@ -65,7 +65,7 @@ class Evaluation:
     """An evaluation's folder, read back.
 
     Attributes:
-        folder: where it was.
+        folder: where it was, or the first of several.
         metrics: content of `metrics.json`.
         results: one per test image, in the order of `scores.csv`.
         grids: pixel counts per category, and the names of the images of their rows.
@@ -77,15 +77,25 @@ class Evaluation:
     grids: dict[str, tuple[PixelGrid, tuple[str, ...]]]
 
     @classmethod
-    def load(cls, folder: Path) -> Evaluation:
-        """Everything that two evaluations are compared by.
+    def load(cls, *folders: Path) -> Evaluation:
+        """Everything that two evaluations are compared by; several folders are of other categories each.
 
         Raises:
-            DataError: if the folder is not what `onenip evaluate` writes.
+            DataError: if a folder is not what `onenip evaluate` writes.
         """
-        metrics = load_metrics(folder / "metrics.json")
-        results = tuple(load_scores(folder / "scores.csv"))
-        return cls(folder, metrics, results, _load_grids(folder / "pixel_counts.npz"))
+        metrics: dict[str, Any] = {}
+        results: list[ImageResult] = []
+        grids: dict[str, tuple[PixelGrid, tuple[str, ...]]] = {}
+        for folder in folders:
+            own = load_metrics(folder / "metrics.json")
+            by_category = {
+                key: {**metrics.get(key, {}), **own.get(key, {})}
+                for key in ("categories", "champions")
+            }
+            metrics = {**own, **by_category}
+            results += load_scores(folder / "scores.csv")
+            grids |= _load_grids(folder / "pixel_counts.npz")
+        return cls(folders[0], metrics, tuple(results), grids)
 
 
 def load_metrics(path: Path) -> dict[str, Any]:

@@ -7,27 +7,31 @@ test images, whatever they were when it was approved.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from onenip.data import git
 from onenip.data.cache import Cache
-from onenip.data.manifest import DATA_DIR, load_manifest
+from onenip.data.manifest import DATA_DIR, Sample, hash_samples, load_manifest, select
 from onenip.data.outputs import OUTPUTS
 from onenip.detector.detector import Detector
-from onenip.errors import RegistryError, UnreachableError
+from onenip.errors import DataError, RegistryError, UnreachableError
 from onenip.evaluation.evaluate import evaluate_test_set
 from onenip.evaluation.report import Decision, write_report
 from onenip.evaluation.results import REPORT, load_metrics
 from onenip.folders import replace_folder
-from onenip.images import hash_file
 from onenip.model.file import hash_model
 from onenip.params import Params
-from onenip.registry import store
 from onenip.registry.champions import Champions
 from onenip.registry.publishing import check_evaluation
-from onenip.registry.versions import Version, champion, list_standings
+from onenip.registry.versions import Version, read_snapshot
+from onenip.version import hash_code
+
+# what figures depend on beside model, images and params
+_CODE = ("data", "detector", "evaluation", "images.py", "model")
+_LIBRARIES = ("numpy", "pillow", "scikit-learn", "scipy", "timm", "torch")
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +48,7 @@ def write_champion_report(
 ) -> Path | None:
     """Evaluate the champions on the current test images, and write the report that shows both.
 
-    What was evaluated already, for the same champions and images, is not evaluated again.
+    A category whose champion, threshold and test images are as they were is not evaluated again.
 
     Args:
         params: everything.
@@ -67,21 +71,19 @@ def write_champion_report(
     check_evaluation(metrics, new, folder=evaluation_dir)
     images = metrics["images"]
     tested = [name for name, counts in images.items() if counts["good"] + counts["defective"]]
-    found = {name: champion(name) for name in tested}
+    champions = Champions()
+    found = {name: champions.version(name) for name in tested}
     serving = {name: v for name, v in found.items() if v is not None and v.digest != new}
-    detectors = _load(serving)
+    detectors = _load(serving, champions)
     if not detectors:
         return None
-    folder = out_dir / "champions"
-    pins = {
-        "manifest_sha256": hash_file(manifest),
-        "champion_digests": {name: serving[name].digest for name in sorted(detectors)},
-        "resolution": params.evaluate.resolution,
-    }
-    if not _is_current(folder, pins):
-        told = {name: _tell(serving[name]) for name in sorted(detectors)}
-        facts = {**pins, "champions": told}
-        _evaluate(params, detectors, manifest=manifest, folder=folder, facts=facts)
+    samples = load_manifest(manifest, DATA_DIR)
+    folders = [
+        _evaluate(params, detector, serving[name], samples, out_dir=out_dir / "champions")
+        for name, detector in sorted(detectors.items())
+    ]
+    for other in {*(out_dir / "champions").iterdir()} - {*folders}:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
     report = _name_report(out_dir, new)
     for other in {*out_dir.glob(f"*-{REPORT}")} - {report}:
         other.unlink()
@@ -92,7 +94,7 @@ def write_champion_report(
         data_dir=DATA_DIR,
         synthesis_dir=synthesis_dir,
         training_dir=training_dir,
-        champion=folder,
+        champion=folders,
         decision=describe_decision(model_dir),
     )
     return report
@@ -109,7 +111,7 @@ def describe_decision(model_dir: Path) -> Decision:
     seconds, commits = [], set()
     digest = hash_model(model_dir)
     try:
-        standings = [] if store.is_absent() else list_standings()
+        standings = [*read_snapshot().standings.values()]
     except RegistryError as error:
         log.warning("the report names no versions: %s", error)
         standings = []
@@ -145,13 +147,14 @@ def _name_report(out_dir: Path, digest: str) -> Path:
 def _is_current(folder: Path, pins: Mapping[str, object]) -> bool:
     if not folder.is_dir():
         return False
-    metrics = load_metrics(folder)
-    return all(metrics.get(key) == value for key, value in pins.items())
+    try:
+        return bool(load_metrics(folder).get("pins") == pins)
+    except DataError:  # of an earlier version
+        return False
 
 
-def _load(serving: Mapping[str, Version]) -> dict[str, Detector]:
+def _load(serving: Mapping[str, Version], champions: Champions) -> dict[str, Detector]:
     """Detectors by category; a champion that nobody approved, or that was changed, is left out and logged."""
-    champions = Champions()
     found = {}
     for name, version in serving.items():
         try:
@@ -165,22 +168,35 @@ def _load(serving: Mapping[str, Version]) -> dict[str, Detector]:
 
 def _evaluate(
     params: Params,
-    detectors: Mapping[str, Detector],
+    detector: Detector,
+    version: Version,
+    samples: Sequence[Sample],
     *,
-    manifest: Path,
-    folder: Path,
-    facts: Mapping[str, object],
-) -> None:
-    with replace_folder(folder) as draft:
-        evaluate_test_set(
-            detectors,
-            load_manifest(manifest, DATA_DIR),
-            params=params.evaluate,
-            seed=params.seed,
-            out_dir=draft,
-            cache=Cache(OUTPUTS.cache, max_gib=params.cache.max_gib),
-            facts=facts,
-        )
+    out_dir: Path,
+) -> Path:
+    """Folder of the evaluation of a category's champion, made anew where anything of it changed."""
+    name, folder = version.category, out_dir / version.category
+    tests = select(samples, category=name, subset="test")
+    pins = {
+        "champion": version.digest,
+        "threshold": version.threshold,
+        "images": hash_samples(tests),
+        "params": params.evaluate.model_dump(mode="json"),
+        "code": hash_code(*_CODE, libraries=_LIBRARIES),
+    }
+    if not _is_current(folder, pins):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        with replace_folder(folder) as draft:
+            evaluate_test_set(
+                {name: detector},
+                tests,
+                params=params.evaluate,
+                seed=params.seed,
+                out_dir=draft,
+                cache=Cache(OUTPUTS.cache, max_gib=params.cache.max_gib),
+                facts={"pins": pins, "champions": {name: _tell(version)}},
+            )
+    return folder
 
 
 def _tell(version: Version) -> str:

@@ -1,13 +1,17 @@
 """Drift: whether arriving normal images still look like those that the champion was approved on.
 
-Takes scores, verdicts and distances, gives figures and reasons; remembers what was said already.
+Asks the champions, each once about an image, and compares; remembers what people were notified of.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +19,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from onenip.data.manifest import DATA_DIR, Sample, load_manifest, select
+from onenip.data.outputs import OUTPUTS
+from onenip.detector.detector import Detector
+from onenip.errors import CheckpointError, ImageError, RegistryError, UnreachableError
 from onenip.folders import write_whole
-from onenip.params import DriftParams
+from onenip.images import load_image
+from onenip.ingestion.journal import Journal
+from onenip.params import DriftParams, Params
+from onenip.registry.champions import Champions
+from onenip.review.answers import Answers
+from onenip.sources.inbox import Inbox
+from onenip.version import hash_code
 
 Origin = Literal["arrived", "served"]
 
+_Asked = Literal["score", "distance"]
+
+_BASELINE_IMAGES = 64
 _CHANCE = 0.01  # a difference that chance gives more often than this is none
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,6 +141,47 @@ class DriftMemory:
             draft.write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
 
 
+class ImageMemory:
+    """What champions said of images, in a JSON file, so that each is asked once about an image.
+
+    What a run did not ask for is forgotten at its end; a change of the code forgets everything.
+
+    Args:
+        path: the file; made with its folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._code = hash_code(
+            "data", "detector", "images.py", "model", libraries=("timm", "torch")
+        )
+        self._known: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            self._known = dict(kept["values"]) if kept["code"] == self._code else {}
+
+    def ask(self, question: tuple[str, ...], find: Callable[[], float | None]) -> float | None:
+        """The answer to a question, found once.
+
+        Args:
+            question: what is asked, the champion's digest, the category and the image's sha256 or id.
+            find: gives the answer; None, which is not kept, if there is none now.
+        """
+        key = " ".join(question)
+        value = self._known[key] if key in self._known else find()
+        if value is not None:
+            self._known[key] = self._asked[key] = float(value)
+        return value
+
+    def save(self) -> None:
+        """Keep what was asked for."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(self._path) as draft:
+            text = json.dumps({"code": self._code, "values": self._asked})
+            draft.write_text(text, encoding="utf-8")
+
+
 def measure_drift(
     category: str,
     *,
@@ -167,3 +228,168 @@ def measure_drift(
         )
     distance = float(test.statistic)
     return DriftResult(category, count, share, distance, ratio, tuple(reasons), origin=origin)
+
+
+def look_for_drift(
+    params: Params,
+    *,
+    journal: Journal,
+    champions: Champions,
+    manifest: Path,
+    inbox: Inbox | None = None,
+    answers: Answers | None = None,
+) -> list[DriftResult]:
+    """Drift of every category whose champion has seen enough arrivals, or has judged enough parts.
+
+    Args:
+        params: limits.
+        journal: of arrivals, with what the champion of that time said.
+        champions: who serves.
+        manifest: the current one, for the images of the time of approval.
+        inbox: holds the images that were held, for a champion that has not judged them yet.
+        answers: what was served; None leaves it out.
+
+    Raises:
+        RegistryError: if a champion cannot be had.
+        SourceError: if the inbox cannot be read.
+    """
+    found = []
+    memory = ImageMemory(OUTPUTS.judged / "drift.json")
+    samples = load_manifest(manifest, DATA_DIR) if manifest.is_file() else []
+    for category in champions.snapshot.standings:
+        try:
+            detector = champions.find(category)
+        except (RegistryError, CheckpointError) as error:
+            if isinstance(error, UnreachableError):
+                raise
+            log.warning("%s: drift is not measured: %s", category, error)
+            continue
+        if detector is None:
+            continue
+        seen: dict[Origin, Sightings] = {
+            "arrived": _list_arrived(params, journal, detector, category, inbox, memory)
+        }
+        if answers is not None:
+            seen["served"] = _list_served(params, answers, detector, category, memory)
+        if all(one.scores.size < params.drift.min_images for one in seen.values()):
+            continue
+        approved = _list_approved(detector, category, samples, memory)
+        for origin, sightings in seen.items():
+            result = measure_drift(
+                category, arrived=sightings, approved=approved, params=params.drift, origin=origin
+            )
+            if result is not None:
+                found.append(replace(result, digest=detector.digest))
+    memory.save()
+    return found
+
+
+def _list_arrived(
+    params: Params,
+    journal: Journal,
+    detector: Detector,
+    category: str,
+    inbox: Inbox | None,
+    memory: ImageMemory,
+) -> Sightings:
+    """The champion's answers to the latest arrivals; a newer champion is asked about earlier ones, too.
+
+    Held images are those that look least normal. Where they cannot be had any more, earlier arrivals
+    are left out altogether: the accepted ones alone would look too good.
+    """
+    threshold = detector.spec.categories[category].image_threshold
+    items = journal.latest(category, limit=params.drift.window)
+    rows = [
+        (item.score, not item.score <= threshold, item.distance or 0.0)
+        for item in items
+        if item.digest == detector.digest and item.score is not None
+    ]
+    earlier = [item for item in items if item.digest != detector.digest or item.score is None]
+    held = {item.name for item in earlier if item.outcome == "held"}
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = _fetch_held(inbox, held, Path(scratch)) if inbox is not None and held else {}
+        if held - paths.keys():
+            log.info("%s: drift is measured on what the present champion has seen", category)
+            earlier = []
+        for item in earlier:
+            path = paths.get(item.name, DATA_DIR / item.name)
+            if path.is_file():
+                try:
+                    score = _ask(memory, detector, category, "score", item.sha256, path)
+                    distance = _ask(memory, detector, category, "distance", item.sha256, path)
+                    rows.append((score, not score <= threshold, distance))
+                except ImageError as error:
+                    log.warning("left out of the drift of %s: %s", category, error)
+    return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+
+
+def _list_served(
+    params: Params, answers: Answers, detector: Detector, category: str, memory: ImageMemory
+) -> Sightings:
+    """The champion's answers on the line, and how far some of the images lie from its prompts."""
+    threshold = detector.spec.categories[category].image_threshold
+    latest = answers.list_latest(category=category, limit=params.drift.window)
+    given = [one for one in latest if one.facts.get("digest") == detector.digest]
+    distances = []
+    for one in given[:_BASELINE_IMAGES]:
+        distance = memory.ask(
+            ("distance", detector.digest, category, one.id),
+            partial(_find_served, answers, one.id, detector, category),
+        )
+        if distance is not None:
+            distances.append(distance)
+    scores = [float(one.facts["score"]) for one in given]
+    return Sightings.of(scores, [score > threshold for score in scores], distances)
+
+
+def _fetch_held(inbox: Inbox, names: set[str], folder: Path) -> dict[str, Path]:
+    """Copies of held images by name, of those that are still held."""
+    found: dict[str, Path] = {}
+    for arrival in inbox.list_arrivals(shelf="held"):
+        if arrival.key in names:
+            path = folder / f"{len(found)}{Path(arrival.key).suffix}"
+            if inbox.fetch(arrival, path, shelf="held"):
+                found[arrival.key] = path
+    return found
+
+
+def _find_served(answers: Answers, answer: str, detector: Detector, category: str) -> float | None:
+    content = answers.read_image(answer)
+    return None if content is None else _find(detector, category, "distance", content)
+
+
+def _list_approved(
+    detector: Detector, category: str, samples: Sequence[Sample], memory: ImageMemory
+) -> Sightings:
+    """The champion's own calibration scores, and distances of the images they came from."""
+    spec = detector.spec.categories[category]
+    used = set(detector.spec.provenance.get("calibration_images", {}))
+    chosen = [s for s in select(samples, category=category) if s.name in used]
+    distances = []
+    for sample in chosen[:_BASELINE_IMAGES]:
+        try:
+            distances.append(
+                _ask(memory, detector, category, "distance", sample.sha256, sample.path)
+            )
+        except ImageError as error:
+            log.warning("left out of the drift of %s: %s", category, error)
+    scores = np.asarray(spec.normal_scores)
+    return Sightings.of(scores, scores > spec.image_threshold, distances)
+
+
+def _ask(
+    memory: ImageMemory, detector: Detector, category: str, what: _Asked, sha256: str, path: Path
+) -> float:
+    found = memory.ask(
+        (what, detector.digest, category, sha256), partial(_find, detector, category, what, path)
+    )
+    assert found is not None
+    return found
+
+
+def _find(detector: Detector, category: str, what: _Asked, source: Path | bytes) -> float:
+    """Image score, or distance of the embedding from the nearest prompt."""
+    image = load_image(source, sample_range=detector.sample_range(category))
+    if what == "score":
+        return float(detector.predict([image], category=category)[0].score)
+    return detector.measure_distances(image)[category]

@@ -18,8 +18,8 @@ from onenip.detector.detector import Detector
 from onenip.errors import ImageError
 from onenip.images import SampleRange, decide_range, hash_file, load_image, measure_samples
 from onenip.params import Params
-from onenip.registry import publishing, versions
-from onenip.registry.champions import Champions, choose_unified, list_champions
+from onenip.registry import publishing
+from onenip.registry.champions import Champions, choose_unified
 from onenip.registry.versions import Version
 
 _MAX_IMAGES = 64  # more change little, and cost time
@@ -42,14 +42,15 @@ def provide(params: Params, *, root: Path) -> list[Version]:
     Raises:
         RegistryError: if the registry cannot be reached.
     """
-    serving = list_champions()
+    champions = Champions()
+    serving = champions.snapshot.champions
     base = choose_unified(serving)
     if base is None:
         return []
     images = _list_first_images(root / DATA_DIR, known={v.category for v in serving})
     if not images:
         return []
-    detector = Champions().load(base)
+    detector = champions.load(base)
     manifest = Outputs(root).manifest
     left_out = find_quarantined(manifest) if manifest.is_file() else set()
     ranges = {name: _find_range(name, paths, params) for name, paths in images.items()}
@@ -60,7 +61,7 @@ def provide(params: Params, *, root: Path) -> list[Version]:
         and (usable := _list_usable(paths, ranges[name], left_out=left_out))
     }
     made_from = _hash(base, new)
-    now = [versions.provisional(name) for name in new]
+    now = [champions.snapshot.standing(name).provisional for name in new]
     if all(version is not None and version.made_from == made_from for version in now):
         return []
     _add(detector, new, ranges).save(Outputs(root).provisional)

@@ -5,55 +5,62 @@ Flows call these one after the other; each may be repeated.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
+import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
+from pydantic import BaseModel
 
 from onenip.data.dvc import read_data_version
-from onenip.data.manifest import DATA_DIR, Sample, load_manifest, select
+from onenip.data.manifest import DATA_DIR, Sample, hash_samples, load_manifest, select
 from onenip.data.outputs import OUTPUTS, Outputs
 from onenip.detector.detector import Detector
 from onenip.detector.operating_points import describe_doubts
 from onenip.errors import (
     CheckpointError,
     DataError,
-    ImageError,
     RegistryError,
     UnreachableError,
 )
 from onenip.folders import replace_folder, write_whole
-from onenip.images import load_image
-from onenip.ingestion.journal import Journal
 from onenip.model.file import hash_model
-from onenip.operation.drift import DriftResult, Origin, Sightings, measure_drift
 from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
-from onenip.params import Params
+from onenip.params import CategoryGateParams, Params
 from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, store, versions
-from onenip.registry.champions import Champions, choose_unified, list_champions
+from onenip.registry.champions import Champions, choose_unified
 from onenip.registry.decisions import deciding
 from onenip.registry.versions import GateResult, Version
 from onenip.registry.weights import fetched_weights
-from onenip.review.answers import Answers
-from onenip.sources.inbox import Inbox
+from onenip.version import hash_code
 
 GATE = "gate"  # who decides where the policy is `auto`
 
-_BASELINE_IMAGES = 64
 _RETRAINING = (
     "# Written by retraining, and read by `train` after params.yaml, which is a person's alone.\n"
 )
 
+# what the gate depends on beside models, images and params
+_CODE = ("data", "detector", "evaluation", "images.py", "model", "operation", "synthesis")
+_LIBRARIES = ("numpy", "pillow", "scikit-learn", "scipy", "timm", "torch")
+
 log = logging.getLogger(__name__)
+
+
+class _Judged(BaseModel):
+    """A gate result, and the digest of all that it depends on."""
+
+    key: str
+    result: GateResult
 
 
 def write_warm_start(params: Params, *, root: Path) -> str | None:
@@ -133,9 +140,19 @@ def _judge(
     samples: Sequence[Sample],
     params: Params,
 ) -> GateResult:
-    """What the gate says of one category; one that cannot be judged is left to a person."""
+    """What the gate says of one category; one that cannot be judged is left to a person.
+
+    The same models, images and limits are judged once on a machine, unless it was too slow.
+    """
     now = datetime.now(tz=UTC)
+    kept = OUTPUTS.judged / f"{category}.json"
     try:
+        key = _identify(category, challenger, champions.version(category), samples, params)
+        with suppress(OSError, ValueError):
+            known = _Judged.model_validate_json(kept.read_bytes())
+            if known.key == key:
+                log.info("%s: judged at %s already", category, known.result.judged_at)
+                return known.result
         evidence = collect_evidence(
             category,
             challenger=challenger,
@@ -149,7 +166,41 @@ def _judge(
         return undecidable(f"it cannot be judged: {error}", judged_at=now)
     if evidence is None:
         return undecidable("there are no normal images to judge by", judged_at=now)
-    return judge(evidence, params.gate, seed=params.seed, judged_at=now)
+    result = judge(evidence, params.gate, seed=params.seed, judged_at=now)
+    if _is_quick(result, params.gate.limits_of(category)):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(kept) as draft:
+            draft.write_text(_Judged(key=key, result=result).model_dump_json(), encoding="utf-8")
+    return result
+
+
+def _is_quick(result: GateResult, limits: CategoryGateParams) -> bool:
+    """Whether no time was too long; one that was may have been the machine's, and is measured again."""
+    found = result.numbers
+    allowed = {"seconds": limits.max_seconds, "slowdown": limits.max_slowdown}
+    return all(found.get(name, 0.0) <= (limit or 0.0) for name, limit in allowed.items())
+
+
+def _identify(
+    category: str,
+    challenger: Detector,
+    champion: Version | None,
+    samples: Sequence[Sample],
+    params: Params,
+) -> str:
+    """Digest of all that the gate's word depends on, the machine that takes the time included."""
+    facts = (
+        challenger.digest,
+        champion and (champion.digest, champion.threshold, champion.approval),
+        hash_samples(s for s in select(samples, category=category) if s.subset != "fit"),
+        params.gate.model_dump_json(),
+        params.synthesize.model_dump_json(),
+        params.seed,
+        hash_code(*_CODE, libraries=_LIBRARIES),
+        platform.node(),
+        os.environ.get("ONENIP_DEVICE", ""),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def store_gate(version: Version, result: GateResult) -> bool:
@@ -174,7 +225,8 @@ def record_gate(version: Version, result: GateResult) -> bool:
         reason = store.shorten(f"{result.verdict}: {'; '.join(result.reasons)}", limit=2000)
         asked = [e for e in audit.read_trail(version.category) if e.action == "gate"]
         if any((e.version, e.reason) == (version.number, reason) for e in asked):
-            return True  # asked again after a kill
+            audit.settle(version.category)  # asked again after a kill
+            return True
         audit.record(
             version.category,
             "gate",
@@ -210,57 +262,6 @@ def decide_by_policy(version: Version, result: GateResult, params: Params) -> bo
     return True
 
 
-def look_for_drift(
-    params: Params,
-    *,
-    journal: Journal,
-    champions: Champions,
-    manifest: Path,
-    inbox: Inbox | None = None,
-    answers: Answers | None = None,
-) -> list[DriftResult]:
-    """Drift of every category whose champion has seen enough arrivals, or has judged enough parts.
-
-    Args:
-        params: limits.
-        journal: of arrivals, with what the champion of that time said.
-        champions: who serves.
-        manifest: the current one, for the images of the time of approval.
-        inbox: holds the images that were held, for a champion that has not judged them yet.
-        answers: what was served; None leaves it out.
-
-    Raises:
-        RegistryError: if a champion cannot be had.
-        SourceError: if the inbox cannot be read.
-    """
-    found = []
-    for category in versions.list_categories():
-        try:
-            detector = champions.find(category)
-        except (RegistryError, CheckpointError) as error:
-            if isinstance(error, UnreachableError):
-                raise
-            log.warning("%s: drift is not measured: %s", category, error)
-            continue
-        if detector is None:
-            continue
-        seen: dict[Origin, Sightings] = {
-            "arrived": _list_arrived(params, journal, detector, category, inbox)
-        }
-        if answers is not None:
-            seen["served"] = _list_served(params, answers, detector, category)
-        if all(one.scores.size < params.drift.min_images for one in seen.values()):
-            continue
-        approved = _list_approved(detector, category, manifest)
-        for origin, sightings in seen.items():
-            result = measure_drift(
-                category, arrived=sightings, approved=approved, params=params.drift, origin=origin
-            )
-            if result is not None:
-                found.append(replace(result, digest=detector.digest))
-    return found
-
-
 def to_table(
     results: dict[str, GateResult], serving: Champions, model_dir: Path
 ) -> list[dict[str, Any]]:
@@ -284,10 +285,11 @@ def _is_there(folder: object, root: Path) -> bool:
 
 
 def _lay_out_champion(params: Params, root: Path) -> str | None:
-    version = choose_unified(list_champions())
+    champions = Champions()
+    version = choose_unified(champions.snapshot.champions)
     if version is None:
         return None
-    if Champions().load(version).spec.model != params.model:
+    if champions.load(version).spec.model != params.model:
         log.warning("the champion is of another architecture; training starts from scratch")
         return None
     folder = OUTPUTS.warm_start / version.digest[:16]
@@ -298,86 +300,3 @@ def _lay_out_champion(params: Params, root: Path) -> str | None:
         ):
             shutil.copytree(source, draft, dirs_exist_ok=True)
     return folder.as_posix()
-
-
-def _list_arrived(
-    params: Params, journal: Journal, detector: Detector, category: str, inbox: Inbox | None
-) -> Sightings:
-    """The champion's answers to the latest arrivals; a newer champion is asked about earlier ones, too.
-
-    Held images are those that look least normal. Where they cannot be had any more, earlier arrivals
-    are left out altogether: the accepted ones alone would look too good.
-    """
-    threshold = detector.spec.categories[category].image_threshold
-    items = journal.latest(category, limit=params.drift.window)
-    rows = [
-        (item.score, not item.score <= threshold, item.distance or 0.0)
-        for item in items
-        if item.digest == detector.digest and item.score is not None
-    ]
-    earlier = [item for item in items if item.digest != detector.digest or item.score is None]
-    held = {item.name for item in earlier if item.outcome == "held"}
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = _fetch_held(inbox, held, Path(scratch)) if inbox is not None and held else {}
-        if held - paths.keys():
-            log.info("%s: drift is measured on what the present champion has seen", category)
-            earlier = []
-        for item in earlier:
-            path = paths.get(item.name, DATA_DIR / item.name)
-            if path.is_file():
-                try:
-                    rows.append(_ask(detector, path, category))
-                except ImageError as error:
-                    log.warning("left out of the drift of %s: %s", category, error)
-    return Sightings.of([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
-
-
-def _list_served(params: Params, answers: Answers, detector: Detector, category: str) -> Sightings:
-    """The champion's answers on the line, and how far some of the images lie from its prompts."""
-    threshold = detector.spec.categories[category].image_threshold
-    latest = answers.list_latest(category=category, limit=params.drift.window)
-    given = [one for one in latest if one.facts.get("digest") == detector.digest]
-    distances = []
-    for one in given[:_BASELINE_IMAGES]:
-        content = answers.read_image(one.id)
-        if content is not None:
-            image = load_image(content, sample_range=detector.sample_range(category))
-            distances.append(detector.measure_distances(image)[category])
-    scores = [float(one.facts["score"]) for one in given]
-    return Sightings.of(scores, [score > threshold for score in scores], distances)
-
-
-def _fetch_held(inbox: Inbox, names: set[str], folder: Path) -> dict[str, Path]:
-    """Copies of held images by name, of those that are still held."""
-    found: dict[str, Path] = {}
-    for arrival in inbox.list_arrivals(shelf="held"):
-        if arrival.key in names:
-            path = folder / f"{len(found)}{Path(arrival.key).suffix}"
-            if inbox.fetch(arrival, path, shelf="held"):
-                found[arrival.key] = path
-    return found
-
-
-def _list_approved(detector: Detector, category: str, manifest: Path) -> Sightings:
-    """The champion's own calibration scores, and distances of the images they came from."""
-    spec = detector.spec.categories[category]
-    used = set(detector.spec.provenance.get("calibration_images", {}))
-    samples: Sequence[Any] = []
-    if manifest.is_file():
-        known = load_manifest(manifest, DATA_DIR)
-        samples = [s for s in select(known, category=category) if s.name in used]
-    distances = []
-    for sample in samples[:_BASELINE_IMAGES]:
-        try:
-            image = load_image(sample.path, sample_range=spec.sample_range)
-            distances.append(detector.measure_distances(image)[category])
-        except ImageError as error:
-            log.warning("left out of the drift of %s: %s", category, error)
-    scores = np.asarray(spec.normal_scores)
-    return Sightings.of(scores, scores > spec.image_threshold, distances)
-
-
-def _ask(detector: Detector, path: Path, category: str) -> tuple[float, bool, float]:
-    image = load_image(path, sample_range=detector.sample_range(category))
-    prediction = detector.predict([image], category=category)[0]
-    return prediction.score, prediction.is_anomalous, detector.measure_distances(image)[category]

@@ -19,6 +19,7 @@ from onenip.errors import DataError, ImageError
 from onenip.images import load_preview
 from onenip.pages.models import Candidate, find_candidates, list_known_categories
 from onenip.pages.viewer import encode
+from onenip.registry.versions import Snapshot, read_snapshot
 from onenip.review.answers import Answer, Answers
 
 VERDICT_COLOURS: dict[Verdict, str] = {
@@ -65,6 +66,16 @@ def read_settings() -> Settings:
     )
 
 
+@st.cache_resource(ttl=CACHE_SECONDS / 3, show_spinner="Reading the registry…")
+def read_registry() -> Snapshot:
+    """The registry as all pages see it; asked again after 20 seconds, and when a person decided here.
+
+    Raises:
+        RegistryError: if it cannot be reached.
+    """
+    return read_snapshot()
+
+
 def choose_category(place: DeltaGenerator | None = None) -> str | None:
     """The category of the page, chosen in a place or the sidebar, kept in the address; None without any."""
     place = place or st.sidebar
@@ -82,7 +93,7 @@ def choose_category(place: DeltaGenerator | None = None) -> str | None:
 
 @st.cache_data(ttl=CACHE_SECONDS, show_spinner="Reading the registry…")
 def _list_categories(model: str) -> tuple[list[str], str]:
-    return list_known_categories(Path(model) if model else None)
+    return list_known_categories(Path(model) if model else None, read_registry)
 
 
 def load_candidates(category: str) -> list[Candidate]:
@@ -96,7 +107,7 @@ def load_candidates(category: str) -> list[Candidate]:
 
 @st.cache_resource(ttl=CACHE_SECONDS, show_spinner="Loading the model…")
 def _load_candidates(category: str, model: str) -> list[Candidate]:
-    return find_candidates(category, Path(model) if model else None)
+    return find_candidates(category, Path(model) if model else None, read_registry)
 
 
 def forget() -> None:

@@ -260,8 +260,15 @@ def _draw_rollback(category: str, by: str) -> None:
         _finish(f"Version {now.number} serves as it did before, rolled back by {by}.")
 
 
-def _draw_history(category: str) -> None:
+@st.cache_data(ttl=CACHE_SECONDS / 3, show_spinner="Reading the audit trail…")
+def _read_history(category: str) -> tuple[list[audit.Entry], list[str]]:
+    """A category's entries, and what is wrong with them."""
     entries = audit.read_trail(category)
+    return entries, audit.find_breaks(entries, audit.read_heads(category))
+
+
+def _draw_history(category: str) -> None:
+    entries, breaks = _read_history(category)
     rows = [
         {
             "when (UTC)": entry.at,
@@ -275,7 +282,7 @@ def _draw_history(category: str) -> None:
     ]
     config = {"when (UTC)": st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm")}
     st.dataframe(rows, hide_index=True, column_config=config)
-    for problem in audit.find_breaks(entries, audit.read_heads(category)):
+    for problem in breaks:
         st.error(f"The audit trail is not whole: {plain(problem)}.")
 
 

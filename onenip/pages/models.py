@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from onenip.detector.prediction import Prediction
 from onenip.errors import ForeignImageError, OneNIPError, UnreachableError
 from onenip.images import load_image
 from onenip.registry.champions import Champions, load_candidate
-from onenip.registry.versions import Version, challenger, find_version, list_categories, serving
+from onenip.registry.versions import Snapshot, Version, find_version, read_snapshot
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,14 @@ class Candidate:
         return f"{self.role}: version {self.version.number}"
 
 
-def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
-    """Categories to choose from, and the problem with the registry, if there is one."""
+def list_known_categories(
+    folder: Path | None, read: Callable[[], Snapshot]
+) -> tuple[list[str], str]:
+    """Categories to choose from, and the problem with the registry that `read` asks, if there is one."""
     if folder is not None:
         return list(Detector.load(folder).categories), ""
     try:
-        registered = list_categories()
+        registered = list(read().standings)
     except OneNIPError as error:
         registered, problem = [], str(error)
     else:
@@ -55,8 +57,15 @@ def list_known_categories(folder: Path | None) -> tuple[list[str], str]:
     return list(Detector.load(OUTPUTS.model).categories), problem
 
 
-def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
+def find_candidates(
+    category: str, folder: Path | None, read: Callable[[], Snapshot] = read_snapshot
+) -> list[Candidate]:
     """Detectors for a category: champion or provisional before challenger, else the folder's.
+
+    Args:
+        category: the product category.
+        folder: of the one model to show; None: the registry's.
+        read: asks the registry.
 
     Raises:
         OneNIPError: if there is none.
@@ -64,7 +73,8 @@ def find_candidates(category: str, folder: Path | None) -> list[Candidate]:
     if folder is not None:
         return [Candidate("folder", Detector.load(folder))]
     try:
-        answering, waiting = serving(category), challenger(category)
+        standing = read().standing(category)
+        answering, waiting = standing.serving, standing.challenger
     except UnreachableError:
         if not OUTPUTS.model.is_dir():
             raise

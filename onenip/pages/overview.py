@@ -14,8 +14,15 @@ from onenip.data.outputs import OUTPUTS
 from onenip.evaluation.counts import describe_wrong
 from onenip.images import IMAGE_SUFFIXES
 from onenip.operation.drift import DriftMemory
-from onenip.pages.common import CACHE_SECONDS, draw_link, find_thumbnail, list_answers, plain
-from onenip.registry.versions import Standing, list_standings
+from onenip.pages.common import (
+    CACHE_SECONDS,
+    draw_link,
+    find_thumbnail,
+    list_answers,
+    plain,
+    read_registry,
+)
+from onenip.registry.versions import Standing
 from onenip.review.answers import Answer
 from onenip.review.items import Item, State
 from onenip.review.queue import ReviewQueue
@@ -71,7 +78,8 @@ def draw() -> None:
     waiting = [tile for tile in tiles if tile.waiting]
     alarms = sum(tile.alarms for tile in tiles)
     st.caption(
-        f"{len(tiles)} categories, {len(waiting)} wait for somebody, {alarms} alarms of late"
+        f"{len(tiles)} categories, {len(waiting)} wait for somebody, {alarms} alarms of late; "
+        f"the registry as it was {read_registry().age_seconds:.0f} s ago"
     )
     with st.container(horizontal=True, vertical_alignment="bottom"):
         text = st.text_input(
@@ -143,13 +151,12 @@ def make_tiles(
     ]
 
 
-@st.cache_data(ttl=CACHE_SECONDS / 3, show_spinner="Reading the registry…")
 def _read_tiles() -> list[Tile]:
     items = []
     if OUTPUTS.review.is_dir():
         items = ReviewQueue().list_items(states=_STATES, limit=_REVIEWED)
     return make_tiles(
-        list_standings(),
+        [*read_registry().standings.values()],
         list_answers(limit=_ANSWERS),
         items,
         DriftMemory(_STATE / "drift.json").read(),

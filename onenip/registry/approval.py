@@ -13,21 +13,22 @@ from collections.abc import Sequence
 from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
-from onenip.registry.decisions import Deciding, Intent, Step, deciding, find_intents
+from onenip.registry.decisions import Deciding, Intent, Step, deciding, has_intents
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     PROVISIONAL,
     Approval,
+    Snapshot,
     ThresholdChange,
     Version,
     champion,
     dump_thresholds,
     find_version,
-    list_categories,
     list_versions,
     read_aliases,
+    read_snapshot,
     require_category,
 )
 from onenip.registry.weights import hash_stored
@@ -185,32 +186,31 @@ def set_threshold(
     return find_version(category, target.number)
 
 
-def reconcile(category: str) -> list[Entry]:
-    """Complete decisions that a kill cut short, and record a champion that was changed by hand.
+def reconcile(snapshot: Snapshot | None = None) -> list[Entry]:
+    """Complete decisions that a kill cut short, and record champions that were changed by hand.
 
     An alias that somebody set in MLflow's page is taken as their approval, because it is one: the
     digest is pinned and the version marked approved, by whom is unknown.
 
+    Args:
+        snapshot: of the registry; None reads one.
+
     Returns:
-        Entries that are new in the audit trail.
+        Entries that are new in the audit trail, by category.
 
     Raises:
         RegistryError: if the registry cannot be reached, or the model that was put up by hand is
             not the one that was registered.
     """
-    require_category(category)
-    if not find_intents(category) and not _was_changed(category):
-        return []  # the common case needs no lock
-    before = audit.read_trail(category)
-    with deciding(category) as held:
-        if _was_changed(category):
-            _record_by_hand(category, held)
-    return audit.read_trail(category)[len(before) :]
-
-
-def reconcile_all() -> list[Entry]:
-    """`reconcile` for every category, sorted."""
-    return [entry for category in list_categories() for entry in reconcile(category)]
+    new = []
+    for category in _find_changed(read_snapshot() if snapshot is None else snapshot):
+        before = audit.read_trail(category)
+        with deciding(category) as held:
+            audit.settle(category)
+            if _find_changed(read_snapshot(category)):
+                _record_by_hand(category, held)
+        new += audit.read_trail(category)[len(before) :]
+    return new
 
 
 def _require(*, by: str, reason: str) -> None:
@@ -281,7 +281,8 @@ def _check_gate(version: Version, *, override: bool) -> None:
 
 def _record_by_hand(category: str, held: Deciding) -> None:
     """Record who is champion since somebody moved the alias in MLflow."""
-    before, serving = _recorded_champion(category), champion(category)
+    trail = audit.read_trail(category)
+    before, serving = trail[-1].champion if trail else 0, champion(category)
     if serving is None:
         reason = f"alias {CHAMPION} of version {before} was removed in MLflow itself"
         audit.record(category, "by-hand", version=before, by=UNKNOWN, reason=reason)
@@ -299,14 +300,17 @@ def _promotion(
     version: Version, action: audit.Action, *, by: str, reason: str, before: int | None = None
 ) -> Intent:
     """A version becomes champion; the one before it, as MLflow's alias or `before` says, `previous`."""
-    before = read_aliases(version.category).get(CHAMPION) if before is None else before
+    aliases = read_aliases(version.category)
+    before = aliases.get(CHAMPION) if before is None else before
     steps = []
     is_pinned = version.approval == "approved" and version.approved_digest == version.digest
     if not is_pinned:  # a name and a reason that are there stay
         steps.append(_decision(version, "approved", by=by, reason=reason))
     if before and before != version.number:
         steps.append(Step(alias=PREVIOUS, version=before))
-    steps += [Step(alias=CHAMPION, version=version.number), Step(alias=PROVISIONAL, version=0)]
+    steps.append(Step(alias=CHAMPION, version=version.number))
+    if PROVISIONAL in aliases:
+        steps.append(Step(alias=PROVISIONAL, version=0))
     if CHALLENGER in version.aliases:
         steps.append(Step(alias=CHALLENGER, version=0))
     return _intend(version, action, by=by, reason=reason, steps=steps)
@@ -362,14 +366,15 @@ def _intend(
     )
 
 
-def _was_changed(category: str) -> bool:
-    """Whether another version is champion than the audit trail says."""
-    return _recorded_champion(category) != read_aliases(category).get(CHAMPION, 0)
-
-
-def _recorded_champion(category: str) -> int:
-    trail = audit.read_trail(category)
-    return trail[-1].champion if trail else 0
+def _find_changed(snapshot: Snapshot) -> list[str]:
+    """Categories with an intent, or with another champion than the audit trail says."""
+    last = audit.read_last(snapshot) if snapshot.standings else {}
+    return [
+        name
+        for name, one in snapshot.standings.items()
+        if has_intents(one.tags)
+        or one.aliases.get(CHAMPION, 0) != (last[name].champion if name in last else 0)
+    ]
 
 
 def _is_threshold_last(version: Version) -> bool:

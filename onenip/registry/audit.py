@@ -1,8 +1,9 @@
 """The record of decisions: an MLflow run for each, chained by hashes, never changed.
 
-Every entry holds the hash of the one before it of the same category, and the registered model holds
-that of the last one. An entry that was removed, altered, sealed anew or forked off is noticed, unless
-whoever did it also rewrote every entry after it and the registered model's tag: there is no secret.
+Every entry holds the hash of the one before it of the same category, and the registered model names
+the last one, from which reading and writing go on. An entry that was removed, altered, sealed anew or
+forked off is noticed, unless whoever did it also rewrote every entry after it and the registered
+model's tag: there is no secret.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from onenip.registry import store
-from onenip.registry.versions import CHAMPION, list_categories, read_aliases, registered_name
+from onenip.registry.versions import CHAMPION, Snapshot, read_snapshot, registered_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +34,8 @@ HEAD_TAG = "onenip.audit_head"
 
 _TAG = "audit."
 _START = "0" * 64  # what the first entry of a category names as the one before it
+_PAGE = 1000  # entries at a time
+_NAMED = 100  # entries asked for by their identifiers at a time
 
 
 class Entry(BaseModel):
@@ -82,7 +85,7 @@ def record(
     digest: str = "",
     at: datetime | None = None,
 ) -> Entry:
-    """Append an entry that names the present champion, unless it is there; the same again adds nothing.
+    """Append an entry that names the present champion.
 
     The caller holds the category's lock.
 
@@ -99,33 +102,34 @@ def record(
         RegistryError: if the store cannot be reached.
     """
     client = store.connect()
-    runs = _find_runs(client, category)
-    at = at or now()
-    same = [run for run in runs if _is_same(_to_entry(run), action, version, by, at)]
-    trail = _in_order([_to_entry(run) for run in runs])
-    if same:
-        (entry, run_id, status) = (_to_entry(same[0]), same[0].info.run_id, same[0].info.status)
-    else:
-        entry = Entry(
-            at=at,
-            category=category,
-            action=action,
-            version=version,
-            by=by,
-            reason=reason,
-            digest=digest,
-            champion=read_aliases(category).get(CHAMPION, 0),
-            before=trail[-1].hash if trail else _START,
-        )
-        entry = entry.model_copy(update={"seal": entry.hash})
-        run_id, status = _create_run(client, entry), "RUNNING"
-        trail.append(entry)
     with store.refusals("audit trail"):
-        if status != "FINISHED":
-            client.set_terminated(run_id, end_time=_to_ms(entry.at))
-        if trail[-1] == entry:
-            client.set_registered_model_tag(registered_name(category), HEAD_TAG, entry.hash)
+        model = client.get_registered_model(registered_name(category))
+    entry = Entry(
+        at=at or now(),
+        category=category,
+        action=action,
+        version=version,
+        by=by,
+        reason=reason,
+        digest=digest,
+        champion=int(model.aliases.get(CHAMPION, 0)),
+        before=_settle(client, category, model.tags),
+    )
+    entry = entry.model_copy(update={"seal": entry.hash})
+    _finish(client, entry, _create_run(client, entry))
     return entry
+
+
+def settle(category: str) -> None:
+    """Finish an entry that a kill left half-written. The caller holds the category's lock.
+
+    Raises:
+        RegistryError: if the store cannot be reached.
+    """
+    client = store.connect()
+    with store.refusals("audit trail"):
+        tags = client.get_registered_model(registered_name(category)).tags
+    _settle(client, category, tags)
 
 
 def find_entry(
@@ -136,8 +140,12 @@ def find_entry(
     Raises:
         RegistryError: if the store cannot be reached.
     """
-    trail = read_trail(category)
-    return next((entry for entry in trail if _is_same(entry, action, version, by, at)), None)
+    if store.is_absent():
+        return None
+    runs = _find_runs(store.connect(), category, f"attributes.start_time = {_to_ms(at)}")
+    found = map(_to_entry, runs)
+    wanted = (action, version, by, at)
+    return next((e for e in found if (e.action, e.version, e.by, e.at) == wanted), None)
 
 
 def read_trail(category: str | None = None) -> list[Entry]:
@@ -151,6 +159,29 @@ def read_trail(category: str | None = None) -> list[Entry]:
     return _in_order([_to_entry(run) for run in _find_runs(store.connect(), category)])
 
 
+def read_last(snapshot: Snapshot) -> dict[str, Entry]:
+    """The last entry of each category of a snapshot that has any.
+
+    Only entries that the registered models name are read. Where one is missing, was altered, or was
+    written before they named it, all are.
+
+    Raises:
+        RegistryError: if the store cannot be reached.
+    """
+    heads = {name: _split_head(one.tags) for name, one in snapshot.standings.items()}
+    runs = sorted(run_id for _, run_id in heads.values() if run_id)
+    client, found = store.connect(), {}
+    for start in range(0, len(runs), _NAMED):
+        named = ", ".join(f"'{run_id}'" for run_id in runs[start : start + _NAMED])
+        for run in _find_runs(client, None, f"attributes.run_id IN ({named})"):
+            entry = _to_entry(run)
+            found[entry.category] = entry
+    last = {name: e for name, e in found.items() if e.hash == heads.get(name, ("", ""))[0]}
+    if heads.keys() - last.keys():
+        last = {entry.category: entry for entry in read_trail()} | last
+    return last
+
+
 def read_heads(category: str | None = None) -> dict[str, str]:
     """Hash of the last entry by category, as its registered model keeps it; "" where it keeps none.
 
@@ -160,13 +191,8 @@ def read_heads(category: str | None = None) -> dict[str, str]:
     Raises:
         RegistryError: if the store cannot be reached.
     """
-    names = list_categories() if category is None else [category]
-    heads = {}
-    for name in names:
-        with store.refusals(f"audit trail of {name}"):
-            tags = store.connect().get_registered_model(registered_name(name)).tags
-        heads[name] = tags.get(HEAD_TAG, "")
-    return heads
+    standings = read_snapshot(category).standings
+    return {name: _split_head(one.tags)[0] for name, one in standings.items()}
 
 
 def find_breaks(trail: list[Entry], heads: Mapping[str, str] | None = None) -> list[str]:
@@ -224,18 +250,52 @@ def _follow(entries: list[Entry]) -> list[Entry]:
     return chain + sorted((e for e in entries if e.hash not in seen), key=lambda e: e.at)
 
 
-def _find_runs(client: MlflowClient, category: str | None) -> list[Run]:
-    """Runs that hold the entries of a category, or of all."""
-    found: list[Run] = []
-    token: str | None = None
+def _settle(client: MlflowClient, category: str, tags: Mapping[str, str]) -> str:
+    """Hash of a category's last entry; entries that the registered model does not name yet are finished."""
+    head, _ = _split_head(tags)
+    if head:
+        last, runs = head, []
+        while after := _find_runs(client, category, f"tags.`{_TAG}before` = '{last}'"):
+            runs.append(after[-1])
+            last = _to_entry(after[-1]).hash
+        left = [_to_entry(run) for run in runs]
+    else:  # none was written yet, or before entries were named
+        runs = _find_runs(client, category)
+        left = _in_order([_to_entry(run) for run in runs])
+    ids = {_to_entry(run).hash: run.info.run_id for run in runs}
+    for entry in left if head else left[-1:]:
+        _finish(client, entry, ids[entry.hash])
+    return left[-1].hash if left else head or _START
+
+
+def _finish(client: MlflowClient, entry: Entry, run_id: str) -> None:
+    """End the run of a category's last entry, and name it in the registered model."""
+    with store.refusals("audit trail"):
+        client.set_terminated(run_id, end_time=_to_ms(entry.at))
+        name = registered_name(entry.category)
+        client.set_registered_model_tag(name, HEAD_TAG, f"{entry.hash} {run_id}")
+
+
+def _split_head(tags: Mapping[str, str]) -> tuple[str, str]:
+    """Hash and run of a category's last entry, as its registered model names them; empty if it does not."""
+    head, _, run_id = tags.get(HEAD_TAG, "").partition(" ")
+    return head, run_id
+
+
+def _find_runs(client: MlflowClient, category: str | None, *conditions: str) -> list[Run]:
+    """Runs that hold the entries of a category, or of all, and meet conditions; the latest first."""
+    if category is not None:
+        like = category.replace('"', "_")  # which stands for any letter
+        conditions = (f'tags.`{_TAG}category` LIKE "{like}"', *conditions)
+    wanted = " AND ".join(conditions)
     with store.refusals("audit trail"):
         experiment = client.get_experiment_by_name(EXPERIMENT)
         if experiment is None:
             return []
-        while token is None or token:
-            page = client.search_runs([experiment.experiment_id], page_token=token)
-            found += page
-            token = page.token or ""
+        ids = [experiment.experiment_id]
+        found = store.read_pages(
+            lambda token: client.search_runs(ids, wanted, max_results=_PAGE, page_token=token)
+        )
     return [
         run
         for run in found
@@ -255,10 +315,6 @@ def _create_run(client: MlflowClient, entry: Entry) -> str:
             tags={f"{_TAG}{key}": str(value) for key, value in fields.items()},
         )
     return str(run.info.run_id)
-
-
-def _is_same(entry: Entry, action: Action, version: int, by: str, at: datetime) -> bool:
-    return (entry.action, entry.version, entry.by, entry.at) == (action, version, by, at)
 
 
 def _to_entry(run: Run) -> Entry:

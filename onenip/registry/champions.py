@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
 from onenip.registry import store, versions
-from onenip.registry.versions import Version, approval_command, list_categories, require_category
+from onenip.registry.versions import Snapshot, Version, approval_command, require_category
 from onenip.registry.weights import load_pinned
 
 if TYPE_CHECKING:
@@ -21,11 +21,26 @@ if TYPE_CHECKING:
 
 
 class Champions:
-    """Champions by category, read when they are first asked for, and their detectors by digest."""
+    """The champions of one snapshot of the registry, and their detectors by digest.
 
-    def __init__(self) -> None:
-        self._versions: dict[str, Version | None] = {}
+    Args:
+        snapshot: of the registry; None reads one when it is first asked for.
+    """
+
+    def __init__(self, snapshot: Snapshot | None = None) -> None:
+        self._snapshot = snapshot
         self._detectors: dict[str, Detector] = {}  # by digest
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The registry as all answers here see it.
+
+        Raises:
+            RegistryError: if the registry cannot be reached.
+        """
+        if self._snapshot is None:
+            self._snapshot = versions.read_snapshot()
+        return self._snapshot
 
     def version(self, category: str) -> Version | None:
         """The champion of a category, None if none was approved yet.
@@ -33,9 +48,7 @@ class Champions:
         Raises:
             RegistryError: if the registry cannot be reached.
         """
-        if category not in self._versions:
-            self._versions[category] = versions.champion(category)
-        return self._versions[category]
+        return self.snapshot.standing(category).champion
 
     def find(self, category: str) -> Detector | None:
         """The champion's detector, None if none was approved yet.
@@ -52,7 +65,7 @@ class Champions:
         Raises:
             RegistryError: as for `load`.
         """
-        version = choose_unified(list_champions())
+        version = choose_unified(self.snapshot.champions)
         return None if version is None else self.load(version)
 
     def load(self, version: Version) -> Detector:
@@ -79,10 +92,9 @@ class Champions:
         return apply_threshold(detector, version)
 
     def keep_only(self, digests: Iterable[str]) -> None:
-        """Forget the detectors of all other models, and which versions are champions."""
+        """Forget the detectors of all other models."""
         kept = set(digests)
         self._detectors = {d: one for d, one in self._detectors.items() if d in kept}
-        self._versions = {}
 
 
 def load_candidate(version: Version) -> Detector:
@@ -108,7 +120,7 @@ def read_serving() -> dict[str, Version]:
         RegistryError: if there is no registry, or it cannot be reached.
     """
     store.connect()
-    found = {name: versions.serving(name) for name in list_categories()}
+    found = {name: one.serving for name, one in versions.read_snapshot().standings.items()}
     return {name: version for name, version in found.items() if version is not None}
 
 
@@ -149,18 +161,8 @@ def load_serving(category: str) -> tuple[Detector, Version]:
     Raises:
         RegistryError: if there is neither, or as for `load_champion`.
     """
-    version = versions.serving(category)
+    version = versions.read_standing(category).serving
     return (Champions().load(version), version) if version else load_champion(category)
-
-
-def list_champions() -> list[Version]:
-    """The champions of all categories, sorted by category.
-
-    Raises:
-        RegistryError: if the registry cannot be reached.
-    """
-    found = (versions.champion(name) for name in list_categories())
-    return [version for version in found if version is not None]
 
 
 def choose_unified(champions: Sequence[Version]) -> Version | None:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from onenip.data import dvc, git
 from onenip.errors import DataError, VersioningError
-from onenip.registry.versions import Version, list_categories, list_versions
+from onenip.registry.versions import Version, list_versions
 
 UNCOMMITTED = "uncommitted"
 
@@ -65,7 +65,7 @@ def list_history(root: Path) -> list[HistoryEntry]:
         RegistryError: if the registry cannot be reached.
         VersioningError: if Git refuses.
     """
-    models = [model for category in list_categories() for model in list_versions(category)]
+    models = list_versions()
     revisions = dvc.list_revisions(root)
     entries = [
         _describe(revision.commit, revision.date, revision.subject, revision.version, models, root)

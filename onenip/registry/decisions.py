@@ -1,6 +1,6 @@
 """Decisions about a category's versions, each written as an intent before anything changes.
 
-An intent is a tag on the version that it is about and holds every step. Whoever decides next about
+An intent is a tag on the category's registered model and holds every step. Whoever decides next about
 the category, by whatever command, first completes the intents that a kill left behind. Every step
 may be repeated; the entry in the audit trail comes last and marks the decision as done.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onenip.errors import RegistryError
 from onenip.registry import audit, store
 from onenip.registry.lock import Lock, hold_lock
-from onenip.registry.versions import is_ours, registered_name, set_alias, set_tags
+from onenip.registry.versions import list_versions, registered_name, set_alias, set_tags
 
-ITSELF = -1  # number of the version that carries the intent, where it is not known yet
+ITSELF = -1  # number of the version that is about to be made, by its digest
 
 _TAG = "onenip.intent."
 
@@ -76,7 +76,7 @@ class Intent(BaseModel):
         return _TAG + self.id
 
     def about(self, number: int) -> Intent:
-        """The same intent with the number of the version that carries it."""
+        """The same intent with the number of the version that was made."""
         steps = [
             step.model_copy(update={"version": number}) if step.version == ITSELF else step
             for step in self.steps
@@ -98,7 +98,7 @@ class Deciding:
         self.settled = tuple(settled)
         self._category = category
         self._lock = lock
-        self._carried_out: list[Intent] = []
+        self._intended: list[Intent] = []
 
     def find_repeated(
         self, action: audit.Action, *, by: str, reason: str, version: int | None = None
@@ -114,29 +114,35 @@ class Deciding:
             None,
         )
 
-    def carry_out(self, intent: Intent, *, is_written: bool = False) -> audit.Entry:
-        """Write an intent, do its steps and record it.
+    def intend(self, intent: Intent) -> None:
+        """Write an intent, before anything of it is done.
 
-        Args:
-            intent: what to do.
-            is_written: its version was created with it.
+        Raises:
+            RegistryError: if the lock was lost, or the registry cannot be reached.
+        """
+        self._lock.check()
+        name = registered_name(self._category)
+        with store.refusals(name):
+            store.connect().set_registered_model_tag(name, intent.tag, intent.model_dump_json())
+        self._intended.append(intent)
+
+    def carry_out(self, intent: Intent) -> None:
+        """Write an intent, if it was not written yet, do its steps and record it.
 
         Raises:
             RegistryError: if the lock was lost, or the registry cannot be reached; the next command
                 completes what was written.
         """
-        self._lock.check()
-        if not is_written:
-            set_tags(self._category, intent.version, {intent.tag: intent.model_dump_json()})
-        self._carried_out.append(intent)
-        return _carry_out(self._category, intent)
+        if intent.id not in {one.id for one in self._intended}:
+            self.intend(intent)
+        _carry_out(self._category, intent)
 
     def forget(self) -> None:
         """Remove the intents that were carried out; the lock may be released already.
 
         One that cannot be removed now is found as done by the next command.
         """
-        for intent in self._carried_out:
+        for intent in self._intended:
             try:
                 _forget(self._category, intent)
             except RegistryError as error:
@@ -154,10 +160,15 @@ def deciding(category: str) -> Iterator[Deciding]:
         RegistryError: if another holds the lock for too long, or the registry cannot be reached.
     """
     with hold_lock(category) as lock:
-        settled = find_intents(category)
-        for intent in settled:
+        settled = []
+        for intent in find_intents(category):
             lock.check()
-            _carry_out(category, intent)
+            if done := _find_version(category, intent):
+                if audit.find_entry(category, done.action, done.version, by=done.by, at=done.at):
+                    audit.settle(category)
+                else:
+                    _carry_out(category, done)
+                settled.append(done)
             _forget(category, intent)
         held = Deciding(category, lock, settled)
         yield held
@@ -170,34 +181,43 @@ def find_intents(category: str) -> list[Intent]:
     Raises:
         RegistryError: if one is damaged, or the registry cannot be reached.
     """
-    client = store.connect()
     name = registered_name(category)
-    with store.refusals(f"versions of {name}"):
-        versions = client.search_model_versions(f'name = "{name}"', max_results=10_000)
+    with store.refusals(name):
+        tags = store.connect().get_registered_model(name).tags
     found = []
-    for version in versions:
-        for key, value in version.tags.items():
-            if key.startswith(_TAG) and is_ours(version):
-                try:
-                    intent = Intent.model_validate_json(value)
-                except ValidationError as error:
-                    raise RegistryError(
-                        f"{name} version {version.version}: tag {key} is damaged; remove it in MLflow"
-                    ) from error
-                found.append(intent.about(int(version.version)))
+    for key in filter(_is_intent, tags):
+        try:
+            found.append(Intent.model_validate_json(tags[key]))
+        except ValidationError as error:
+            raise RegistryError(f"{name}: tag {key} is damaged; remove it in MLflow") from error
     return sorted(found, key=lambda intent: intent.at)
 
 
-def _carry_out(category: str, intent: Intent) -> audit.Entry:
-    """Do an intent's steps, unless they were recorded as done."""
-    recorded = audit.find_entry(category, intent.action, intent.version, by=intent.by, at=intent.at)
-    if recorded is None:
-        for step in intent.steps:
-            if step.alias:
-                set_alias(category, step.alias, step.version or None)
-            else:
-                set_tags(category, step.version, step.tags)
-    return audit.record(
+def has_intents(tags: Mapping[str, str]) -> bool:
+    """Whether the tags of a registered model hold intents."""
+    return any(map(_is_intent, tags))
+
+
+def _is_intent(key: str) -> bool:
+    return key.startswith(_TAG)
+
+
+def _find_version(category: str, intent: Intent) -> Intent | None:
+    """An intent with the number of its version; None if a kill came before the version was made."""
+    if intent.version != ITSELF:
+        return intent
+    made = [one.number for one in list_versions(category) if one.digest == intent.digest]
+    return intent.about(made[-1]) if made else None
+
+
+def _carry_out(category: str, intent: Intent) -> None:
+    """Do an intent's steps and record it."""
+    for step in intent.steps:
+        if step.alias:
+            set_alias(category, step.alias, step.version or None)
+        else:
+            set_tags(category, step.version, step.tags)
+    audit.record(
         category,
         intent.action,
         version=intent.version,
@@ -210,13 +230,6 @@ def _carry_out(category: str, intent: Intent) -> audit.Entry:
 
 def _forget(category: str, intent: Intent) -> None:
     """Remove an intent's tag; somebody else may have removed it."""
-    from mlflow.exceptions import MlflowException
-
-    client = store.connect()
     name = registered_name(category)
-    with store.refusals(f"version {intent.version} of {name}"):
-        try:
-            client.delete_model_version_tag(name, str(intent.version), intent.tag)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+    with store.refusals(name):
+        store.connect().delete_registered_model_tag(name, intent.tag)

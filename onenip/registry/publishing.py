@@ -21,7 +21,7 @@ from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.registry import runs, store, tracking
 from onenip.registry.audit import Action
-from onenip.registry.decisions import ITSELF, Intent, Step, deciding
+from onenip.registry.decisions import ITSELF, Deciding, Intent, Step, deciding
 from onenip.registry.environment import flatten
 from onenip.registry.evaluations import find_report
 from onenip.registry.lock import hold_lock
@@ -204,10 +204,12 @@ class _Publication:
         reason = f"data {data}, commit {self.facts.get('git_commit', '')[:12]}"
         intent = self._intend("register", CHALLENGER, by=by, reason=reason)
         with deciding(category) as held:
-            version, is_new = self._find_or_create(category, intent, metrics, "pending")
-            waits = version.approval == "pending" and not version.aliases
-            if is_new or (waits and _is_newest(version)):
-                held.carry_out(intent.about(version.number), is_written=is_new)
+            version = self._find(category)
+            if version is None:
+                version = self._create(category, held, intent, metrics, "pending")
+            elif version.approval != "pending" or version.aliases or not _is_newest(version):
+                return version
+            held.carry_out(intent.about(version.number))
         return find_version(category, version.number)
 
     def ensure_stand_in(self, category: str, *, reason: str) -> Version | None:
@@ -218,9 +220,11 @@ class _Publication:
             aliases = read_aliases(category)
             if CHAMPION in aliases:
                 return None
-            version, is_new = self._find_or_create(category, intent, {}, "provisional")
+            version = self._find(category) or self._create(
+                category, held, intent, {}, "provisional"
+            )
             if aliases.get(PROVISIONAL) != version.number:
-                held.carry_out(intent.about(version.number), is_written=is_new)
+                held.carry_out(intent.about(version.number))
         return find_version(category, version.number)
 
     def _intend(self, action: Action, alias: str, *, by: str, reason: str) -> Intent:
@@ -234,20 +238,22 @@ class _Publication:
             steps=(Step(alias=alias, version=ITSELF),),
         )
 
-    def _find_or_create(
-        self, category: str, intent: Intent, metrics: Metrics, approval: Approval
-    ) -> tuple[Version, bool]:
-        """A category's version of this model, and whether it is new. The caller holds the lock."""
-        digest = self.detector.digest
-        known = [version for version in list_versions(category) if version.digest == digest]
-        if known:
-            return known[-1], False
+    def _find(self, category: str) -> Version | None:
+        """A category's version of this model, None if there is none."""
+        known = [v for v in list_versions(category) if v.digest == self.detector.digest]
+        return known[-1] if known else None
+
+    def _create(
+        self, category: str, held: Deciding, intent: Intent, metrics: Metrics, approval: Approval
+    ) -> Version:
+        """A new version of a category, with the intent to give it its alias written before."""
+        held.intend(intent)
         name = registered_name(category)
         tags = to_tags(
-            digest=digest,
+            digest=self.detector.digest,
             weights_uri=self.weights_uri,
             metrics=metrics,
-            facts={**self.facts, intent.tag: intent.model_dump_json()},
+            facts=self.facts,
             approval=approval,
         )
         model = self._store_pointer(category)
@@ -261,7 +267,7 @@ class _Publication:
                 description=_describe(metrics, self.run_id),
             )
         logger.info("%s: version %s", name, created.version)
-        return find_version(category, int(created.version)), True
+        return find_version(category, int(created.version))
 
     def _store_pointer(self, category: str) -> LoggedModel:
         """Store what MLflow serves for a category: code, settings and prompt picture; no weights."""

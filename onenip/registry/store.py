@@ -7,15 +7,18 @@ what is stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from onenip.errors import RegistryError, RegistryUnreachableError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.entities.paged_list import PagedList
+
+T = TypeVar("T")
 
 _SQLITE = "sqlite:///"
 _NO_ANSWER = ("NewConnectionError", "ConnectTimeout", "Connection aborted", "NameResolutionError")
@@ -141,6 +144,20 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
         if found is None or found.lifecycle_stage != "active":
             raise RegistryError(f"experiment {name!r} was deleted in MLflow; restore it there")
         return str(found.experiment_id)
+
+
+def read_pages(ask: Callable[[str | None], PagedList[T]]) -> list[T]:
+    """Everything that a search finds.
+
+    Args:
+        ask: gives one page, from the token that the page before ended with.
+    """
+    page = ask(None)
+    found = list(page)
+    while page.token:
+        page = ask(page.token)
+        found += page
+    return found
 
 
 @contextmanager

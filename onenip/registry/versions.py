@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import time
 import urllib.parse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -21,7 +23,7 @@ from onenip.registry import store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PREFIX = "onenip-"
 CHALLENGER = "challenger"
@@ -36,6 +38,9 @@ GateVerdict = Literal["promote", "hold", "reject"]
 _METRIC_TAG = "metric."
 _GATE_TAG = "gate"
 _THRESHOLDS_TAG = "thresholds"
+_ALL = f"name LIKE '{PREFIX}%'"
+_PAGE = 1000  # models at a time
+_SPANS = 4  # searches for versions, at most
 
 
 class GateResult(BaseModel):
@@ -137,19 +142,84 @@ class Version(BaseModel):
 
 @dataclass(frozen=True)
 class Standing:
-    """The versions of one category that matter now.
+    """What the registry holds of one category: its registered model, and the versions with an alias.
 
     Attributes:
         category: the product category.
-        champion: the version that serves, None if nothing was approved yet.
-        challenger: the version that waits for a decision, None if none does.
-        provisional: the version that stands in while there is no champion, None if none does.
+        aliases: version numbers by alias.
+        tags: of the registered model.
+        found: those of champion, challenger and the provisional version, as MLflow holds them, by number.
     """
 
     category: str
-    champion: Version | None
-    challenger: Version | None
-    provisional: Version | None
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+    found: Mapping[int, ModelVersion]
+
+    @property
+    def champion(self) -> Version | None:
+        """The version that serves, None if nothing was approved yet."""
+        return self.version(CHAMPION)
+
+    @property
+    def challenger(self) -> Version | None:
+        """The version that waits for a decision, None if none does."""
+        return self.version(CHALLENGER)
+
+    @property
+    def provisional(self) -> Version | None:
+        """The version that stands in while there is no champion, None if none does."""
+        return self.version(PROVISIONAL)
+
+    @property
+    def serving(self) -> Version | None:
+        """The version that answers: the champion, else the provisional one, None if there is neither."""
+        return self.champion or self.provisional
+
+    def version(self, alias: str) -> Version | None:
+        """The version that one of these aliases names, None if none does.
+
+        Raises:
+            RegistryError: if it was not made by `onenip register`, its tags were damaged, or it is gone.
+        """
+        number = self.aliases.get(alias)
+        if number is None:
+            return None
+        if number not in self.found:
+            raise RegistryError(f"{self.category}: version {number}, the {alias}, is gone")
+        return to_version(self.category, self.found[number], self.aliases)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The registry at one moment, read in a few requests, however many categories there are.
+
+    Attributes:
+        standings: by category, sorted.
+        asked_at: reading of the steady clock when the registry was asked.
+    """
+
+    standings: Mapping[str, Standing]
+    asked_at: float
+
+    @property
+    def age_seconds(self) -> float:
+        """Time since the registry was asked."""
+        return time.monotonic() - self.asked_at
+
+    @property
+    def champions(self) -> list[Version]:
+        """The champions of all categories, sorted by category."""
+        found = (one.champion for one in self.standings.values())
+        return [version for version in found if version is not None]
+
+    def only(self, category: str) -> Snapshot:
+        """The same of one category."""
+        return replace(self, standings={category: self.standing(category)})
+
+    def standing(self, category: str) -> Standing:
+        """A category's standing; one of nothing if it is not registered."""
+        return self.standings.get(category) or Standing(category, {}, {}, {})
 
 
 def registered_name(category: str) -> str:
@@ -163,6 +233,52 @@ def approval_command(category: str) -> str:
     return f"onenip approve {shlex.quote(category)} --by NAME --reason TEXT"
 
 
+def read_snapshot(category: str | None = None) -> Snapshot:
+    """What the registry holds now of all categories, or of one.
+
+    Args:
+        category: only this one; the snapshot is empty if it is not registered.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    asked_at = time.monotonic()
+    if store.is_absent():
+        return Snapshot({}, asked_at)
+    client = store.connect()
+    named = _ALL if category is None else _name_is(category)
+    with store.refusals("registered models"):
+        models = _search_models(client, named)
+        roles = (CHAMPION, CHALLENGER, PROVISIONAL)
+        named_numbers = (model.aliases.get(role) for model in models for role in roles)
+        numbers = {int(number) for number in named_numbers if number is not None}
+        found: dict[str, dict[int, ModelVersion]] = {}
+        for first, last in _span(numbers):
+            wanted = f"{named} AND version_number >= {first} AND version_number <= {last}"
+            for version in _search_versions(client, wanted):
+                found.setdefault(version.name, {})[int(version.version)] = version
+    standings = [
+        Standing(
+            category=_to_category(model.name),
+            aliases=_read_aliases(model),
+            tags=model.tags,
+            found=found.get(model.name, {}),
+        )
+        for model in models
+    ]
+    standings.sort(key=lambda one: one.category)
+    return Snapshot({one.category: one for one in standings}, asked_at)
+
+
+def read_standing(category: str) -> Standing:
+    """What the registry holds now of one category; nothing if it is not registered.
+
+    Raises:
+        RegistryError: if the registry cannot be reached.
+    """
+    return read_snapshot(category).standing(category)
+
+
 def list_categories() -> list[str]:
     """Categories that have a registered model, sorted.
 
@@ -171,17 +287,9 @@ def list_categories() -> list[str]:
     """
     if store.is_absent():
         return []
-    client = store.connect()
-    names: list[str] = []
-    token = None
     with store.refusals("registered models"):
-        while token is None or token:
-            page = client.search_registered_models(
-                filter_string=f"name LIKE '{PREFIX}%'", page_token=token
-            )
-            names += [model.name for model in page]
-            token = page.token or ""
-    return sorted(urllib.parse.unquote(name.removeprefix(PREFIX)) for name in names)
+        models = _search_models(store.connect(), _ALL)
+    return sorted(_to_category(model.name) for model in models)
 
 
 def require_category(category: str) -> None:
@@ -195,20 +303,8 @@ def require_category(category: str) -> None:
         raise RegistryError(str(UnknownCategoryError(category, known, kind="registered")))
 
 
-def list_standings() -> list[Standing]:
-    """The standing of every registered category, sorted.
-
-    Raises:
-        RegistryError: if the registry cannot be reached.
-    """
-    return [
-        Standing(name, champion(name), challenger(name), provisional(name))
-        for name in list_categories()
-    ]
-
-
-def list_versions(category: str) -> list[Version]:
-    """Versions of a category, oldest first; empty if the category is unknown.
+def list_versions(category: str | None = None) -> list[Version]:
+    """All versions of a category, or of all, by category and oldest first; empty if it is unknown.
 
     Raises:
         RegistryError: if the registry cannot be reached.
@@ -216,12 +312,16 @@ def list_versions(category: str) -> list[Version]:
     if store.is_absent():
         return []
     client = store.connect()
-    name = registered_name(category)
-    with store.refusals(f"versions of {name}"):
-        found = client.search_model_versions(f'name = "{name}"', max_results=10_000)
-        aliases = _read_aliases(client, name) if found else {}
-    versions = [to_version(category, version, aliases) for version in found if is_ours(version)]
-    return sorted(versions, key=lambda version: version.number)
+    named = _ALL if category is None else _name_is(category)
+    with store.refusals(f"versions of {category or 'all categories'}"):
+        found = _search_versions(client, named)
+        aliases = {model.name: _read_aliases(model) for model in _search_models(client, named)}
+    versions = [
+        to_version(_to_category(one.name), one, aliases.get(one.name, {}))
+        for one in found
+        if is_ours(one)
+    ]
+    return sorted(versions, key=lambda version: (version.category, version.number))
 
 
 def find_version(category: str, number: int) -> Version:
@@ -241,7 +341,7 @@ def find_version(category: str, number: int) -> Version:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             raise _no_version(category, number) from error
-        return to_version(category, found, _read_aliases(client, name))
+        return to_version(category, found, read_aliases(category))
 
 
 def aliased_version(category: str, alias: str) -> Version | None:
@@ -278,24 +378,17 @@ def find_addressed(address: str) -> Version:
 
 def champion(category: str) -> Version | None:
     """The version that serves, None if none was approved yet."""
-    return aliased_version(category, CHAMPION)
+    return read_standing(category).champion
 
 
 def challenger(category: str) -> Version | None:
     """The version that waits for a decision, None if none does."""
-    return aliased_version(category, CHALLENGER)
+    return read_standing(category).challenger
 
 
 def provisional(category: str) -> Version | None:
     """The version that stands in while there is no champion, None if there is none."""
-    return aliased_version(category, PROVISIONAL)
-
-
-def serving(category: str) -> Version | None:
-    """The version that answers: the champion, else the provisional one, None if there is neither."""
-    aliases = read_aliases(category)
-    number = aliases.get(CHAMPION) or aliases.get(PROVISIONAL)
-    return None if number is None else find_version(category, number)
+    return read_standing(category).provisional
 
 
 def read_aliases(category: str) -> dict[str, int]:
@@ -306,10 +399,9 @@ def read_aliases(category: str) -> dict[str, int]:
     """
     if store.is_absent():
         return {}
-    client = store.connect()
-    name = registered_name(category)
-    with store.refusals(f"aliases of {name}"):
-        return _read_aliases(client, name)
+    with store.refusals(f"aliases of {category}"):
+        models = _search_models(store.connect(), _name_is(category))
+    return _read_aliases(models[0]) if models else {}
 
 
 def set_alias(category: str, alias: str, number: int | None) -> None:
@@ -321,10 +413,9 @@ def set_alias(category: str, alias: str, number: int | None) -> None:
     client = store.connect()
     name = registered_name(category)
     with store.refusals(f"alias {alias} of {name}"):
-        current = _read_aliases(client, name).get(alias)
-        if number is None and current is not None:
+        if number is None:
             client.delete_registered_model_alias(name, alias)
-        elif number is not None and current != number:
+        else:
             client.set_registered_model_alias(name, alias, str(number))
 
 
@@ -355,7 +446,7 @@ def to_tags(
     digest: str,
     weights_uri: str,
     metrics: Metrics,
-    facts: dict[str, str],
+    facts: Mapping[str, str],
     approval: Approval = "pending",
 ) -> dict[str, str]:
     """Tags of a new version, which `to_version` reads back.
@@ -386,7 +477,7 @@ def is_ours(version: ModelVersion) -> bool:
     return "digest" in version.tags and "approval" in version.tags
 
 
-def to_version(category: str, found: ModelVersion, aliases: dict[str, int]) -> Version:
+def to_version(category: str, found: ModelVersion, aliases: Mapping[str, int]) -> Version:
     """Typed view of what MLflow returns.
 
     Raises:
@@ -435,13 +526,32 @@ def _no_version(category: str, number: int) -> RegistryError:
     return RegistryError(f"{category}: there is no version {number}; there are: {there}")
 
 
-def _read_aliases(client: MlflowClient, name: str) -> dict[str, int]:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        model = client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}
-        raise
+def _read_aliases(model: RegisteredModel) -> dict[str, int]:
     return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def _search_models(client: MlflowClient, condition: str) -> list[RegisteredModel]:
+    return store.read_pages(
+        lambda token: client.search_registered_models(condition, _PAGE, page_token=token)
+    )
+
+
+def _search_versions(client: MlflowClient, condition: str) -> list[ModelVersion]:
+    return store.read_pages(lambda token: client.search_model_versions(condition, page_token=token))
+
+
+def _name_is(category: str) -> str:
+    return f'name = "{registered_name(category)}"'
+
+
+def _to_category(name: str) -> str:
+    return urllib.parse.unquote(name.removeprefix(PREFIX))
+
+
+def _span(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last numbers of a few ranges that hold all numbers, parted where the gaps are widest."""
+    ordered = sorted(numbers)
+    gaps = [i for i in range(1, len(ordered)) if ordered[i] - ordered[i - 1] > 1]
+    gaps.sort(key=lambda i: ordered[i - 1] - ordered[i])
+    cuts = [0, *sorted(gaps[: _SPANS - 1]), len(ordered)]
+    return [(ordered[a], ordered[b - 1]) for a, b in pairwise(cuts) if a < b]

@@ -87,20 +87,14 @@ def send_example() -> str:
 
 
 def _list(client: MlflowClient) -> list[Webhook]:
-    found: list[Webhook] = []
-    token = None
     try:
-        while token is None or token:
-            with store.refusals("registry webhooks"):
-                page = client.list_webhooks(page_token=token)
-            found += page
-            token = page.token or ""
+        with store.refusals("registry webhooks"):
+            return store.read_pages(lambda token: client.list_webhooks(page_token=token))
     except RegistryUnreachableError as error:
         raise RegistryUnreachableError(
             f"{error}; if the server runs, its MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY is not the one "
             "that the webhooks in its database were stored with"
         ) from error
-    return found
 
 
 def _is_same(webhook: Webhook, address: str, events: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,7 @@ from onenip.errors import OneNIPError, UnreachableError
 from onenip.inference.by_category import ServedDetectors
 from onenip.registry import store
 from onenip.registry.champions import Champions
-from onenip.registry.versions import Version, list_categories
-from onenip.registry.versions import serving as find_serving
+from onenip.registry.versions import Snapshot, Version, read_snapshot
 from onenip.review.answers import new_id
 
 _MIN_PATIENCE_SECONDS = 60.0
@@ -94,7 +92,7 @@ class Follower:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._follows = True
-        self._answered_at: float | None = None  # monotonic
+        self._snapshot: Snapshot | None = None
         self._problem = "the registry was not read yet"
 
     @classmethod
@@ -114,7 +112,7 @@ class Follower:
     @property
     def age_seconds(self) -> float | None:
         """Time since the last answer of the registry; None if there was none."""
-        return None if self._answered_at is None else time.monotonic() - self._answered_at
+        return None if self._snapshot is None else self._snapshot.age_seconds
 
     @property
     def problem(self) -> str:
@@ -146,7 +144,7 @@ class Follower:
             return
         with self._lock:
             try:
-                self._read()
+                snapshot = self._read()
             except Exception as error:  # it goes on, whatever a registry answers
                 self._problem = (
                     f"the registry cannot be read; the last champions go on: {_describe(error)}"
@@ -154,20 +152,22 @@ class Follower:
                 log.warning("%s", self._problem, exc_info=not isinstance(error, OneNIPError))
             else:
                 self._problem = ""
-                self._answered_at = time.monotonic()
+                self._snapshot = snapshot
 
     def _run(self, seconds: float) -> None:
         while not self._stopped.is_set():
             self.refresh()
             self._stopped.wait(seconds)
 
-    def _read(self) -> None:
+    def _read(self) -> Snapshot:
+        """Follow the registry as it is now."""
         store.connect()
+        snapshot = read_snapshot()
         serving = {}
-        for name in list_categories():
+        for name, standing in snapshot.standings.items():
             now = self.roster.serving.get(name)
             try:
-                found = find_serving(name)
+                found = standing.serving
                 one = None if found is None else self._follow(now, found)
             except UnreachableError:
                 raise
@@ -185,6 +185,7 @@ class Follower:
             log.warning("%s is no longer served: it has no champion in the registry", name)
         self.roster = Roster(serving)
         self._champions.keep_only(one.detector.digest for one in serving.values())
+        return snapshot
 
     def _follow(self, now: Serving | None, version: Version) -> Serving | None:
         """The version, loaded; the same one as now if it did not change, None if it lost its approval."""

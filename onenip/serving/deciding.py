@@ -15,9 +15,7 @@ from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     Version,
-    find_version,
-    list_categories,
-    read_aliases,
+    read_snapshot,
 )
 from onenip.serving.bodies import read_model
 from onenip.serving.people import NotAllowedError, People, Person
@@ -194,10 +192,10 @@ async def _ask(work: Callable[[], Any]) -> Any:
 
 def _list_versions() -> list[dict[str, Any]]:
     return [
-        _describe(find_version(category, number))
-        for category in list_categories()
-        for alias, number in sorted(read_aliases(category).items())
-        if alias in (CHAMPION, CHALLENGER)
+        _describe(version)
+        for standing in read_snapshot().standings.values()
+        for version in (standing.challenger, standing.champion)
+        if version is not None
     ]
 
 

@@ -96,7 +96,7 @@ def run(
             data_dir=data_dir,
             synthesis_dir=synthesis_dir,
             training_dir=training_dir,
-            champion=champion,
+            champion=[champion] if champion else (),
         )
     cache.prune()
     for name, texts in content["doubts"].items():

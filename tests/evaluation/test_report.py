@@ -39,7 +39,7 @@ def page_file(evaluated, tiny_model, tmp_path_factory) -> Path:  # noqa: F811 - 
         model_dir=tiny_model[1],
         synthesis_dir=folder,
         training_dir=folder,
-        champion=evaluated / "evaluation",
+        champion=[evaluated / "evaluation"],
     )
     return folder / "report.html"
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from onenip.operation.drift import DriftMemory, DriftResult, Sightings, measure_drift
+from onenip.operation.drift import (
+    DriftMemory,
+    DriftResult,
+    ImageMemory,
+    Sightings,
+    measure_drift,
+)
 from onenip.params import DriftParams
 
 
@@ -72,3 +78,19 @@ def test_people_hear_of_a_drift_once_per_champion(tmp_path):
     assert look(find()) == []
     assert look(find(digest="b" * 64)) == ["disc"]
     assert [look(find(digest="b" * 64, reasons=())), look(find(digest="b" * 64))] == [[], ["disc"]]
+
+
+def test_a_champion_is_asked_once_about_an_image(tmp_path):
+    """Answers are kept from run to run; those that a run did not need go, and so does what is no answer."""
+
+    def ask(image, answer):
+        return memory.ask(("distance", "d" * 64, "disc", image), lambda: answer)
+
+    memory = ImageMemory(tmp_path / "kept" / "drift.json")
+    assert [ask("a", 1.0), ask("b", 2.0), ask("gone", None), ask("a", 5.0)] == [1.0, 2.0, None, 1.0]
+    memory.save()
+    memory = ImageMemory(tmp_path / "kept" / "drift.json")
+    assert [ask("a", 5.0), ask("gone", 3.0)] == [1.0, 3.0]
+    memory.save()
+    memory = ImageMemory(tmp_path / "kept" / "drift.json")
+    assert [ask("a", 5.0), ask("b", 5.0), ask("gone", 5.0)] == [1.0, 5.0, 3.0]

@@ -14,6 +14,7 @@ from onenip import Detector
 from onenip.ingestion.journal import Journal
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
+from onenip.operation.drift import look_for_drift
 from onenip.operation.notices import NoticeError, emit, notify
 from onenip.params import NotifyParams, Params
 from onenip.params.reading import read_yaml
@@ -106,7 +107,7 @@ def test_drift_is_seen_in_what_the_champion_said_of_arrivals(tmp_path, tiny_dete
                 "distance": 1.0,
             }
             journal.update(item, values)
-        (found,) = retraining.look_for_drift(
+        (found,) = look_for_drift(
             params, journal=journal, champions=Champions(), manifest=Path("none.csv")
         )
 
@@ -116,19 +117,26 @@ def test_drift_is_seen_in_what_the_champion_said_of_arrivals(tmp_path, tiny_dete
 
 @pytest.mark.usefixtures("registry")
 def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data, monkeypatch):
-    """Only categories for which the model is new come back."""
+    """Only categories for which the model is new come back; the same again is remembered."""
     (tmp_path / "data").symlink_to(tiny_data)
     monkeypatch.chdir(tmp_path)
-    params = make_tiny_params()
+    slow = {"max_seconds": 1000.0, "max_slowdown": 1000.0}
+    params = make_tiny_params(gate=slow)
     manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
     approval.approve("disc", by="Ada", reason="good")
 
-    found = retraining.judge_categories(
-        params, model_dir=tiny_model, manifest=manifest, champions=Champions()
-    )
+    def judge(params):
+        return retraining.judge_categories(
+            params, model_dir=tiny_model, manifest=manifest, champions=Champions()
+        )
 
+    found = judge(params)
     assert list(found) == ["stripes"]
     assert "there is no champion yet" in found["stripes"].reasons
+    monkeypatch.setattr(retraining, "collect_evidence", None)
+    assert judge(params) == found
+    with pytest.raises(TypeError):
+        judge(make_tiny_params(gate={**slow, "min_normals": 3}))
 
 
 @pytest.mark.usefixtures("registry")

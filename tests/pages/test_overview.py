@@ -1,26 +1,17 @@
 """Tiles of the overview: what they count, and which are shown."""
 
-from datetime import UTC, datetime
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from onenip.pages.common import plain
 from onenip.pages.overview import choose_tiles, make_tiles
-from onenip.registry.versions import Standing, Version
+from onenip.registry.versions import Standing, to_tags
 from onenip.review.answers import Answer, new_id
 
 
-def make_standing(category, **values):
-    version = Version(
-        category=category,
-        number=1,
-        digest="d" * 64,
-        weights_uri="",
-        approval="approved",
-        metrics={},
-        created_at=datetime.now(tz=UTC),
-    )
-    return Standing(
-        category, **{"champion": version, "challenger": None, "provisional": None} | values
-    )
+def make_standing(category):
+    tags = to_tags(digest="d" * 64, weights_uri="", metrics={}, facts={}, approval="approved")
+    kept = [ModelVersionTag(*tag) for tag in tags.items()]
+    return Standing(category, {"champion": 1}, {}, {1: ModelVersion(category, "1", 0, tags=kept)})
 
 
 def test_a_hundred_categories_are_counted_filtered_and_sorted():

@@ -178,10 +178,10 @@ def test_another_command_completes_a_killed_decision(started, tmp_path, monkeypa
         approval.rollback("disc", by="Grace", reason="false alarms")
     killer.left = None
 
-    (entry,) = approval.reconcile("disc")
+    (entry,) = approval.reconcile()
 
     assert (entry.action, entry.by, entry.champion) == ("rollback", "Grace", 1)
-    assert approval.reconcile("disc") == []
+    assert approval.reconcile() == []
     assert versions.find_version("disc", 2).approval == "rejected"
 
 

@@ -227,7 +227,7 @@ def test_an_alias_set_by_hand_is_noticed(publish_model):
     publish_model()
     versions.set_alias("disc", "champion", 1)
 
-    entries = approval.reconcile("disc")
+    entries = approval.reconcile()
 
     assert entries
     assert load_champion("disc")[1].number == 1

@@ -5,18 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import patch
 
 import httpx
 import pytest
+from requests.adapters import HTTPAdapter
+from typer.testing import CliRunner
 
+from onenip import Detector
+from onenip.cli import app
 from onenip.errors import RegistryError
 from onenip.operation.notices import notify
 from onenip.params import NotifyParams
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.publishing import publish
 from onenip.registry.webhooks import ensure_webhook, send_example
+from onenip.serving.champions import Follower
 from tests.receiver import receiving
-from tests.tiny import write_figures
+from tests.tiny import CATEGORIES, write_figures
 
 SECRET = "a shared secret"
 EVENTS = ("model_version.created", "model_version_tag.set", "model_version_alias.created")
@@ -120,6 +126,62 @@ def test_a_server_that_dies_loses_nothing_and_promotes_nothing(
     assert [(v.number, v.aliases) for v in versions.list_versions("disc")] == [(1, ("champion",))]
     assert [entry.action for entry in audit.read_trail("disc")] == ["register", "approve"]
     assert not audit.find_breaks(audit.read_trail())
+
+
+@pytest.mark.usefixtures("registry")
+def test_requests_do_not_grow_with_categories(tiny_detector, tmp_path):
+    """Status, a server's refresh and an approval; a server follows an approval within ten requests."""
+    model = Detector(
+        tiny_detector.network,
+        spec=tiny_detector.spec.model_copy(update={"provenance": {"note": "another"}}),
+        prompts={name: tiny_detector.state(name).prompts for name in CATEGORIES},
+        statistics={name: tiny_detector.state(name).statistics for name in CATEGORIES},
+    )
+    model.save(tmp_path / "model")
+    scored = write_figures(tmp_path / "scored", tmp_path / "model")
+    (waiting, _) = publish(tmp_path / "model", evaluation_dir=scored, params={}, facts={})
+    follower = Follower()
+
+    def count(work):
+        send = HTTPAdapter.send
+        with patch.object(HTTPAdapter, "send", autospec=True, side_effect=send) as sent:
+            work()
+        return sent.call_count
+
+    def status():
+        assert CliRunner().invoke(app, ["status"]).exit_code == 0
+
+    few = [
+        count(status),
+        count(lambda: approval.approve("disc", by="Ada", reason="good")),
+        count(follower.refresh),
+        count(follower.refresh),
+    ]
+    assert follower.roster.serving["disc"].detector.digest == model.digest
+    register_waiting([f"part{number:02}" for number in range(6)], like=waiting)
+    more = [
+        count(status),
+        count(lambda: approval.approve("stripes", by="Ada", reason="good")),
+        count(follower.refresh),
+        count(follower.refresh),
+    ]
+
+    assert follower.roster.serving["stripes"].detector.digest == model.digest
+    assert few[2] < 10  # with the model itself
+    assert more[2] == more[3] == few[3]
+    assert more[:2] == few[:2]
+
+
+def register_waiting(names, *, like):
+    """Categories with a challenger each, of a model that is stored already."""
+    client, model = store.connect(), like.weights_uri.rpartition("/")[2]
+    tags = versions.to_tags(digest=like.digest, weights_uri=like.weights_uri, metrics={}, facts={})
+    for name in names:
+        registered = versions.registered_name(name)
+        client.create_registered_model(registered)
+        client.create_model_version(registered, source=like.weights_uri, tags=tags, model_id=model)
+        client.set_registered_model_alias(registered, versions.CHALLENGER, "1")
+        audit.record(name, "register", version=1, by="pipeline", reason="counted")
 
 
 @pytest.mark.usefixtures("registry")

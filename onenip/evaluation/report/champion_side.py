@@ -66,13 +66,13 @@ class ChampionSide:
         self.common = found.common
 
     @classmethod
-    def load(cls, champion: Path, challenger: Path, *, confidence: float) -> Self:
-        """Both read from their folders.
+    def load(cls, champion: Sequence[Path], challenger: Path, *, confidence: float) -> Self:
+        """Both read from their folders, the champion's perhaps from one for each category.
 
         Raises:
             DataError: if either is not what `onenip evaluate` writes, or they share no test image.
         """
-        sides = Evaluation.load(champion), Evaluation.load(challenger)
+        sides = Evaluation.load(*champion), Evaluation.load(challenger)
         return cls(*sides, confidence=confidence)
 
     def find_figure_change(self, category: str, name: str) -> FigureChange | None:

@@ -89,7 +89,7 @@ def write_report(
     data_dir: Path | None = None,
     synthesis_dir: Path | None = None,
     training_dir: Path | None = None,
-    champion: Path | None = None,
+    champion: Sequence[Path] = (),
     decision: Decision | None = None,
 ) -> None:
     """Write the report of an evaluation, a document to sign: one HTML file that holds its pictures.
@@ -101,7 +101,7 @@ def write_report(
         data_dir: the data set, for pictures of outliers among its normals.
         synthesis_dir: what `onenip synthesize` wrote, for samples of synthetic anomalies.
         training_dir: the folder of `curves.csv` of the training.
-        champion: folder of the evaluation that stands beside this one, of the same test images.
+        champion: folders of the evaluations that stand beside this one, of the same test images.
         decision: facts for the person who signs.
 
     Raises:
@@ -111,9 +111,7 @@ def write_report(
     metrics = load_metrics(folder)
     decision = decision or Decision()
     beside = (
-        ChampionSide.load(champion, folder, confidence=metrics["confidence"])
-        if champion is not None
-        else None
+        ChampionSide.load(champion, folder, confidence=metrics["confidence"]) if champion else None
     )
     results = load_scores(folder / "scores.csv")
     detector = Detector.load(model_dir) if model_dir is not None else None
