@@ -128,6 +128,8 @@ def test_a_server_that_dies_loses_nothing_and_promotes_nothing(
     assert not audit.find_breaks(audit.read_trail())
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("registry")
 def test_requests_do_not_grow_with_categories(tiny_detector, tmp_path, monkeypatch):
     """Status, a server's refresh and an approval; a server follows an approval within ten requests."""
