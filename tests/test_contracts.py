@@ -85,6 +85,17 @@ def test_stages_that_draw_anomalies_depend_on_textures():
         Params.parse({"synthesize": {"textures": "/elsewhere"}})
 
 
+def test_anomalies_are_drawn_anew_where_the_size_of_images_changes():
+    """Everything that decides on a category's zoom is among the params of the stage."""
+    source = (ROOT / "onenip/detector/zoom.py").read_text(encoding="utf-8")
+    read = {f"model.{name}" for name in re.findall(r"params\.(\w+)", source)}
+
+    listed = read_graph()["stages"]["synthesize"]["params"]
+
+    assert read
+    assert read - {"model.zoomed_size"} <= set(listed)
+
+
 def test_a_stage_has_one_name_everywhere():
     """dvc.yaml, the modules in onenip/stages and the commands say the same words."""
     commands = set(COMMAND_LINE.commands)
