@@ -137,8 +137,7 @@ def test_requests_do_not_grow_with_categories(tiny_detector, tmp_path, monkeypat
     model = Detector(
         tiny_detector.network,
         spec=tiny_detector.spec.model_copy(update={"provenance": {"note": "another"}}),
-        prompts={name: tiny_detector.state(name).prompts for name in CATEGORIES},
-        statistics={name: tiny_detector.state(name).statistics for name in CATEGORIES},
+        states={name: tiny_detector.state(name) for name in CATEGORIES},
     )
     model.save(tmp_path / "model")
     scored = write_figures(tmp_path / "scored", tmp_path / "model")
