@@ -13,7 +13,7 @@ from PIL import Image
 from onenip.data.cache import Cache
 from onenip.data.labels import GOOD
 from onenip.data.loading import ResizedImages
-from onenip.data.manifest import Sample, scan_layout
+from onenip.data.manifest import Sample, list_categories, scan_layout
 from onenip.images import hash_file
 from onenip.model.file import SPEC_FILE, TENSORS_FILE, hash_model, seal_spec
 from onenip.params import Params
@@ -129,7 +129,9 @@ def fit_tiny(
     samples = list_samples(root, params)
     normal = [s for s in samples if s.subset != "test"]
     kept = Cache(cache)
-    images = ResizedImages(normal, dict.fromkeys(CATEGORIES, params.model.input_size), kept)
+    images = ResizedImages(
+        normal, dict.fromkeys(list_categories(samples), params.model.input_size), kept
+    )
     entries = synthetic_bank.draw_entries(params.synthesize, normal, images, seed=0, progress=False)
     bank = folder / "bank"
     if not bank.exists():

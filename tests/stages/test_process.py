@@ -40,7 +40,8 @@ groups_sessions = pytest.mark.skipif(
     not SESSION.is_file(), reason="this kernel does not group by session"
 )
 BATCH = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 from onenip.stages.process import lower_priority
 lower_priority()
 print(os.getpid(), open("/proc/self/autogroup").read().split()[-1], os.environ["OMP_WAIT_POLICY"], flush=True)

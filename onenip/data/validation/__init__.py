@@ -143,7 +143,12 @@ def _write(
     manifest = _make_manifest(frame, reasons, data)
     _write_csv(partial / "manifest.csv", MANIFEST_COLUMNS, manifest)
     lost = reasons.keys() | unusable.keys()
-    breaches = [b for b in breaches + more if b.severity != "warning" or b.path not in lost]
+    breaches = [
+        b
+        for b in breaches + more
+        # that rule says how to have the images of a lost category read
+        if b.severity != "warning" or b.path not in lost or b.rule == "samples_declared"
+    ]
     listed = [[b.path, b.rule, b.reason] for b in breaches if b.severity == "quarantine"]
     _write_csv(partial / "quarantine.csv", ("file", "rule", "reason"), sorted(listed))
     _copy_quarantined(sorted(reasons), data_dir, partial / "quarantine")
