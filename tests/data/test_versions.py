@@ -188,6 +188,7 @@ def remote(request, tmp_path, monkeypatch):
         yield "s3://images/kills"
 
 
+@pytest.mark.slow
 @pytest.mark.drill
 def test_kills_while_fetching_end_in_the_same_bytes(checkout, tmp_path, remote, drill):
     """SIGKILL again and again, wherever it goes on: the old data, then exactly the new."""
