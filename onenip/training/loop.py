@@ -290,7 +290,7 @@ def _announce(plan: BatchPlan, total: int) -> None:
     passes = total * plan.samples_per_step / len(plan.data.images)
     fewest = min(counts, key=lambda name: counts[name])
     text = (
-        "%d steps of %d normal images: %.1f passes over %d of %d categories; "
+        "%d steps of %d normal images: %.1f passes over %d images of %d categories; "
         "the smallest, %s, is seen %d times"
     )
     facts = (plan.samples_per_step, passes, len(plan.data.images), len(counts), fewest)
