@@ -158,7 +158,9 @@ def test_a_training_without_a_bar_logs_its_progress(tiny_data, tmp_path, caplog,
     fit_tiny(tiny_data, make_tiny_params(train={"max_steps": 4, "log_steps": 2}), tmp_path)
 
     (planned,) = [line for line in caplog.messages if line.startswith("4 steps of 4 ")]
-    assert re.search(r"[\d.]+ passes over \d+ images of 2 categories; the smallest, \w+, is seen", planned)
+    assert re.search(
+        r"[\d.]+ passes over \d+ images of 2 categories; the smallest, \w+, is seen", planned
+    )
     lines = [line for line in caplog.messages if line.startswith("step ")]
     assert len(lines) == 2
     assert re.fullmatch(r"step 2 of 4, loss [\d.]+, [\d.]+ s a step, about 0 min left", lines[0])
