@@ -120,6 +120,8 @@ def make_checkout(folder: Path, env: dict[str, str], *, inbox: str, remote: str)
     """A clone of the team's repository with the data of the plant, versioned and pushed."""
     origin = folder.with_name(f"{folder.name}.git")
     run(["git", "clone", "-q", "--bare", str(ROOT), str(origin)], folder.parent, env)
+    run(["git", "update-ref", "refs/heads/main", "HEAD"], origin, env)  # CI checks out no branch
+    run(["git", "symbolic-ref", "HEAD", "refs/heads/main"], origin, env)
     run(["git", "clone", "-q", str(origin), str(folder)], folder.parent, env)
     (folder / ".venv").symlink_to(ROOT / ".venv")
     products = lay_out_data(folder / "data")
