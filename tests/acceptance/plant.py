@@ -77,15 +77,16 @@ def lay_out_data(folder: Path) -> Products:
         draw_demo(source)
         names = tuple(sorted(p.name for p in source.iterdir() if p.is_dir()))[:2]
     found: dict[str, list[Path]] = {}
+    kept = 32 if arrivals.is_dir() else 16  # of the 24 that are drawn
     for name in names:
-        _copy(source, folder, name, "train/good", 32)
+        _copy(source, folder, name, "train/good", kept)
         _copy(source, folder, name, "test/good", 12)
         for kind in sorted(p.name for p in (source / name / "test").iterdir() if p.name != "good"):
             _copy(source, folder, name, f"test/{kind}", 6)
         if arrivals.is_dir():
             found[name] = sorted((arrivals / name).rglob("*.*"))
         else:
-            found[name] = sorted((source / name / "train/good").iterdir())[32:]
+            found[name] = sorted((source / name / "train/good").iterdir())[kept:]
     defects = sorted(
         p for p in (source / names[0] / "test").rglob("*.*") if p.parent.name != "good"
     )
