@@ -154,13 +154,8 @@ app = typer.Typer(
 )
 
 
-_BATCH = {
-    "run",
-    "validate",
-    "synthesize",
-    "train",
-    "evaluate",
-}  # servers beside it keep their speed
+# at low priority, so that servers beside them keep their speed
+_BATCH = {"run", "validate", "synthesize", "train", "evaluate"}
 
 # what a user can do about a path or a disk that refuses
 _REMEDIES = {

@@ -41,9 +41,8 @@ class Outputs:
         self.retraining = root / "retrain.yaml"  # tracked by Git, and a param of the stage `train`
         self.provisional = folder / "provisional"
         self.ingestion = folder / "ingestion"
-        self.judged = (
-            folder / "judged"
-        )  # by the gate and for drift, so that nothing is judged twice
+        # by the gate and for drift, so that nothing is judged twice
+        self.judged = folder / "judged"
         self.notices = root / ".onenip" / "notices.json"  # sent of late
         self.people = root / ".onenip" / "people.json"  # who may review and decide
         self.review = root / ".onenip" / "review"  # what people said: outlives artifacts/

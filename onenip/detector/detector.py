@@ -86,9 +86,8 @@ class Detector:
         self.folded = folded or fold_network(self.network)  # every image is scored with this one
         self.spec = spec
         self.digest = ""
-        self.embedder: Embedder | None = (
-            None  # keeps features of the images that are judged one by one
-        )
+        # keeps features of the images that are judged one by one
+        self.embedder: Embedder | None = None
         self._states = {name: states[name] for name in sorted(spec.categories)}
         self._embeddings = [state.embeddings for state in self._states.values()]
         self._reaches = {

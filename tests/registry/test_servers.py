@@ -154,20 +154,18 @@ def test_requests_do_not_grow_with_categories(tiny_detector, tmp_path, monkeypat
     def status():
         assert CliRunner().invoke(app, ["status"]).exit_code == 0
 
-    few = [
-        count(status),
-        count(lambda: approval.approve("disc", by="Ada", reason="good")),
-        count(follower.refresh),
-        count(follower.refresh),
-    ]
+    def count_all(category):
+        return [
+            count(status),
+            count(lambda: approval.approve(category, by="Ada", reason="good")),
+            count(follower.refresh),
+            count(follower.refresh),
+        ]
+
+    few = count_all("disc")
     assert follower.roster.serving["disc"].detector.digest == model.digest
     register_waiting([f"part{number:02}" for number in range(6)], like=waiting)
-    more = [
-        count(status),
-        count(lambda: approval.approve("stripes", by="Ada", reason="good")),
-        count(follower.refresh),
-        count(follower.refresh),
-    ]
+    more = count_all("stripes")
 
     assert follower.roster.serving["stripes"].detector.digest == model.digest
     assert few[2] < 10  # with the model itself
