@@ -8,6 +8,7 @@ lock every 8 seconds, with two requests more.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--categories", type=int, nargs="+", default=[2, 10, 100])
     wanted = parser.parse_args()
+    logging.disable(logging.WARNING)
     print_heading("benchmarks.registry", threads=0, packages=("mlflow",))
     print("| categories | | requests | s |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
