@@ -222,7 +222,9 @@ def record_gate(version: Version, result: GateResult) -> bool:
     with deciding(version.category):
         if not _store_gate(version, result):
             return False
-        reason = store.shorten(f"{result.verdict}: {'; '.join(result.reasons)}", limit=2000)
+        reason = store.shorten(
+            f"{result.verdict}: {'; '.join(result.reasons)}", limit=approval.MAX_REASON
+        )
         asked = [e for e in audit.read_trail(version.category) if e.action == "gate"]
         if any((e.version, e.reason) == (version.number, reason) for e in asked):
             audit.settle(version.category)  # asked again after a kill
@@ -257,7 +259,7 @@ def decide_by_policy(version: Version, result: GateResult, params: Params) -> bo
     is_auto = params.retrain.policy_of(version.category) == "auto"
     if not is_auto or result.verdict != "promote" or result.is_provisional:
         return False
-    reason = store.shorten("; ".join(result.reasons), limit=2000)
+    reason = store.shorten("; ".join(result.reasons), limit=approval.MAX_REASON)
     approval.approve(version.category, by=GATE, reason=reason, version=version.number)
     return True
 

@@ -35,7 +35,9 @@ from onenip.registry.weights import hash_stored
 
 UNKNOWN = "unknown"
 
-_MAX_REASON = 2000  # characters
+# an intent holds these twice and all decided thresholds, and is a tag of at most 5,000 characters
+_MAX_NAME, MAX_REASON = 100, 1000  # characters
+_KEPT_THRESHOLDS = 20  # of a version, the latest; the audit trail has all
 
 
 def approve(
@@ -220,8 +222,9 @@ def _require(*, by: str, reason: str) -> None:
         raise RegistryError("--by and --reason: no control characters")
     if not reason.strip():
         raise RegistryError("say why: --reason TEXT")
-    if len(reason) > _MAX_REASON:
-        raise RegistryError(f"--reason: at most {_MAX_REASON} characters, not {len(reason)}")
+    for option, text, most in (("--by", by, _MAX_NAME), ("--reason", reason, MAX_REASON)):
+        if len(text) > most:
+            raise RegistryError(f"{option}: at most {most} characters, not {len(text)}")
 
 
 def _choose(category: str, number: int | None) -> Version:
@@ -332,7 +335,7 @@ def _change(
         action,
         by=by,
         reason=reason,
-        steps=[Step(version=version.number, tags=dump_thresholds(thresholds))],
+        steps=[Step(version=version.number, tags=dump_thresholds(thresholds[-_KEPT_THRESHOLDS:]))],
         note=f"threshold {after}, before {before}",
     )
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import httpx
 import pytest
 
-from onenip.registry import audit, versions
+from onenip.registry import approval, audit, versions
 from onenip.registry.champions import load_champion
+from onenip.registry.decisions import Step
 from onenip.registry.publishing import publish
+from onenip.registry.versions import CHAMPION, ThresholdChange, Version
 from tests.acceptance.plant import mlflow_server
 from tests.holding import held_elsewhere
 from tests.paths import ROOT
@@ -127,3 +130,28 @@ def test_a_second_pipeline_in_a_checkout_is_told(tmp_path):
     assert done.returncode == 2
     assert "is at work in this checkout" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "data").exists()
+
+
+def test_the_longest_intent_fits_into_a_tag():
+    """A PostgreSQL registry keeps 5,000 characters of a registered model's tag."""
+    now = datetime.now(tz=UTC)
+    change = ThresholdChange(value=-0.12345678901234567, at=now)
+    version = Version(
+        category="disc",
+        number=100_000,
+        digest="0" * 64,
+        weights_uri="models:/m-0",
+        approval="approved",
+        metrics={},
+        created_at=now,
+        thresholds=(change,) * 100,
+    )
+    said = {"by": '"' * approval._MAX_NAME, "reason": '"' * approval.MAX_REASON}
+    decided = approval._decision(version, "approved", **said)
+    steps = [decided, Step(alias=CHAMPION, version=version.number)]
+
+    for intent in (
+        approval._change(version, "threshold", version.thresholds, **said),
+        approval._intend(version, "approve", steps=steps, **said),
+    ):
+        assert len(intent.model_dump_json()) < 5000
