@@ -24,7 +24,7 @@ from benchmarks.machine import print_heading
 from onenip.cli import app
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.publishing import publish
-from onenip.registry.versions import Version
+from onenip.registry.tags import Version, registered_name, to_tags
 from onenip.serving.champions import Follower
 from tests.acceptance.plant import mlflow_server
 from tests.tiny import draw_tiny_data, fit_tiny, make_tiny_params, write_figures
@@ -85,11 +85,11 @@ def _register(like: Version, count: int) -> None:
     client = store.connect()
     model = {"digest": like.digest, "weights_uri": like.weights_uri}
     for name in (f"part{number:03}" for number in range(count)):
-        registered = versions.registered_name(name)
+        registered = registered_name(name)
         client.create_registered_model(registered)
         for number, alias in (("1", versions.CHAMPION), ("2", versions.CHALLENGER)):
             approval = "approved" if number == "1" else "pending"
-            tags = versions.to_tags(**model, metrics={}, facts={}, approval=approval)
+            tags = to_tags(**model, metrics={}, facts={}, approval=approval)
             tags["approved_digest"] = like.digest
             client.create_model_version(
                 registered,

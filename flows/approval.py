@@ -40,7 +40,8 @@ from onenip.params import NotifyParams, Params
 from onenip.registry import approval as decisions
 from onenip.registry import versions
 from onenip.registry.evaluations import fetch_evaluation, find_report
-from onenip.registry.versions import CHALLENGER, GateResult, Version
+from onenip.registry.tags import GateResult, Version
+from onenip.registry.versions import CHALLENGER
 
 DEPLOYMENT = "approve/approve"
 

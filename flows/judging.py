@@ -24,7 +24,8 @@ from onenip.errors import OneNIPError, UnreachableError
 from onenip.operation import retraining
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.champions import Champions
-from onenip.registry.versions import GateResult, Snapshot, read_snapshot
+from onenip.registry.tags import GateResult
+from onenip.registry.versions import Snapshot, read_snapshot
 
 DASK_ADDRESS = "ONENIP_DASK_ADDRESS"
 

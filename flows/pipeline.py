@@ -42,7 +42,7 @@ from onenip.operation.champion_report import find_champion_report, write_champio
 from onenip.params import Params
 from onenip.printing import open_console
 from onenip.registry.evaluations import publish_report
-from onenip.registry.versions import GateResult
+from onenip.registry.tags import GateResult
 from onenip.workspace.files import require_current
 
 STAGES = ("validate", "synthesize", "train", "evaluate")

@@ -43,7 +43,7 @@ from onenip.operation import (
 )
 from onenip.params import DEFAULT_PATH, Params
 from onenip.registry.champions import Champions
-from onenip.registry.versions import GateResult, Version
+from onenip.registry.tags import GateResult, Version
 from onenip.sources.inbox import open_inbox
 from onenip.stages.process import lower_priority
 

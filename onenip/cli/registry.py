@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onenip.registry.audit import Entry
-    from onenip.registry.versions import Version
+    from onenip.registry.tags import Version
 
 SHOWN_METRICS = ("image_auroc", "pixel_ap", "aupro")
 
@@ -174,7 +174,8 @@ def threshold(
     from onenip.operation.threshold_change import choose_value, load_tested, preview
     from onenip.registry import approval
     from onenip.registry.champions import load_candidate
-    from onenip.registry.versions import CHALLENGER, CHAMPION, PREFIX, find_addressed
+    from onenip.registry.tags import PREFIX
+    from onenip.registry.versions import CHALLENGER, CHAMPION, find_addressed
     from onenip.review.answers import Answers
 
     alias = CHALLENGER if challenger else CHAMPION

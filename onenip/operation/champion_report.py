@@ -26,7 +26,8 @@ from onenip.model.file import hash_model
 from onenip.params import Params
 from onenip.registry.champions import Champions
 from onenip.registry.publishing import check_evaluation
-from onenip.registry.versions import Version, read_snapshot
+from onenip.registry.tags import Version
+from onenip.registry.versions import read_snapshot
 from onenip.version import hash_code
 
 # what figures depend on beside model, images and params

@@ -28,7 +28,7 @@ from onenip.evaluation.metrics import (
     verdict_figures,
 )
 from onenip.params import CategoryGateParams, GateParams
-from onenip.registry.versions import GateResult, GateVerdict
+from onenip.registry.tags import GateResult, GateVerdict
 
 _SEVERITY: tuple[GateVerdict, ...] = ("promote", "hold", "reject")
 

@@ -20,7 +20,7 @@ from onenip.images import SampleRange, decide_range, hash_file, load_image, meas
 from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.champions import Champions, choose_unified
-from onenip.registry.versions import Version
+from onenip.registry.tags import Version
 
 _MAX_IMAGES = 64  # more change little, and cost time
 

@@ -39,7 +39,7 @@ from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, store, versions
 from onenip.registry.champions import Champions, choose_unified
 from onenip.registry.decisions import deciding
-from onenip.registry.versions import GateResult, Version
+from onenip.registry.tags import GateResult, Version
 from onenip.registry.weights import fetched_weights
 from onenip.version import hash_code
 

@@ -13,7 +13,7 @@ from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.results import ImageResult, load_scores
 from onenip.model.file import CategorySpec, DetectorSpec, OperatingPoint
 from onenip.registry.evaluations import fetch_evaluation
-from onenip.registry.versions import PREFIX, Version
+from onenip.registry.tags import PREFIX, Version
 
 log = logging.getLogger(__name__)
 

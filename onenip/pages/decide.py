@@ -30,7 +30,8 @@ from onenip.pages.models import Candidate
 from onenip.pages.people import ask_person, may
 from onenip.registry import approval, audit
 from onenip.registry.evaluations import find_report
-from onenip.registry.versions import CHALLENGER, CHAMPION, GateVerdict, Version
+from onenip.registry.tags import GateVerdict, Version
+from onenip.registry.versions import CHALLENGER, CHAMPION
 
 _DONE = "decided"
 _SHOWN = 24

@@ -15,7 +15,8 @@ from onenip.detector.prediction import Prediction
 from onenip.errors import ForeignImageError, OneNIPError, UnreachableError
 from onenip.images import load_image
 from onenip.registry.champions import Champions, load_candidate
-from onenip.registry.versions import Snapshot, Version, find_version, read_snapshot
+from onenip.registry.tags import Version
+from onenip.registry.versions import Snapshot, find_version, read_snapshot
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,14 @@ from onenip.errors import RegistryError
 from onenip.registry import audit
 from onenip.registry.audit import Entry
 from onenip.registry.decisions import Deciding, Intent, Step, deciding, has_intents
+from onenip.registry.tags import Approval, ThresholdChange, Version, dump_thresholds
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     PROVISIONAL,
-    Approval,
     Snapshot,
-    ThresholdChange,
-    Version,
     champion,
-    dump_thresholds,
     find_version,
     list_versions,
     read_aliases,

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict
 
 from onenip.registry import store
-from onenip.registry.versions import CHAMPION, Snapshot, read_snapshot, registered_name
+from onenip.registry.tags import registered_name
+from onenip.registry.versions import CHAMPION, Snapshot, read_snapshot
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
 from onenip.registry import store, versions
-from onenip.registry.versions import Snapshot, Version, approval_command, require_category
+from onenip.registry.tags import Version
+from onenip.registry.versions import Snapshot, approval_command, require_category
 from onenip.registry.weights import load_pinned
 
 if TYPE_CHECKING:

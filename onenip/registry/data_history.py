@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 
 from onenip.data import dvc, git
 from onenip.errors import DataError, VersioningError
-from onenip.registry.versions import Version, list_versions
+from onenip.registry.tags import Version
+from onenip.registry.versions import list_versions
 
 UNCOMMITTED = "uncommitted"
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from onenip.errors import RegistryError
 from onenip.registry import audit, store
 from onenip.registry.lock import Lock, hold_lock
-from onenip.registry.versions import list_versions, registered_name, set_alias, set_tags
+from onenip.registry.tags import registered_name
+from onenip.registry.versions import list_versions, set_alias, set_tags
 
 ITSELF = -1  # number of the version that is about to be made, by its digest
 

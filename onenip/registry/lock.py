@@ -25,7 +25,7 @@ import psutil
 
 from onenip.errors import RegistryError
 from onenip.registry import store
-from onenip.registry.versions import registered_name
+from onenip.registry.tags import registered_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -27,19 +27,15 @@ from onenip.registry.evaluations import find_report
 from onenip.registry.lock import hold_lock
 from onenip.registry.pointer_schema import pointer_signature
 from onenip.registry.runs import RunRecord
+from onenip.registry.tags import Approval, Metrics, Version, registered_name, to_tags
 from onenip.registry.versions import (
     CHALLENGER,
     CHAMPION,
     PROVISIONAL,
-    Approval,
-    Metrics,
-    Version,
     approval_command,
     find_version,
     list_versions,
     read_aliases,
-    registered_name,
-    to_tags,
 )
 from onenip.registry.weights import store_folder, store_weights
 from onenip.version import __version__

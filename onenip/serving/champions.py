@@ -20,7 +20,8 @@ from onenip.errors import OneNIPError, UnreachableError
 from onenip.inference.by_category import ServedDetectors
 from onenip.registry import store
 from onenip.registry.champions import Champions
-from onenip.registry.versions import Snapshot, Version, read_snapshot
+from onenip.registry.tags import Version
+from onenip.registry.versions import Snapshot, read_snapshot
 from onenip.review.answers import new_id
 
 _MIN_PATIENCE_SECONDS = 60.0

@@ -11,12 +11,8 @@ from fastapi import APIRouter, HTTPException, Request
 
 from onenip.errors import OneNIPError, UnreachableError
 from onenip.registry import approval, store
-from onenip.registry.versions import (
-    CHALLENGER,
-    CHAMPION,
-    Version,
-    read_snapshot,
-)
+from onenip.registry.tags import Version
+from onenip.registry.versions import CHALLENGER, CHAMPION, read_snapshot
 from onenip.serving.bodies import read_model
 from onenip.serving.people import NotAllowedError, People, Person
 from onenip.serving.schema import (

@@ -7,7 +7,7 @@ from pathlib import Path
 from onenip.detector.detector import Detector
 from onenip.params import Params
 from onenip.registry import publishing
-from onenip.registry.versions import Version
+from onenip.registry.tags import Version
 
 
 def run(params: Params, *, model_dir: Path, evaluation_dir: Path) -> list[Version]:

@@ -12,7 +12,7 @@ from onenip.errors import DataError, ParamsError
 from onenip.evaluation.metrics import Undefined
 from onenip.operation.gate import Answers, Evidence, judge, undecidable
 from onenip.params import GateParams, Params
-from onenip.registry.versions import GateResult
+from onenip.registry.tags import GateResult
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 LABELS = np.repeat([False, True], [40, 40])

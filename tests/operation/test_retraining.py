@@ -20,7 +20,7 @@ from onenip.params import NotifyParams, Params
 from onenip.params.reading import read_yaml
 from onenip.registry import approval, audit, publishing, versions
 from onenip.registry.champions import Champions
-from onenip.registry.versions import GateResult
+from onenip.registry.tags import GateResult
 from onenip.stages import evaluate
 from tests.tiny import list_samples, make_tiny_params, write_figures
 

@@ -4,7 +4,8 @@ from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
 from onenip.pages.common import plain
 from onenip.pages.overview import choose_tiles, make_tiles
-from onenip.registry.versions import Standing, to_tags
+from onenip.registry.tags import to_tags
+from onenip.registry.versions import Standing
 from onenip.review.answers import Answer, new_id
 
 

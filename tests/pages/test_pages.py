@@ -19,13 +19,14 @@ from onenip.data.outputs import OUTPUTS
 from onenip.model.file import hash_model
 from onenip.registry import approval, versions
 from onenip.registry.publishing import publish
+from onenip.registry.tags import GateResult
 from onenip.review.answers import Answers, Keeping, new_id
 from onenip.review.items import Candidate
 from onenip.review.queue import ReviewQueue
 from onenip.serving.people import People
 from tests.tiny import change_spec, write_figures
 
-REFUSED = versions.GateResult(
+REFUSED = GateResult(
     verdict="reject",
     reasons=("it is slow",),
     is_provisional=False,

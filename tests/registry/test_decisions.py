@@ -14,7 +14,8 @@ from onenip.registry import approval, audit, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.decisions import Step
 from onenip.registry.publishing import publish
-from onenip.registry.versions import CHAMPION, ThresholdChange, Version
+from onenip.registry.tags import ThresholdChange, Version, registered_name
+from onenip.registry.versions import CHAMPION
 from tests.acceptance.plant import mlflow_server
 from tests.holding import held_elsewhere
 from tests.paths import ROOT
@@ -100,7 +101,7 @@ def test_whoever_looked_at_a_version_that_was_replaced_is_told(registry):
 def test_an_alias_set_in_mlflows_own_page_is_recorded(registry, server):
     """The page's own request moves the alias; `onenip status` says so, and the model is pinned."""
     number = registry()
-    name = versions.registered_name("disc")
+    name = registered_name("disc")
     body = {"name": name, "alias": "champion", "version": str(number)}
     address = f"{server}/api/2.0/mlflow/registered-models/alias"
     httpx.post(address, json=body).raise_for_status()

@@ -19,6 +19,7 @@ from onenip.printing import show
 from onenip.registry import approval, audit, decisions, lock, store, versions
 from onenip.registry.champions import load_champion
 from onenip.registry.publishing import publish
+from onenip.registry.tags import registered_name
 from onenip.serving.champions import Follower
 from onenip.stages import register as stage
 from tests.tiny import write_figures
@@ -249,7 +250,7 @@ def test_a_trail_that_lost_its_end_or_forked_is_noticed(started, tmp_path, monke
 def test_a_holder_elsewhere_keeps_the_lock_while_it_renews_it(started, tmp_path, monkeypatch):
     """Whoever waits robs nobody who is at work, and needs no clock to find out who is not."""
     client = begin(started, tmp_path / "a", monkeypatch)
-    name = versions.registered_name("disc")
+    name = registered_name("disc")
     stopped = threading.Event()
 
     def renew():
@@ -356,7 +357,7 @@ def test_an_evaluation_of_another_model_is_refused(models, tmp_path, monkeypatch
 
 
 def locks():
-    name = versions.registered_name("disc")
+    name = registered_name("disc")
     tags = store.connect().get_registered_model(name).tags
     return [key for key in tags if key.startswith("onenip.turn")]
 

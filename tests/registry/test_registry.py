@@ -17,8 +17,9 @@ from onenip.registry import approval, audit, runs, versions
 from onenip.registry.champions import load_champion, read_serving
 from onenip.registry.publishing import publish
 from onenip.registry.store import connect
+from onenip.registry.tags import GateResult, registered_name
 from onenip.registry.tracking import training_run
-from onenip.registry.versions import GateResult, find_addressed, registered_name
+from onenip.registry.versions import find_addressed
 from onenip.registry.weights import NAME, fetched_weights
 from onenip.serving.files import load_model
 from tests.tiny import CATEGORIES, write_figures

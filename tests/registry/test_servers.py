@@ -19,6 +19,7 @@ from onenip.operation.notices import notify
 from onenip.params import NotifyParams
 from onenip.registry import approval, audit, lock, store, versions
 from onenip.registry.publishing import publish
+from onenip.registry.tags import registered_name, to_tags
 from onenip.registry.webhooks import ensure_webhook, send_example
 from onenip.serving.champions import Follower
 from tests.receiver import receiving
@@ -176,9 +177,9 @@ def test_requests_do_not_grow_with_categories(tiny_detector, tmp_path, monkeypat
 def register_waiting(names, *, like):
     """Categories with a challenger each, of a model that is stored already."""
     client, model = store.connect(), like.weights_uri.rpartition("/")[2]
-    tags = versions.to_tags(digest=like.digest, weights_uri=like.weights_uri, metrics={}, facts={})
+    tags = to_tags(digest=like.digest, weights_uri=like.weights_uri, metrics={}, facts={})
     for name in names:
-        registered = versions.registered_name(name)
+        registered = registered_name(name)
         client.create_registered_model(registered)
         client.create_model_version(registered, source=like.weights_uri, tags=tags, model_id=model)
         client.set_registered_model_alias(registered, versions.CHALLENGER, "1")
