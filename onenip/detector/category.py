@@ -5,12 +5,14 @@ Axes: `B` batch, `H W` input pixels, `h w` the grid of tokens, `N = h * w`, `C` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from onenip.detector.scoring import Fusion
+from onenip.errors import CheckpointError
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.refiner import upsample_logits
 
@@ -60,6 +62,53 @@ def build_state(network: Network, prompts: Tensor, statistics: CategoryStatistic
         )  # [K, C, h, w]
         encoded = torch.cat([network.encode(one[None]) for one in coarse])  # [K, N, D]
     return CategoryState(prompts, encoded, embed_globally(coarse), statistics.to(device))
+
+
+def dump_state(name: str, state: CategoryState) -> dict[str, Tensor]:
+    """Tensors of a model file that hold a category's state, which `read_state` reads back."""
+    tensors = {kind: getattr(state, kind) for kind in ("prompts", "encoded", "embeddings")}
+    for prefix, one in (("", state.statistics), ("detail.", state.statistics.detail)):
+        if one is not None:
+            memory = one.memory.half()
+            tensors |= {
+                f"{prefix}mean": one.mean,
+                f"{prefix}std": one.std,
+                f"{prefix}memory": memory,
+            }
+    return {f"category.{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def read_state(
+    network: Network, tensors: Mapping[str, Tensor], name: str, *, zooms: bool, origin: str
+) -> CategoryState:
+    """State of a category, on the network's device, of a model file's tensors.
+
+    Args:
+        network: folded.
+        tensors: of the model file.
+        name: of the category.
+        zooms: whether it has statistics of details, too.
+        origin: what to call the model in errors.
+
+    Raises:
+        CheckpointError: if a tensor is missing or does not fit the network.
+    """
+    prefix = f"category.{name}."
+    try:
+        prompts = tensors[f"{prefix}prompts"]
+        known = [_take_statistics(tensors, prefix)]
+        if zooms:
+            known.append(_take_statistics(tensors, f"{prefix}detail."))
+    except KeyError as error:
+        raise CheckpointError(f"{origin}: tensor {error} is missing") from error
+    tokens = [tensors.get(prefix + kind) for kind in ("encoded", "embeddings")]
+    _check_category(network, name, prompts, tokens, known, origin=origin)
+    device = network.coarse_mean.device
+    statistics = replace(known[0], detail=known[1] if zooms else None).to(device)
+    encoded, embeddings = tokens
+    if encoded is None or embeddings is None:  # of a model of an earlier version
+        return build_state(network, prompts, statistics)
+    return CategoryState(prompts, encoded.to(device), embeddings.to(device), statistics)
 
 
 def draw_fused(
@@ -176,3 +225,52 @@ def measure_reach(embeddings: Tensor, *, normals: int) -> float | None:
 def measure_distances(embeddings: Tensor, prompts: Tensor) -> Tensor:
     """Euclidean distances [B, K] of images' global embeddings [B, C] from those of prompts [K, C]."""
     return (embeddings[:, None] - prompts).square().sum(2).sqrt()
+
+
+def _take_statistics(tensors: Mapping[str, Tensor], prefix: str) -> CategoryStatistics:
+    """Statistics and memory among a model's tensors.
+
+    Raises:
+        KeyError: naming a tensor that is missing.
+    """
+    mean, std, memory = (tensors[prefix + name] for name in ("mean", "std", "memory"))
+    return CategoryStatistics(mean, std, memory.float())
+
+
+def _check_category(
+    network: Network,
+    name: str,
+    prompts: Tensor,
+    tokens: Sequence[Tensor | None],
+    statistics: Sequence[CategoryStatistics],
+    *,
+    origin: str,
+) -> None:
+    """Make sure that the tensors of a category fit the network; its tokens may be absent.
+
+    Raises:
+        CheckpointError: naming the category and the first that does not.
+    """
+    checks = {
+        "prompts": prompts.dtype == torch.uint8
+        and len(prompts) > 0
+        and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
+    }
+    positions = network.grid[0] * network.grid[1]
+    sizes = ((positions, network.params.width), (network.channels,))
+    for kind, tensor, size in zip(("encoded", "embeddings"), tokens, sizes, strict=True):
+        fits = tensor is None or (
+            tensor.is_floating_point() and tensor.shape == (len(prompts), *size)
+        )
+        checks[kind] = fits
+    for prefix, one in zip(("", "detail."), statistics, strict=False):
+        mean, std, memory = one.mean, one.std, one.memory
+        checks |= {
+            f"{prefix}mean": len(mean) in (0, network.channels),
+            f"{prefix}std": std.shape == mean.shape and bool((std > 0).all()),
+            f"{prefix}memory": memory.shape[1:] == mean.shape
+            and (len(memory) > 0) == network.uses_memory,
+        }
+    for key, fits in checks.items():
+        if not fits:
+            raise CheckpointError(f"{origin}: tensor category.{name}.{key} does not fit the model")

@@ -24,12 +24,13 @@ from onenip.data.labels import check_category, find_category_problem
 from onenip.detector.calibration import calibrate_given
 from onenip.detector.category import (
     CategoryState,
-    build_state,
     draw_fused,
     draw_restored,
+    dump_state,
     embed_globally,
     measure_distances,
     measure_reach,
+    read_state,
 )
 from onenip.detector.devices import choose_device
 from onenip.detector.embedding import Embedder
@@ -127,24 +128,8 @@ class Detector:
         folded = fold_network(network)
         states: dict[str, CategoryState] = {}
         for name in spec.categories:
-            try:
-                prompts = tensors[f"category.{name}.prompts"]
-                known = [_take_statistics(tensors, f"category.{name}.")]
-                if spec.categories[name].zoom > 1:
-                    known.append(_take_statistics(tensors, f"category.{name}.detail."))
-            except KeyError as error:
-                raise CheckpointError(f"{folder}: tensor {error} is missing") from error
-            tokens = [tensors.get(f"category.{name}.{kind}") for kind in ("encoded", "embeddings")]
-            _check_category(network, name, prompts, tokens, known, origin=str(folder))
-            detail = known[1] if len(known) > 1 else None
-            statistics = replace(known[0], detail=detail).to(chosen)
-            encoded, embeddings = tokens
-            if encoded is None or embeddings is None:  # of a model of an earlier version
-                states[name] = build_state(folded, prompts, statistics)
-            else:
-                states[name] = CategoryState(
-                    prompts, encoded.to(chosen), embeddings.to(chosen), statistics
-                )
+            zooms = spec.categories[name].zoom > 1
+            states[name] = read_state(folded, tensors, name, zooms=zooms, origin=str(folder))
         detector = cls(network, spec=spec, states=states, folded=folded)
         detector.digest = digest
         return detector
@@ -153,14 +138,7 @@ class Detector:
         """Write the model folder, whole or not at all, and set `digest`."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         for name, state in self._states.items():
-            tensors[f"category.{name}.prompts"] = state.prompts
-            tensors[f"category.{name}.encoded"] = state.encoded
-            tensors[f"category.{name}.embeddings"] = state.embeddings
-            for prefix, one in (("", state.statistics), ("detail.", state.statistics.detail)):
-                if one is not None:
-                    tensors[f"category.{name}.{prefix}mean"] = one.mean
-                    tensors[f"category.{name}.{prefix}std"] = one.std
-                    tensors[f"category.{name}.{prefix}memory"] = one.memory.half()
+            tensors |= dump_state(name, state)
         self.digest = write_model(Path(path), self.spec, tensors)
 
     # -- properties -------------------------------------------------------------------------------
@@ -431,55 +409,6 @@ class Detector:
         distances = measure_distances(query, torch.cat(self._embeddings))[0]  # [prompts of all]
         parts = distances.split([len(one) for one in self._embeddings])
         return {name: float(part.min()) for name, part in zip(self._states, parts, strict=True)}
-
-
-def _take_statistics(tensors: Mapping[str, Tensor], prefix: str) -> CategoryStatistics:
-    """Statistics and memory among a model's tensors.
-
-    Raises:
-        KeyError: naming a tensor that is missing.
-    """
-    mean, std, memory = (tensors[prefix + name] for name in ("mean", "std", "memory"))
-    return CategoryStatistics(mean, std, memory.float())
-
-
-def _check_category(
-    network: Network,
-    name: str,
-    prompts: Tensor,
-    tokens: Sequence[Tensor | None],
-    statistics: Sequence[CategoryStatistics],
-    *,
-    origin: str,
-) -> None:
-    """Make sure that the tensors of a category fit the network; its tokens may be absent.
-
-    Raises:
-        CheckpointError: naming the category and the first that does not.
-    """
-    checks = {
-        "prompts": prompts.dtype == torch.uint8
-        and len(prompts) > 0
-        and tuple(prompts.shape[1:]) == (*network.params.input_size, 3),
-    }
-    positions = network.grid[0] * network.grid[1]
-    sizes = ((positions, network.params.width), (network.channels,))
-    for kind, tensor, size in zip(("encoded", "embeddings"), tokens, sizes, strict=True):
-        fits = tensor is None or (
-            tensor.is_floating_point() and tensor.shape == (len(prompts), *size)
-        )
-        checks[kind] = fits
-    for prefix, one in zip(("", "detail."), statistics, strict=False):
-        mean, std, memory = one.mean, one.std, one.memory
-        checks |= {
-            f"{prefix}mean": len(mean) in (0, network.channels),
-            f"{prefix}std": std.shape == mean.shape and bool((std > 0).all()),
-            f"{prefix}memory": memory.shape[1:] == mean.shape
-            and (len(memory) > 0) == network.uses_memory,
-        }
-    for key, fits in checks.items():
-        if not fits:
-            raise CheckpointError(f"{origin}: tensor category.{name}.{key} does not fit the model")
 
 
 def load_strictly(network: Network, state: dict[str, Any], *, origin: str) -> None:
