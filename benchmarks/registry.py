@@ -59,7 +59,11 @@ def measure_requests(categories: int, *, model: Path, folder: Path) -> list[Row]
         folder: for the server; made.
     """
     folder.mkdir()
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     with (
         mlflow_server(folder, environment, artifacts=str(folder / "store")) as address,
         patch.dict(os.environ, MLFLOW_TRACKING_URI=address),

@@ -78,96 +78,77 @@ def build_router(identify: Identify, key: Any) -> APIRouter:
     """
     router = APIRouter(dependencies=[key])
 
-    async def decide(
-        request: Request, kind: type[Asked], work: Callable[[Asked, str], Version]
-    ) -> dict[str, Any]:
-        """The version after the work of an approver, who is named to it beside what was asked."""
-        asked = await read_model(request, kind)
-        person = await identify(request)
-        if person is None:
-            problem = "say who decides: HTTP Basic, a name of `onenip people add`"
-            raise refuse(NotAllowedError(problem, status=401))
-        try:
-            person.require("approver", asked.category)
-        except NotAllowedError as error:
-            raise refuse(error) from error
-        return _describe(await _ask(lambda: work(asked, person.name)))
-
     @router.get("/status", response_model=list[VersionAnswer])
     async def status() -> list[dict[str, Any]]:
         """Champion and challenger of each category, and the gate's word."""
         return await _ask(_list_versions)
 
-    @router.post(
+    def add(
+        path: str, description: str, kind: type[Asked], work: Callable[[Asked, str], Version]
+    ) -> None:
+        """Answer at a path with the version after the work of an approver, who is named to it."""
+
+        async def decide(request: Request) -> dict[str, Any]:
+            asked = await read_model(request, kind)
+            person = await identify(request)
+            if person is None:
+                problem = "say who decides: HTTP Basic, a name of `onenip people add`"
+                raise refuse(NotAllowedError(problem, status=401))
+            try:
+                person.require("approver", asked.category)
+            except NotAllowedError as error:
+                raise refuse(error) from error
+            return _describe(await _ask(lambda: work(asked, person.name)))
+
+        router.add_api_route(
+            path,
+            decide,
+            methods=["POST"],
+            name=path.strip("/"),
+            description=description,
+            response_model=VersionAnswer,
+            responses=REFUSALS,
+            openapi_extra=describe_json(kind),
+        )
+
+    add(
         "/approve",
-        response_model=VersionAnswer,
-        responses=REFUSALS,
-        openapi_extra=describe_json(DecisionRequest),
+        "Make a category's challenger its champion.",
+        DecisionRequest,
+        lambda asked, by: approval.approve(
+            asked.category,
+            by=by,
+            reason=asked.reason,
+            version=asked.version,
+            override=asked.override,
+        ),
     )
-    async def approve(request: Request) -> dict[str, Any]:
-        """Make a category's challenger its champion."""
-        return await decide(
-            request,
-            DecisionRequest,
-            lambda asked, by: approval.approve(
-                asked.category,
-                by=by,
-                reason=asked.reason,
-                version=asked.version,
-                override=asked.override,
-            ),
-        )
-
-    @router.post(
+    add(
         "/reject",
-        response_model=VersionAnswer,
-        responses=REFUSALS,
-        openapi_extra=describe_json(DecisionRequest),
+        "Refuse a category's challenger; the champion stays.",
+        DecisionRequest,
+        lambda asked, by: approval.reject(
+            asked.category, by=by, reason=asked.reason, version=asked.version
+        ),
     )
-    async def reject(request: Request) -> dict[str, Any]:
-        """Refuse a category's challenger; the champion stays."""
-        return await decide(
-            request,
-            DecisionRequest,
-            lambda asked, by: approval.reject(
-                asked.category, by=by, reason=asked.reason, version=asked.version
-            ),
-        )
-
-    @router.post(
+    add(
         "/rollback",
-        response_model=VersionAnswer,
-        responses=REFUSALS,
-        openapi_extra=describe_json(RollbackRequest),
+        "Undo the last threshold of a category, else its last approval.",
+        RollbackRequest,
+        lambda asked, by: approval.rollback(asked.category, by=by, reason=asked.reason),
     )
-    async def rollback(request: Request) -> dict[str, Any]:
-        """Undo the last threshold of a category, else its last approval."""
-        return await decide(
-            request,
-            RollbackRequest,
-            lambda asked, by: approval.rollback(asked.category, by=by, reason=asked.reason),
-        )
-
-    @router.post(
+    add(
         "/threshold",
-        response_model=VersionAnswer,
-        responses=REFUSALS,
-        openapi_extra=describe_json(ThresholdRequest),
+        "Decide from which score on the images of a category are anomalous.",
+        ThresholdRequest,
+        lambda asked, by: approval.set_threshold(
+            asked.category,
+            value=asked.value,
+            by=by,
+            reason=asked.reason,
+            alias=CHALLENGER if asked.challenger else CHAMPION,
+        ),
     )
-    async def threshold(request: Request) -> dict[str, Any]:
-        """Decide from which score on the images of a category are anomalous."""
-        return await decide(
-            request,
-            ThresholdRequest,
-            lambda asked, by: approval.set_threshold(
-                asked.category,
-                value=asked.value,
-                by=by,
-                reason=asked.reason,
-                alias=CHALLENGER if asked.challenger else CHAMPION,
-            ),
-        )
-
     return router
 
 
