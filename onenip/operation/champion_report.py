@@ -181,8 +181,10 @@ def _evaluate(
     pins = {
         "champion": version.digest,
         "threshold": version.threshold,
+        "decided": _tell(version),
         "images": hash_samples(tests),
         "params": params.evaluate.model_dump(mode="json"),
+        "seed": params.seed,
         "code": hash_code(*_CODE, libraries=_LIBRARIES),
     }
     if not _is_current(folder, pins):

@@ -119,8 +119,11 @@ def notify(
     is_posted = webhook is not None and _send(webhook, kind, message, facts, params)
     is_told = bool(addresses) and _tell(addresses, kind, message, picture)
     if is_posted or is_told:
-        with write_whole(memory) as draft:
-            draft.write_text(json.dumps({**sent, said: time.time()}), encoding="utf-8")
+        try:
+            with write_whole(memory) as draft:
+                draft.write_text(json.dumps({**sent, said: time.time()}), encoding="utf-8")
+        except OSError as error:  # a full disk: the notice may come twice
+            log.warning("%s: what was sent is not remembered: %s", memory, error)
     return is_posted or is_told
 
 
@@ -144,7 +147,6 @@ def _send(
     """POST a notice to the webhook; whether it was taken."""
     notice = {"text": message, "kind": kind, "at": datetime.now(tz=UTC).isoformat(), **facts}
     body = json.dumps(notice)
-    headers = {"Content-Type": "application/json"} | _sign(body)
     attempts = Retrying(
         retry=retry_if_exception(_is_passing),
         stop=stop_after_attempt(3),
@@ -152,7 +154,11 @@ def _send(
         reraise=True,
     )
     try:
+        headers = {"Content-Type": "application/json"} | _sign(body)
         attempts(_post, address, body, headers, params.timeout_seconds)
+    except NoticeError as error:
+        log.error("nobody was told that %s: %s", message, error)
+        return False
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         log.warning("nobody was told that %s: %s", message, type(error).__name__)
         return False

@@ -31,6 +31,7 @@ from onenip.errors import (
     UnreachableError,
 )
 from onenip.folders import replace_folder, write_whole
+from onenip.images import find_images, hash_file
 from onenip.model.file import hash_model
 from onenip.operation.evidence import collect_evidence
 from onenip.operation.gate import judge, undecidable
@@ -68,7 +69,8 @@ def write_warm_start(params: Params, *, root: Path) -> str | None:
 
     The champion of most categories is laid out under its digest, so that another champion makes DVC
     train again; not for the same data, though: a run that was killed after it promoted its own model
-    goes on as it began. A champion of another architecture cannot be started from.
+    goes on as it began, unless a person changed the params. A champion of another architecture cannot be
+    started from.
 
     Args:
         params: whether to start from the champion, and of which architecture.
@@ -83,11 +85,14 @@ def write_warm_start(params: Params, *, root: Path) -> str | None:
     path = Outputs(root).retraining
     plan = read_yaml(path) if path.is_file() else {}
     version = read_data_version(root)
-    if plan.get("data_version", "") == version and _is_there(plan.get("warm_start"), root):
+    asked = params.model.model_dump_json() + params.retrain.warm_start
+    known = {"data_version": version, "asked": hashlib.sha256(asked.encode()).hexdigest()[:16]}
+    is_planned = all(plan.get(key, "") == value for key, value in known.items())
+    if is_planned and _is_there(plan.get("warm_start"), root):
         return cast("str | None", plan["warm_start"])
     folder = _lay_out_champion(params, root) if params.retrain.warm_start == "champion" else None
     with write_whole(path) as draft:
-        text = {"data_version": version, "warm_start": folder}
+        text = {**known, "warm_start": folder}
         lines = [f"{key}: {json.dumps(value)}\n" for key, value in text.items()]
         draft.write_text(_RETRAINING + "".join(lines), encoding="utf-8")
     return folder
@@ -195,12 +200,19 @@ def _identify(
         hash_samples(s for s in select(samples, category=category) if s.subset != "fit"),
         params.gate.model_dump_json(),
         params.synthesize.model_dump_json(),
+        _hash_textures(params),
         params.seed,
         hash_code(*_CODE, libraries=_LIBRARIES),
         platform.node(),
         os.environ.get("ONENIP_DEVICE", ""),
     )
     return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _hash_textures(params: Params) -> list[str]:
+    """Digests of the photos that anomalies are drawn with, where there are no real defects."""
+    folder = Path(params.synthesize.textures or "textures/none")
+    return [hash_file(path) for path in find_images(folder)[0]] if folder.is_dir() else []
 
 
 def store_gate(version: Version, result: GateResult) -> bool:

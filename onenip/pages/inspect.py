@@ -158,20 +158,26 @@ def _read(name: str) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+def judge(content: bytes, category: str, candidates: list[Candidate]) -> JudgedUpload:
+    """As `judge_upload`; the latest answers are kept, as long as models and thresholds stay the same."""
+    known = [one.detector for one in candidates]
+    models = tuple((one.digest, one.spec.categories[category].image_threshold) for one in known)
+    return _judge(content, category, models, candidates)
+
+
 @st.cache_data(max_entries=_KEPT_ANSWERS, show_spinner="Looking at the image…")
 def _judge(
     content: bytes,
     category: str,
-    digests: tuple[str, ...],  # noqa: ARG001  # part of the cache's key
+    models: tuple[tuple[str, float], ...],  # noqa: ARG001  # part of the cache's key
     _candidates: list[Candidate],
 ) -> JudgedUpload:
     return judge_upload(content, category, _candidates)
 
 
 def _draw_image(name: str, content: bytes, category: str, candidates: list[Candidate]) -> None:
-    digests = tuple(f"{one.detector.digest} {one.title}" for one in candidates)
     try:
-        found = _judge(content, category, digests, candidates)
+        found = judge(content, category, candidates)
     except ImageError as error:
         st.error(f"{plain(name)} cannot be judged: {plain(error.reason)}")
         return

@@ -119,7 +119,9 @@ class JudgingQueue:
 
 
 def _settle(answer: asyncio.Future[Prediction], found: Prediction | BaseException) -> None:
-    if isinstance(found, BaseException):
+    if isinstance(found, StopIteration):  # a future takes all but this one
+        answer.set_exception(RuntimeError(f"{found!r}"))
+    elif isinstance(found, BaseException):
         answer.set_exception(found)
     else:
         answer.set_result(found)

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from watchfiles import Change, watch
-
 from onenip.data.labels import clean_name
 from onenip.errors import OneNIPError, UnknownCategoryError
-from onenip.folders import is_junk
-from onenip.images import IMAGE_SUFFIXES, explain_suffix, find_images, load_image
+from onenip.images import explain_suffix, find_images, load_image
 from onenip.review.answers import Answers, Keeping
 from onenip.serving.champions import Follower, Roster
 
-_GROWING_SECONDS = 0.3  # a file whose size is the same after so long is complete
-_PATIENCE_SECONDS = 30.0
-_REMEMBERED = 10_000  # files
+_LOOK_SECONDS = 0.2  # between two looks; longer in a folder that takes long to list
+_SHARE = 0.2  # of one processor, for looking
+_EMPTY_SECONDS = 30.0  # after which an empty file is not about to be written
+_FAILURES = 5  # in a row, to be named
+_REMEMBERED = 100_000  # files that are gone, and may come back with a drive
+
+Stamp = tuple[int, int]  # size and time of change
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,12 @@ def judge_folder(
 ) -> Iterator[dict[str, Any]]:
     """An answer to each image that appears in a folder or below, as `POST /predict` gives it, with `image`.
 
-    A file that is no image gets an answer with `error`; what is none by its name is named in the log.
+    The folder is listed again and again, and a file is judged once two lists show it unchanged: no message
+    can be lost, and it works where the system sends none, as for a folder on another machine. A file that
+    is no image gets an answer with `error`; what is none by its name is named in the log.
 
     Args:
-        folder: that is watched.
+        folder: that is watched; while it cannot be listed, that is in the log.
         champions: asked anew for each image, so that a new champion answers at once.
         category: of all images; None: the name of the folder below `folder` that an image lies in, if it is
             one of the categories, else it is inferred.
@@ -49,28 +52,46 @@ def judge_folder(
     """
     folder = folder.resolve()
     answers = None if keeping is None else Answers(keeping.address)
-    judged: dict[str, tuple[int, int]] = {}  # a file is written in several steps, each a change
-    changes = watch(folder, stop_event=stop, yield_on_timeout=True, rust_timeout=500, step=50)
-    next(changes, None)  # it watches from here on, so that nothing is missed
-    for path in find_images(folder)[0] if has_existing else ():
-        answer = _judge(path, folder, champions, category, answers, keeping)
-        judged[str(path)] = _stamp(path)
-        yield answer
-    for found in changes:
-        for change, name in sorted(found, key=lambda one: one[1]):
-            path = Path(name)
-            if change is Change.deleted or is_junk(path.relative_to(folder).parts):
-                continue
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                if change is Change.added and path.is_file():
-                    log.warning("%s: left out: %s", path.name, explain_suffix(path))
-                continue
-            if judged.get(name) != _stamp(path):
-                answer = _judge(path, folder, champions, category, answers, keeping)
-                if len(judged) > _REMEMBERED:
-                    judged.clear()
-                judged[name] = _stamp(path)
-                yield answer
+    images, others = _list(folder)
+    judged = {} if has_existing else dict(images)  # stamps of what was judged
+    failures = 0
+    while not stop.is_set():
+        seen, named, started_at = images, others, time.monotonic()
+        try:
+            images, others = _list(folder)
+        except OSError as error:  # gone for now; or a folder below it went meanwhile
+            failures += 1
+            if failures == _FAILURES:
+                log.warning("%s cannot be listed, and is tried again: %s", folder, error)
+            stop.wait(_LOOK_SECONDS)
+            continue
+        pause = max(_LOOK_SECONDS, (time.monotonic() - started_at) / _SHARE)
+        if failures >= _FAILURES:
+            log.warning("%s can be listed again", folder)
+        failures = 0
+        for path in sorted(others - named):
+            log.warning("%s: left out: %s", path.name, explain_suffix(path))
+        if len(judged) > 2 * len(images) + _REMEMBERED:
+            judged = {path: stamp for path, stamp in judged.items() if path in images}
+        for path, stamp in images.items():
+            is_complete = seen.get(path) == stamp == _stamp(path) and not _is_begun(stamp)
+            if is_complete and judged.get(path) != stamp:
+                judged[path] = stamp
+                yield _judge(path, folder, champions, category, answers, keeping)
+        stop.wait(pause)
+
+
+def _list(folder: Path) -> tuple[dict[Path, Stamp], set[Path]]:
+    """Images below a folder, the oldest first, with their stamps; other files."""
+    images, others = find_images(folder)
+    stamps = {path: stamp for path in images if (stamp := _stamp(path)) is not None}
+    return dict(sorted(stamps.items(), key=lambda one: one[1][1])), set(others)
+
+
+def _is_begun(stamp: Stamp) -> bool:
+    """Whether a file is empty, and perhaps about to be written."""
+    size, changed_ns = stamp
+    return not size and time.time() - changed_ns / 1e9 < _EMPTY_SECONDS
 
 
 def _judge(
@@ -83,7 +104,6 @@ def _judge(
 ) -> dict[str, Any]:
     roster, name = champions.roster, path.relative_to(folder).as_posix()
     try:
-        _wait_until_complete(path)
         content = path.read_bytes()
         chosen = category or _find_category(name, roster)
         image = load_image(content, sample_range=roster.model.sample_range(chosen))
@@ -103,12 +123,12 @@ def _judge(
     return {"image": name, **answer}
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """What changes with a file's content; of one that is gone, nothing."""
+def _stamp(path: Path) -> Stamp | None:
+    """What changes with a file's content; None of one that is gone."""
     try:
         found = path.stat()
     except OSError:
-        return 0, 0
+        return None
     return found.st_size, found.st_mtime_ns
 
 
@@ -128,13 +148,3 @@ def require_category(champions: Follower, category: str | None) -> None:
         raise OneNIPError(champions.problem or "no category has a champion; see `onenip status`")
     if category is not None and category not in serving:
         raise UnknownCategoryError(category, serving, kind="served")
-
-
-def _wait_until_complete(path: Path) -> None:
-    """Wait until a file stops growing."""
-    size, deadline = -1, time.monotonic() + _PATIENCE_SECONDS
-    while size != (now := path.stat().st_size) or not now:
-        if time.monotonic() > deadline:
-            raise OneNIPError("it is empty, or still growing")
-        size = now
-        time.sleep(_GROWING_SECONDS)

@@ -34,7 +34,7 @@ def load_textures(
     """
     if folder is None:
         return [draw_texture(size, rng) for _ in range(DRAWN_COUNT)]
-    files = find_images(folder)[0]
+    files = find_images(folder)[0] if folder.is_dir() else []
     if not files:
         raise DataError(f"{folder}: no texture images (synthesize.textures)", path=folder)
     if len(files) > limit:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_the_gate_is_recorded_once_and_policy_decides_alone_only_where_it_may(re
 
 @pytest.mark.usefixtures("registry")
 def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_detector):
-    """retrain.yaml names its folder, for as long as the data stay the same; without a champion it is null."""
+    """retrain.yaml names its folder as long as data and params are the same; without a champion, null."""
     params = make_tiny_params()
     path = tmp_path / "retrain.yaml"
     path.write_text("warm_start: null\n")
@@ -72,6 +73,9 @@ def test_training_starts_from_the_champion_of_most_categories(tmp_path, tiny_det
     assert folder == f"artifacts/warm_start/{tiny_detector.digest[:16]}"
     assert read_yaml(path)["warm_start"] == folder
     assert (tmp_path / folder / "model.safetensors").is_file()
+    assert retraining.write_warm_start(params, root=tmp_path) == folder
+    scratch = make_tiny_params(retrain={"warm_start": "scratch"})
+    assert retraining.write_warm_start(scratch, root=tmp_path) is None
     assert retraining.write_warm_start(params, root=tmp_path) == folder
     assert not (tmp_path / "params.yaml").exists()
 
@@ -120,8 +124,11 @@ def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data
     """Only categories for which the model is new come back; the same again is remembered."""
     (tmp_path / "data").symlink_to(tiny_data)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "textures").mkdir()
+    photo = next((tiny_data / "disc/train/good").iterdir())
+    shutil.copy(photo, tmp_path / "textures/wood.png")
     slow = {"max_seconds": 1000.0, "max_slowdown": 1000.0}
-    params = make_tiny_params(gate=slow)
+    params = make_tiny_params(gate=slow, synthesize={"textures": "textures"})
     manifest = write_manifest(tmp_path / "manifest.csv", tiny_data, params)
     approval.approve("disc", by="Ada", reason="good")
 
@@ -137,6 +144,9 @@ def test_what_serves_already_is_not_judged_again(tmp_path, tiny_model, tiny_data
     assert judge(params) == found
     with pytest.raises(TypeError):
         judge(make_tiny_params(gate={**slow, "min_normals": 3}))
+    shutil.copy(photo, tmp_path / "textures/stone.png")  # anomalies are drawn with it
+    with pytest.raises(TypeError):
+        judge(params)
 
 
 @pytest.mark.usefixtures("registry")
@@ -181,8 +191,8 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     assert write_champion_report(params, manifest=manifest, **options) is None
 
 
-def test_a_webhook_gets_a_sentence_and_facts():
-    """A chat shows `text`; a program reads the rest; a dead address stops nothing."""
+def test_a_webhook_gets_a_sentence_and_facts(monkeypatch):
+    """A chat shows `text`; a program reads the rest; dead addresses, full disks and bad keys stop nothing."""
     taken: list[dict] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -197,8 +207,17 @@ def test_a_webhook_gets_a_sentence_and_facts():
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
         params = NotifyParams(webhook=f"http://127.0.0.1:{server.server_port}/", timeout_seconds=5)
-        told = notify("gate-failed", "bottle failed", facts={"version": 3}, params=params)
+        told = notify(
+            "gate-failed",
+            "bottle failed",
+            facts={"version": 3},
+            params=params,
+            memory=Path("/dev/null/notices.json"),
+        )
     dead = NotifyParams(webhook="http://127.0.0.1:9/", timeout_seconds=1)
+    monkeypatch.setenv("ONENIP_WEBHOOK_SECRET", "whsec_short")
+    assert not notify("gate-failed", "cannot be signed", facts={}, params=params)
+    monkeypatch.delenv("ONENIP_WEBHOOK_SECRET")
 
     assert told
     assert taken[0]["text"] == "bottle failed"

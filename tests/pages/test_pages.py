@@ -226,6 +226,21 @@ def test_the_first_person_at_an_unlisted_machine_becomes_approver(registry, brow
     ]
 
 
+def test_a_changed_threshold_is_another_question(tiny_detector, tiny_data):
+    """What the page kept of a model's answers says nothing of the same model with another threshold."""
+    from onenip.pages.inspect import judge
+    from onenip.pages.models import Candidate
+
+    content = next((tiny_data / "disc/test/spot").iterdir()).read_bytes()
+    score = judge(content, "disc", [Candidate("folder", tiny_detector)]).predictions[0].score
+    verdicts = [
+        judge(content, "disc", [Candidate("folder", changed)]).predictions[0].verdict
+        for changed in (tiny_detector.with_threshold("disc", score + at) for at in (1, -1))
+    ]
+
+    assert verdicts == ["normal", "anomalous"]
+
+
 WATCH = """([title, score]) => {
   window.isMixed = false;
   new MutationObserver(() => {

@@ -147,10 +147,23 @@ def test_an_image_of_a_category_that_nothing_serves_is_refused(
     assert "looks like disc, which has no approved model" in refused.json()["detail"]
 
 
-def test_a_model_that_fails_fails_its_own_requests(tiny_model, tiny_detector, image_file):
+def lose_memory(detector):
+    detector.folded.to("meta")  # as a device does
+
+
+def end_iteration(detector):
+    def end(*_):
+        raise StopIteration
+
+    for part in detector.folded.modules():
+        part.register_forward_pre_hook(end)
+
+
+@pytest.mark.parametrize("damage", [lose_memory, end_iteration])
+def test_a_model_that_fails_fails_its_own_requests(tiny_model, tiny_detector, image_file, damage):
     """An error that nobody foresaw is a 500 of its request, and the next one is answered."""
     broken = Detector.load(tiny_model)
-    broken.folded.to("meta")  # as a device that lost its memory
+    damage(broken)
     champions = Follower()
     champions.roster = Roster(
         {"disc": Serving("disc", broken, 1), "stripes": Serving("stripes", tiny_detector, 1)}

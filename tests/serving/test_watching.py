@@ -1,8 +1,10 @@
 """A watched folder: each image that appears is judged once, whole."""
 
 import threading
+import time
 
 import pytest
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from onenip.detector.detector import Detector
 from onenip.errors import OneNIPError, UnknownCategoryError
@@ -73,6 +75,62 @@ def test_a_model_that_fails_stops_no_other(tiny_model, tiny_data, tiny_detector,
     assert list(answers) == []
     assert "meta" in disc["error"]
     assert stripes["verdict"]
+
+
+def test_a_folder_may_go_and_come_back(tiny_model, tiny_data, tmp_path, caplog):
+    """A drive that is pulled out is waited for and named; afterwards only what is new is judged."""
+    folder, stop = tmp_path / "camera", threading.Event()
+    folder.mkdir()
+    content = (tiny_data / "disc/test/spot/000.png").read_bytes()
+    (folder / "old.png").write_bytes(content)
+    champions = Follower.of_folder(tiny_model)
+    answers = judge_folder(
+        folder, champions, category="disc", has_existing=True, keeping=None, stop=stop
+    )
+
+    assert next(answers)["image"] == "old.png"
+    folder.rename(tmp_path / "pulled")
+
+    def bring_back():
+        while "cannot be listed" not in caplog.text:
+            time.sleep(0.05)
+        (tmp_path / "pulled/new.png").write_bytes(content)
+        (tmp_path / "pulled").rename(folder)
+
+    thread = threading.Thread(target=bring_back, daemon=True)
+    thread.start()
+
+    assert next(answers)["image"] == "new.png"
+    assert "can be listed again" in caplog.text
+    stop.set()
+    assert list(answers) == []
+
+
+def test_an_image_that_is_replaced_while_it_is_judged_is_judged_again(
+    tiny_model, tiny_data, tmp_path
+):
+    """The later content has its own answer, however the two overlap."""
+    stop, path = threading.Event(), tmp_path / "part.png"
+    first, second = ((tiny_data / f"disc/test/{k}/000.png").read_bytes() for k in ("spot", "good"))
+    path.write_bytes(first)
+    replaced = [second]
+
+    def replace(*_):
+        while replaced:
+            path.write_bytes(replaced.pop())
+
+    champions = Follower.of_folder(tiny_model)
+    answers = judge_folder(
+        tmp_path, champions, category="disc", has_existing=True, keeping=None, stop=stop
+    )
+    hook = register_module_forward_pre_hook(replace)
+    try:
+        scores = [next(answers)["score"], next(answers)["score"]]
+    finally:
+        hook.remove()
+        stop.set()
+
+    assert scores[0] != scores[1]
 
 
 def test_a_category_without_champion_is_named_before_it_starts(tiny_model):
