@@ -287,8 +287,9 @@ def train(
     sizes = {k: params.model.zoomed_size(z) for k, z in choose_zooms(samples, params.model).items()}
     kept = Cache(cache)
     images = ResizedImages(normals, sizes, kept)
+    chosen = synthetic_bank.choose_normals(normals)
     entries = synthetic_bank.draw_entries(
-        params.synthesize, normals, images, seed=params.seed, progress=False
+        params.synthesize, images, chosen, seed=params.seed, progress=False
     )
     synthetic_bank.write(folder / "bank", entries)
     return fit_detector(

@@ -132,7 +132,8 @@ def fit_tiny(
     images = ResizedImages(
         normal, dict.fromkeys(list_categories(samples), params.model.input_size), kept
     )
-    entries = synthetic_bank.draw_entries(params.synthesize, normal, images, seed=0, progress=False)
+    chosen = synthetic_bank.choose_normals(normal)
+    entries = synthetic_bank.draw_entries(params.synthesize, images, chosen, seed=0, progress=False)
     bank = folder / "bank"
     if not bank.exists():
         synthetic_bank.write(bank, entries)

@@ -149,7 +149,11 @@ class ValidateParams(Section):
 class SynthesizeParams(Section):
     """Synthetic anomalies on normal images; lengths in px refer to a side of 224 px."""
 
-    per_image: int = Field(2, ge=1, description="synthetic anomalies per normal image")
+    per_image: int = Field(
+        2,
+        ge=1,
+        description="synthetic anomalies per held-out normal image, for thresholds; training draws its own",
+    )
     kinds: dict[str, float] = Field(
         {
             "cutpaste": 0.1,

@@ -43,15 +43,17 @@ def run(params: Params, *, data_dir: Path, manifest: Path, out_dir: Path) -> Syn
     sizes = {name: params.model.zoomed_size(zoom) for name, zoom in zooms.items()}
     cache = Cache(out_dir.parent / OUTPUTS.cache.name, max_gib=params.cache.max_gib)
     images = ResizedImages(samples, sizes, cache)
-    images.prepare(workers=count_cores(), progress=show)
+    chosen = synthetic_bank.choose_normals(samples)
+    made_from = ResizedImages([samples[i] for i in chosen], sizes, cache)
+    made_from.prepare(workers=count_cores(), progress=show)
     entries = synthetic_bank.draw_entries(
-        params.synthesize, samples, images, seed=params.seed, progress=show
+        params.synthesize, images, chosen, seed=params.seed, progress=show
     )
     with replace_folder(out_dir) as draft:
         synthetic_bank.write(draft, entries)
         bank = synthetic_bank.read(draft)
-        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(bank, images))
+        sheet = Image.fromarray(synthetic_bank.draw_contact_sheet(bank, made_from))
         sheet.save(draft / "contact_sheet.png")
     cache.prune()
-    log.info("%d synthetic anomalies of %d normal images in %s", len(bank), len(samples), out_dir)
+    log.info("%d synthetic anomalies of %d normal images in %s", len(bank), len(chosen), out_dir)
     return SynthesizeResult(len(bank), out_dir / "contact_sheet.png")

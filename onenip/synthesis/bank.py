@@ -22,7 +22,8 @@ from onenip.synthesis.textures import load_textures
 
 INDEX_FILE = "index.csv"
 _COLUMNS = ("image", "mask", "category", "kind", "made_from")
-_PER_CATEGORY = 8  # anomalies of a category on the contact sheet
+_PER_CATEGORY = 216  # images: 200 for a threshold, 16 to select weights on
+_SHOWN = 8  # anomalies of a category on the contact sheet
 _TILE_PX = 128
 
 
@@ -54,26 +55,38 @@ class StoredAnomaly:
     made_from: str
 
 
+def choose_normals(samples: Sequence[Sample]) -> list[int]:
+    """Indices of the normal images whose anomalies a training asks for: so many of a category at most.
+
+    They are those that are kept out of fitting; where a category has none, fitted ones. Training draws the
+    anomalies that it learns from by itself.
+    """
+    chosen = []
+    for indices in group_by_category(samples).values():
+        held_out = [i for i in indices if samples[i].subset == "calibration"]
+        chosen += sorted(held_out or indices, key=lambda i: samples[i].sha256)[:_PER_CATEGORY]
+    return sorted(chosen)
+
+
 def draw_entries(
     params: SynthesizeParams,
-    samples: Sequence[Sample],
     images: ResizedImages,
+    chosen: Sequence[int],
     *,
     seed: int,
     progress: bool,
 ) -> Iterator[Entry]:
-    """Synthetic anomalies of the samples' images, one by one.
-
-    There are `per_image` of each.
+    """Synthetic anomalies of some of the images, one by one, `per_image` of each.
 
     An anomaly is a function of the seed, its image and the other images of its category.
 
     Raises:
         ParamsError: naming an image that no kind of anomaly changes visibly.
     """
+    samples = images.samples
     synthesizers = build_synthesizers(params, images.sizes.values(), seed=seed)
     by_category = group_by_category(samples)
-    for index in tqdm(range(len(samples)), desc="synthesize", disable=not progress, unit="image"):
+    for index in tqdm(chosen, desc="synthesize", disable=not progress, unit="image"):
         rng = np.random.default_rng([seed, 4, int(samples[index].sha256[:12], 16)])
         mates = by_category[samples[index].category]
         for variant in range(params.per_image):
@@ -161,7 +174,7 @@ def draw_contact_sheet(bank: Sequence[StoredAnomaly], images: ResizedImages) -> 
     bands = []
     for category in sorted({stored.category for stored in bank}):
         own = [stored for stored in bank if stored.category == category]
-        picks = [own[i] for i in np.linspace(0, len(own) - 1, _PER_CATEGORY).round().astype(int)]
+        picks = [own[i] for i in np.linspace(0, len(own) - 1, _SHOWN).round().astype(int)]
         columns = [
             np.concatenate(
                 [

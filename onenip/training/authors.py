@@ -212,7 +212,7 @@ def _calibrate(network: Network, params: Params, samples: Sequence[Sample], seed
     size = params.model.input_size  # the paper's model has no zoom
     images = ResizedImages(held_out, dict.fromkeys(list_categories(held_out), size), cache)
     entries = synthetic_bank.draw_entries(
-        params.synthesize, held_out, images, seed=seed, progress=False
+        params.synthesize, images, range(len(held_out)), seed=seed, progress=False
     )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "bank"
