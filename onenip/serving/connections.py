@@ -21,6 +21,7 @@ _LEFTOVER_SECONDS = 10.0  # for the rest of a body whose request was answered al
 _SHUTDOWN_SECONDS = 10  # for requests that are being answered when the server is stopped
 _MAX_CONNECTIONS = 1024
 _OTHER_FILES = 64  # descriptors that are kept for everything else
+_TURNS = 4  # of the event loop, until a connection that is one too many is closed
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n"
     b"Retry-After: 1\r\n\r\n"
@@ -40,6 +41,8 @@ def configure(app: ASGIApp, *, host: str, port: int) -> uvicorn.Config:
         port=port,
         http=LimitedConnection,
         ws="none",
+        backlog=_count_accepted(),
+        proxy_headers=False,  # who connects is known by the connection alone
         log_level="warning",
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
     )
@@ -106,9 +109,20 @@ class LimitedConnection(H11Protocol):
 
 def _count_allowed() -> int:
     """Number of connections that leave file descriptors for everything else."""
+    files = _count_files() - _OTHER_FILES - _TURNS * _count_accepted()
+    return max(1, min(_MAX_CONNECTIONS, files))
+
+
+def _count_accepted() -> int:
+    """Number of connections that are accepted at once, before anybody counts them."""
+    return max(1, min(256, _count_files() // 16))
+
+
+def _count_files() -> int:
+    """Number of files and connections that the process may have open."""
     if sys.platform == "win32":
-        return _MAX_CONNECTIONS
+        return 2 * _MAX_CONNECTIONS
     import resource
 
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(_MAX_CONNECTIONS, soft - _OTHER_FILES))
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -357,6 +359,69 @@ def test_connections_are_limited(tiny_model, monkeypatch):
 
     assert refused.startswith(b"HTTP/1.1 503")
     assert answer == b"200"
+
+
+FEW_FILES = """
+import resource, sys
+from onenip.serving import connections
+
+async def answer(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+connections.HEADER_SECONDS = 0.5
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+connections.run_server(answer, host="127.0.0.1", port=int(sys.argv[1]))
+"""
+
+
+def test_a_flood_of_connections_takes_no_file_descriptor_too_many():
+    """Where 256 files may be open, 400 clients at once are held or refused, and nothing is logged."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", FEW_FILES, str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        whole = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+        def ask():
+            try:
+                return read(send(port, whole))
+            except ConnectionRefusedError:  # it starts
+                return b""
+
+        while not ask():
+            assert server.poll() is None
+        held = [send(port, HEAD) for _ in range(400)]
+        answers = [ask()]
+        while not answers[-1].startswith(b"HTTP/1.1 200"):
+            answers.append(ask())
+        for one in held:
+            one.close()
+        server.terminate()
+        logged = server.communicate(timeout=60)[1]
+
+    assert all(one.startswith((b"HTTP/1.1 200", b"HTTP/1.1 503")) for one in answers)
+    assert logged == ""
+
+
+def test_who_connects_is_known_by_the_connection_alone(monkeypatch):
+    """No header makes a client the proxy that may say who logged in, whatever uvicorn is told to trust."""
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    clients = []
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            clients.append(scope["client"][0])
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body"})
+
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.1.2.3\r\n\r\n"
+    with serve(app) as port:
+        assert read_status(send(port, head)) == 200
+
+    assert clients == ["127.0.0.1"]
 
 
 def test_a_server_that_is_stopped_ends(tiny_model, monkeypatch):
