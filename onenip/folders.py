@@ -77,8 +77,7 @@ def write_whole(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         ...     draft.write_text("{}")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    word = f"{os.getpid()}-{threading.get_ident()}.partial"
-    draft = path.with_name(f".{path.stem}.{word}{path.suffix}")
+    draft = path.with_name(_name_draft(path, f"{os.getpid()}-{threading.get_ident()}"))
     try:
         yield draft
         if is_durable:
@@ -87,6 +86,12 @@ def write_whole(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
         if is_durable:
             _flush(path.parent)
     finally:
+        draft.unlink(missing_ok=True)
+
+
+def remove_drafts(path: Path) -> None:
+    """Remove the drafts of a file that kills left; only for who holds the sole right to write it."""
+    for draft in path.parent.glob(_name_draft(path, "*")):
         draft.unlink(missing_ok=True)
 
 
@@ -126,6 +131,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     finally:
         _recover(folder, previous)
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _name_draft(path: Path, writer: str) -> str:
+    return f".{path.stem}.{writer}.partial{path.suffix}"
 
 
 def _flush(path: Path) -> None:

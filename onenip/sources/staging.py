@@ -21,7 +21,7 @@ from PIL import Image
 
 from onenip.data.checkout import hold_checkout
 from onenip.errors import ImageError, SourceError
-from onenip.folders import write_whole
+from onenip.folders import remove_drafts, write_whole
 from onenip.images import hash_file, load_mask
 from onenip.sources.items import Item
 
@@ -139,6 +139,8 @@ class Staging:
                 with write_whole(self._pointer) as draft:
                     draft.write_text(state["pointer"], encoding="utf-8")
             self._journal.unlink()
+        for path in (self._journal, self._pointer):
+            remove_drafts(path)
         self._forget_previous()
 
     def _forget_previous(self) -> None:

@@ -152,6 +152,19 @@ def test_masks_of_one_image_are_united(tmp_path):
     assert mask.sum() == first.sum() + 9
 
 
+def test_half_written_notes_of_killed_downloads_are_removed(tmp_path):
+    """A draft of the journal or of the pointer is gone after the next download; other files stay."""
+    staging = Staging(tmp_path / "data", pointer=tmp_path / "data.dvc")
+    staging.folder.mkdir(parents=True)
+    drafts = [staging.folder / ".journal.7-8.partial.json", tmp_path / ".data.7-8.partial.dvc"]
+    others = [staging.folder / "other.json", tmp_path / ".other.7-8.partial.dvc"]
+    for path in (*drafts, *others):
+        path.write_text("{")
+
+    with staging.locked():
+        assert [path for path in (*drafts, *others) if path.exists()] == others
+
+
 @pytest.mark.parametrize("folder", ["gt", "upper"])
 def test_masks_are_found_by_other_names(folder):
     """At the first door they get the name that every stage knows."""
