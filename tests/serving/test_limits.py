@@ -411,7 +411,7 @@ def test_who_connects_is_known_by_the_connection_alone(monkeypatch):
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     clients = []
 
-    async def app(scope, receive, send):
+    async def app(scope, _receive, send):
         if scope["type"] == "http":
             clients.append(scope["client"][0])
             await send({"type": "http.response.start", "status": 200, "headers": []})

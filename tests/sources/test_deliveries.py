@@ -326,7 +326,9 @@ def test_polygons_are_masks_of_the_defects_that_folders_name(tmp_path):
     ("change", "reason"),
     [({"segmentation": {"counts": "x", "size": [1, 1]}}, "in run lengths; export polygons"),
      ({"segmentation": [[1, 2, 3]]}, "not understood"), ({"image_id": 9}, "not understood"),
-     ({"segmentation": [[1, 2]]}, "fewer than three points")],
+     ({"segmentation": [[1, 2]]}, "fewer than three points"),
+     ({"segmentation": [[10**400, 2, 3, 4, 5, 6]]}, "too large"),
+     ({"segmentation": [[1e400, 2, 3, 4, 5, 6]]}, "not understood")],
 )  # fmt: skip
 def test_annotations_that_are_not_understood_name_their_file(change, reason, tmp_path):
     """One line with the file, and nothing is taken as normal."""
@@ -337,6 +339,39 @@ def test_annotations_that_are_not_understood_name_their_file(change, reason, tmp
 
     with pytest.raises(SourceError, match=f"labels.json: COCO .*{reason}"):
         fetch(root, tmp_path)
+
+
+def test_annotated_sizes_are_sizes(tmp_path):
+    """Two negative sides are no size, though their product is."""
+    root = draw_product(tmp_path / "part", ["0.png"])
+    image = {"id": 3, "file_name": "0.png", "height": -10, "width": -20}
+    one = {"image_id": 3, "category_id": 1, "segmentation": [SQUARE]}
+    (root / "labels.json").write_text(json.dumps({"images": [image], "annotations": [one]}))
+
+    with pytest.raises(SourceError, match=r"labels.json: COCO .*an image of -20x-10 px"):
+        fetch(root, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"l-metadata": "x"},
+        {"l-metadata": None},
+        {"m-ref": "s3://b/0.png", "m-ref-metadata": "x"},
+        {"m-ref": "s3://b/0.png", "m-ref-metadata": {"internal-color-map": [1]}},
+        {"m-ref": "s3://b/0.png", "m-ref-metadata": {"internal-color-map": {"0": 5}}},
+        {"source-ref": f"s3://b/{'a' * 5000}.png"},
+        {"source-ref": f"s3://b/{'a/' * 3000}0.jpg"},
+    ],
+)
+def test_a_damaged_manifest_of_lookout_is_one_line(more, tmp_path):
+    """Values of another type, and names that no file can have, are named with the manifest."""
+    root = draw_product(tmp_path / "part", ["0.png"])
+    row = {"source-ref": "s3://b/0.png", "l": 1, "l-metadata": {"class-name": "hole"}} | more
+    (root / "train.manifest").write_text(json.dumps(row))
+
+    with pytest.raises(SourceError, match=r"train\.manifest: (not a table|row 1)"):
+        stage(root / "train.manifest", tmp_path)
 
 
 def test_a_manifest_of_lookout_is_read_beside_its_images(tmp_path):
