@@ -44,7 +44,7 @@ def require_server() -> None:
         return
     try:
         httpx.get(f"{address.rstrip('/')}/health", timeout=_ANSWER_SECONDS).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise UnreachableError(
             f"PREFECT_API_URL: no Prefect server answers at {address}; `onenip up` starts one here, "
             "and without the variable none is needed"

@@ -78,7 +78,7 @@ def emit(
             auth=(user, password) if login else None,
             timeout=timeout_seconds,
         ).raise_for_status()
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise NoticeError(f"{address}: the event was not taken: {error}") from error
 
 
@@ -159,7 +159,7 @@ def _send(
     except NoticeError as error:
         log.error("nobody was told that %s: %s", message, error)
         return False
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         log.warning("nobody was told that %s: %s", message, type(error).__name__)
         return False
     return True

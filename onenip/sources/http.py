@@ -94,7 +94,7 @@ def download(
                 return Downloaded(None, "", known_tag)
     except httpx.TooManyRedirects as error:
         raise SourceError(f"{shown}: redirects in a circle; check the address") from error
-    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL, UnicodeError) as error:
         raise SourceError(f"{shown}: not an address to download from") from error
     except (httpx.TransportError, _ServerBusyError) as error:
         raise SourceUnreachableError(
@@ -216,11 +216,10 @@ def _is_worth_a_retry(error: BaseException) -> bool:
 
 
 def _tag_of(reply: httpx.Response) -> str:
-    """A tag that names these very bytes; weak ETags do not."""
-    etag = reply.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):
-        return str(etag)
-    return str(reply.headers.get("Last-Modified", ""))
+    """A tag that names these very bytes; weak ETags do not, nor any that cannot be sent back."""
+    etag, changed = (str(reply.headers.get(name, "")) for name in ("ETag", "Last-Modified"))
+    tag = changed if not etag or etag.startswith("W/") else etag
+    return tag if tag.isascii() else ""
 
 
 def _read_tag(path: Path) -> str:

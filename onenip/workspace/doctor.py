@@ -184,7 +184,7 @@ def examine_servers() -> Iterator[Finding]:
             # its head alone: a body may never end
             with httpx.stream("GET", address + health, timeout=_ANSWER_SECONDS) as answer:
                 answer.raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             text = f"{variable}: {hide_secrets(address)} does not answer ({type(error).__name__})"
             yield Finding(subject, text, f"onenip up, or unset {variable}", is_needed=True)
             continue

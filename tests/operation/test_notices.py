@@ -62,3 +62,11 @@ def test_addresses_are_secrets():
     params = Params.parse({"notify": {"addresses": ["slack://a/b/c", "$MAIL"]}})
 
     assert params.dump_public()["notify"]["addresses"] == [HIDDEN, "$MAIL"]
+
+
+def test_a_webhook_whose_host_is_none_stops_nothing(tmp_path, caplog):
+    """A part of 300 letters, which no resolver takes, is logged as any other that is down."""
+    params = NotifyParams(webhook=f"http://{'a' * 300}.example/")
+
+    assert not notify("run-failed", "it failed", facts={}, params=params, memory=tmp_path / "sent")
+    assert "nobody was told that it failed" in caplog.text

@@ -358,6 +358,25 @@ def test_a_busy_server_is_asked_again(web, tmp_path):
     assert begins == [300_000, 600_000]
 
 
+@pytest.mark.parametrize("tag", ['"\xfc\xff"', "\xfc"])
+def test_a_tag_that_cannot_be_sent_back_is_none(web, tmp_path, tag):
+    """A server that names its file in other letters than ASCII is asked for all of it again."""
+    web.files["/f"] = bytes(range(256)) * 400
+    web.tags["/f"] = tag
+    web.cuts["/f"] = [1000]
+
+    done = fetch_file(f"{web.address}/f", tmp_path / "f", wait_seconds=0.01)
+
+    assert (done.tag, done.path.read_bytes()) == ("", web.files["/f"])
+    assert [asked for _, asked in web.requests] == ["", ""]
+
+
+def test_a_host_whose_name_is_none_is_one_line(tmp_path):
+    """Such as one with a part of 300 letters, which no resolver takes."""
+    with pytest.raises(SourceError, match="not an address to download from"):
+        fetch_file(f"http://{'a' * 300}.example/f", tmp_path / "f", wait_seconds=0.01)
+
+
 def test_a_download_that_is_always_cut_goes_on_in_the_next_run(web, tmp_path):
     """What came before the last attempt is kept, and the next run asks for the rest only."""
     web.files["/f"] = bytes(range(256)) * 400

@@ -22,6 +22,7 @@ class Web:
         statuses: answers of a path before it behaves, such as 503.
         pages: bytes by path that are served as a web page.
         answers: status and XML by path, as a server of S3 answers; the query does not count.
+        tags: ETag by path, where it is an odd one.
         requests: path and Range header of every request.
         pause: seconds after each 16 KiB of a file.
     """
@@ -31,6 +32,7 @@ class Web:
     statuses: dict[str, list[int]] = field(default_factory=dict)
     pages: dict[str, bytes] = field(default_factory=dict)
     answers: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     address: str = ""
     pause: float = 0.0
@@ -65,7 +67,7 @@ def running_web(web: Web):
                 self.answer(404)
 
         def send_file(self, body, asked):
-            tag = f'"{hash(body):x}"'
+            tag = web.tags.get(self.path, f'"{hash(body):x}"')
             headers = {"ETag": tag, "Content-Type": "application/octet-stream"}
             if self.headers.get("If-None-Match") == tag:
                 self.answer(304, headers)
