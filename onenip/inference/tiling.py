@@ -92,7 +92,7 @@ class TiledDetector:
         is_known = category in detector.categories
         sample_range = detector.sample_range(category) if is_known else decide_given(normals)
         images = [to_array(image, sample_range) for image in normals]
-        boxes = [list_tiles((i.shape[0], i.shape[1]), tile_px, 0.0) for i in images]
+        boxes = [list_tiles((i.shape[0], i.shape[1]), tile_px, overlap) for i in images]
         tiles = [
             cut_tile(image, box) for image, own in zip(images, boxes, strict=True) for box in own
         ]

@@ -21,6 +21,7 @@ from onenip.params import Params
 from onenip.registry import publishing
 from onenip.registry.champions import Champions, choose_unified
 from onenip.registry.tags import Version
+from onenip.version import hash_code
 
 _MAX_IMAGES = 64  # more change little, and cost time
 
@@ -60,7 +61,7 @@ def provide(params: Params, *, root: Path) -> list[Version]:
         if name not in detector.categories
         and (usable := _list_usable(paths, ranges[name], left_out=left_out))
     }
-    made_from = _hash(base, new)
+    made_from = _hash(base, new, ranges)
     now = [champions.snapshot.standing(name).provisional for name in new]
     if all(version is not None and version.made_from == made_from for version in now):
         return []
@@ -139,7 +140,13 @@ def _list_usable(
     return found
 
 
-def _hash(base: Version, images: Mapping[str, Sequence[Path]]) -> str:
-    lines = [base.digest]
+def _hash(
+    base: Version,
+    images: Mapping[str, Sequence[Path]],
+    ranges: Mapping[str, SampleRange | None],
+) -> str:
+    """Digest of all that provisional versions are made from."""
+    lines = [base.digest, hash_code("detector", "images.py", "model")]
+    lines += [f"{name} {ranges[name]}" for name in images]
     lines += [f"{name} {hash_file(path)}" for name, paths in images.items() for path in paths]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -77,6 +77,23 @@ def test_normal_images_stay_normal(tiled):
     assert all(one.category == "stripes" and one.category_inferred for one in found)
 
 
+def test_tiles_are_calibrated_where_they_are_judged(tiny_detector):
+    """A part in the middle of each image, which is whole in no tile side by side, is normal."""
+
+    def draw(seed):
+        part = draw_normal("disc", np.random.default_rng(seed))
+        return np.pad(
+            part, ((SIZE // 2, SIZE // 2), (SIZE // 2, SIZE // 2), (0, 0)), mode="reflect"
+        )
+
+    normals = [draw(seed) for seed in range(8)]
+    tiled = TiledDetector.from_normals(tiny_detector, "part", normals, tile_px=TILE, overlap=0.5)
+
+    found = tiled.predict([draw(seed) for seed in range(20, 26)], category="part")
+
+    assert sum(one.score > one.threshold for one in found) <= 1
+
+
 def test_a_tile_of_the_whole_image_is_the_image(tiny_detector):
     """An image no larger than a tile is judged as without tiles."""
     image = draw_normal("disc", np.random.default_rng(3))
@@ -109,7 +126,7 @@ def test_tiles_of_one_photograph_do_not_calibrate_each_other(tiny_detector, side
     At 100 px the tiles of 64 px lie over each other by 28 px, at 128 px side by side.
     """
     normals = [draw_big(seed)[:side, :side] for seed in range(photographs)]
-    tiled = TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE)
+    tiled = TiledDetector.from_normals(tiny_detector, "stripes", normals, tile_px=TILE, overlap=0.0)
     scores = tiled.detector.spec.categories["stripes in tiles"].held_out_scores
 
     with_itself = [

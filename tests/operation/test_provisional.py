@@ -110,7 +110,7 @@ def test_what_the_manifest_leaves_out_stays_out(plant):
 
 
 def test_more_images_make_a_better_stand_in(plant):
-    """Each further delivery gives a new provisional version; nobody is asked to approve it."""
+    """Each delivery, or another range of samples, gives a new provisional version; nobody is asked."""
     put_bolts(plant, 1)
     params = make_tiny_params()
     (first,) = provisional.provide(params, root=plant)
@@ -124,6 +124,9 @@ def test_more_images_make_a_better_stand_in(plant):
         approval.approve("bolt", by="Ada", reason="hurry", version=second.number)
     with pytest.raises(RegistryError, match="no challenger waits"):
         approval.approve("bolt", by="Ada", reason="hurry")
+    declared = make_tiny_params(data={"sample_ranges": {"bolt": [0, 128]}})
+    assert len(provisional.provide(declared, root=plant)) == 1
+    assert provisional.provide(declared, root=plant) == []
 
 
 def test_the_server_answers_for_it_and_still_tells_categories(plant, tiny_detector):
