@@ -23,7 +23,7 @@ _ATTEMPTS, _PAUSE_SECONDS = 20, 0.15
 # Linux shares the processor between sessions first, by this value, and within one by niceness
 _SESSION = Path("/proc/self/autogroup")
 
-_END_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux, which alone groups tasks by session
+_SIGNAL_OF_PARENTS_END = 1  # PR_SET_PDEATHSIG of Linux, which alone groups tasks by session
 
 log = logging.getLogger(__name__)
 
@@ -91,10 +91,12 @@ def _go_on_in_own_session() -> None:
     parent, child = os.getpid(), os.fork()
     if not child:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        threading.Thread(target=_wait_and_end_session, daemon=True).start()
         # by the kernel, and so at once on the busiest machine
-        ctypes.CDLL(None).prctl(_END_WITH_PARENT, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_END, signal.SIGUSR2)
         if os.getppid() != parent:  # it was killed meanwhile
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGUSR2)
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCONT):
         signal.signal(number, lambda given, _: os.killpg(child, given))
@@ -105,11 +107,19 @@ def _go_on_in_own_session() -> None:
 
     signal.signal(signal.SIGTSTP, stop)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGTERM)  # what a killed one leaves, such as Prefect's own server
     if code < 0:
         with suppress(OSError):  # of signals that nobody may handle
             signal.signal(-code, signal.SIG_DFL)
         os.kill(parent, -code)
     os._exit(code)
+
+
+def _wait_and_end_session() -> None:
+    """End this process and what it started, once the one that waits for it is gone."""
+    signal.sigwait({signal.SIGUSR2})
+    os.killpg(0, signal.SIGTERM)
 
 
 def _read_session_niceness() -> int | None:

@@ -91,6 +91,22 @@ def test_batch_work_ends_as_its_own_process_does():
 
 
 @groups_sessions
+@pytest.mark.parametrize("is_waiting_one", [True, False])
+def test_what_batch_work_started_ends_with_it(is_waiting_one):
+    """Whichever of its two processes is killed, no server that it started for itself goes on."""
+    then = "import subprocess; subprocess.Popen(['sleep', '600'], stdout=2); time.sleep(600)"
+    process, worker, _ = start_batch(then)
+    wait_for(worker.children)
+    started = worker.children()[0]
+
+    (process if is_waiting_one else worker).kill()
+
+    process.wait(60)
+    psutil.wait_procs([worker, started], timeout=60)
+    assert not started.is_running()
+
+
+@groups_sessions
 def test_batch_work_stops_and_goes_on_with_its_terminal():
     """Ctrl-Z and `fg` reach it, too."""
     process, worker, _ = start_batch("time.sleep(600)")
