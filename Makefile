@@ -57,7 +57,7 @@ fix: install ## repair formatting and what lint can repair
 	$(BIN)/ruff format .
 
 docs: install ## build the documentation into site/; a broken link fails
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 up: install ## start Prefect, MLflow, a worker and S3 on this machine, print their addresses
 	$(BIN)/onenip up

@@ -22,6 +22,7 @@ def apply_settings(*, root: Path = Path()) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "600",  # a busy machine
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_UI_V2_ENABLED": "false",  # that page asks amplitude.com for settings
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "onenip",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",

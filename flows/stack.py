@@ -31,6 +31,7 @@ from onenip.data.outputs import OUTPUTS
 from onenip.errors import BusyError, OneNIPError
 from onenip.folders import write_whole
 from onenip.params import Params
+from onenip.registry.runs import find_page
 from onenip.stages.process import NICENESS, set_session_niceness
 
 FOLDER = STATE_DIR / "stack"
@@ -101,6 +102,8 @@ def _up() -> None:
             set_session_niceness(worker.process_id)
     _write_environment(env)
     _print(services, databases)
+    os.environ.update(env)  # of this process alone, which ends with `up`
+    typer.echo(f"Trainings in MLflow:  {find_page()}")
     if params.notify.webhook is not None:  # last: all else works without it
         _run([*python, "onenip", "webhooks"], everybody)
 

@@ -34,15 +34,15 @@ def read(page):
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-def find_blocks(page):
-    """Fenced blocks of commands that are not marked as not run."""
+def find_blocks(page, *, is_run):
+    """Fenced blocks of commands: those that tests run, or those that are marked as not run."""
     blocks = re.findall(r"^```bash(.*)\n((?:.*\n)*?)^```$", read(page), re.M)
-    return [text for mark, text in blocks if NOT_RUN not in mark]
+    return [text for mark, text in blocks if is_run == (NOT_RUN not in mark)]
 
 
-def find_commands(page):
+def find_commands(page, *, is_run=True):
     """Words of each command in the page's blocks."""
-    for line in "".join(find_blocks(page)).replace("\\\n", " ").splitlines():
+    for line in "".join(find_blocks(page, is_run=is_run)).replace("\\\n", " ").splitlines():
         words = shlex.split(line.rstrip("& "), comments=True)
         if words:
             yield words
@@ -80,13 +80,21 @@ PARSERS = {
 }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if find_blocks(page)])
+def test_every_command_is_run_or_marked_as_not():
+    """What has no mark is in the tutorial, which a test runs as it stands."""
+    run = [words for words in find_commands("docs/tutorial.md") if words[0] not in SHELL]
+    unmarked = [words for page in PAGES for words in find_commands(page) if words[0] not in SHELL]
+
+    assert run
+    assert not [words for words in unmarked if words not in run]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_command_is_one(page):
-    """The program of each command exists, and reads its arguments and options without an error."""
-    for words in find_commands(page):
-        name = Path(words[0]).name
-        if name not in SHELL:
-            PARSERS[name](words[1:])
+    """Our programs and DVC read the arguments and options of their commands, run or not, without an error."""
+    for words in [*find_commands(page), *find_commands(page, is_run=False)]:
+        if parse := PARSERS.get(Path(words[0]).name):
+            parse(words[1:])
 
 
 @pytest.mark.parametrize("page", PAGES)

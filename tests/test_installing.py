@@ -11,6 +11,7 @@ import sys
 import pytest
 from ruamel.yaml import YAML
 
+from flows import stack
 from onenip.data.outputs import OUTPUTS
 from tests.paths import ROOT
 from tests.test_docs import parse_onenip
@@ -64,6 +65,37 @@ def test_the_compose_file_fits_together():
         assert set(service.get("depends_on", [])) <= services.keys()
     assert all((DEPLOY / m).is_file() if m.startswith("./") else m in volumes for m in mounts)
     assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_containers_are_set_up_as_up_does_it(tmp_path, monkeypatch):
+    """What `onenip up` sets for each server is set there, too; nothing calls home."""
+    monkeypatch.chdir(tmp_path)
+    stack.FOLDER.mkdir(parents=True)
+    login = dict.fromkeys(
+        ("PREFECT_API_AUTH_STRING", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"), "x"
+    )
+    wanted = {
+        "prefect": stack._prefect_settings("http://127.0.0.1:4200", login),
+        "mlflow": stack._mlflow_settings("http://127.0.0.1:5000", login),
+    }
+    services = YAML(typ="safe", pure=True).load((DEPLOY / "compose.yaml").read_text())["services"]
+    quiet = {"DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_SERVER_UI_V2_ENABLED"}
+
+    for name, settings in wanted.items():
+        assert settings.keys() | quiet <= services[name]["environment"].keys()
+    assert "-master.telemetry=false" in services["s3"]["command"]
+
+
+def test_volumes_belong_to_the_user_of_the_image():
+    """Where a volume is mounted there is a folder of that user's, or a new volume would be root's."""
+    services = YAML(typ="safe", pure=True).load((DEPLOY / "compose.yaml").read_text())["services"]
+    mounts = [m for one in services.values() if "build" in one for m in one["volumes"]]
+    targets = {m.split(":")[1] for m in mounts if not m.startswith("./")}
+    (made,) = re.findall(
+        r"install -d -o onenip (.+)$", (DEPLOY / "Containerfile").read_text(), re.M
+    )
+
+    assert targets <= set(made.split())
 
 
 def test_commands_of_the_deployment_are_ones():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 EXPERIMENT = "onenip-audit"
+_NOTE = "The audit trail: who decided what about which version, and why; `onenip audit` checks it."
 
 Action = Literal[
     "register", "gate", "approve", "reject", "rollback", "by-hand", "provisional", "threshold"
@@ -306,7 +307,7 @@ def _find_runs(client: MlflowClient, category: str | None, *conditions: str) -> 
 
 
 def _create_run(client: MlflowClient, entry: Entry) -> str:
-    experiment_id = store.ensure_experiment(client, EXPERIMENT)
+    experiment_id = store.ensure_experiment(client, EXPERIMENT, note=_NOTE)
     fields = entry.model_dump(mode="json")
     with store.refusals("audit trail"):
         run = client.create_run(

@@ -80,8 +80,7 @@ def find_report(run_id: str) -> str | None:
             path = f"{folder}/{REPORT}"
             if path in {item.path for item in client.list_artifacts(run_id, folder)}:
                 experiment_id = client.get_run(run_id).info.experiment_id
-                pages = f"{store.tracking_uri().rstrip('/')}/#/experiments/{experiment_id}"
-                return f"{pages}/runs/{run_id}/artifacts/{path}"
+                return store.address_page(experiment_id, f"/runs/{run_id}/artifacts/{path}")
     return None
 
 

@@ -158,6 +158,17 @@ def find_run(client: MlflowClient, digest: str, *, experiment: str = EXPERIMENT)
     return str(found[0].info.run_id) if found else None
 
 
+def find_page(*, experiment: str = EXPERIMENT) -> str | None:
+    """Address of the page of all runs in MLflow, their experiment made if missing; None without a server.
+
+    Raises:
+        RegistryError: if the store cannot be reached, or somebody deleted the experiment.
+    """
+    if store.is_local(store.tracking_uri()):
+        return None
+    return store.address_page(store.ensure_experiment(store.connect(), experiment))
+
+
 def name_group(category: str) -> str:
     """A category's name in those of metrics; `_` where MLflow refuses a character, then with a digest."""
     allowed = re.sub(r"[^\w. -]", "_", category)

@@ -26,11 +26,9 @@ _NO_ANSWER = ("NewConnectionError", "ConnectTimeout", "Connection aborted", "Nam
 LOCAL_DATABASE = "mlflow.db"
 LOCAL_ARTIFACTS = "mlartifacts"
 
-# that its page opens as runs with metrics and models, not as traces
-_EXPERIMENT: dict[str, Any] = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "Trainings of the unified detector: params, losses, figures, reports.",
-}
+_KIND = {"mlflow.experimentKind": "custom_model_development"}
+_CLASSIC = "workflowType=machine_learning"  # without it, a page opens as one of traces and tokens
+_TRAININGS = "Trainings of the unified detector: params, losses, figures, reports."
 
 # MLflow by itself waits for several minutes before it says that a server is down.
 _DEFAULTS = {
@@ -117,11 +115,23 @@ def _link(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def ensure_experiment(client: MlflowClient, name: str) -> str:
+def address_page(experiment_id: str, rest: str = "") -> str | None:
+    """Address of an experiment's page, or of what is below it, in MLflow's pages; None without a server."""
+    if is_local(tracking_uri()):
+        return None
+    return f"{tracking_uri().rstrip('/')}/#/experiments/{experiment_id}{rest}?{_CLASSIC}"
+
+
+def ensure_experiment(client: MlflowClient, name: str, *, note: str = _TRAININGS) -> str:
     """Identifier of an experiment, created if it is missing; two processes may ask at once.
 
     Artifacts of a local store lie in `mlartifacts/` of the current folder, those of a server where
     the server was told to keep them.
+
+    Args:
+        client: of the store.
+        name: of the experiment.
+        note: description of a new one.
 
     Raises:
         RegistryError: if the store cannot be reached, or somebody deleted the experiment.
@@ -133,10 +143,9 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
         if found is None:
             is_file = is_local(tracking_uri())
             location = (Path.cwd() / LOCAL_ARTIFACTS).as_uri() if is_file else None
+            tags: dict[str, Any] = {**_KIND, "mlflow.note.content": note}
             try:
-                return str(
-                    client.create_experiment(name, artifact_location=location, tags=_EXPERIMENT)
-                )
+                return str(client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise

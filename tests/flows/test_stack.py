@@ -6,11 +6,14 @@ import shlex
 import subprocess
 import sys
 import time
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import sync_playwright
 
+from tests.pages.conftest import CHROMIUM, FLAGS
 from tests.paths import ROOT
 from tests.postgres import running_postgres
 from tests.receiver import receiving
@@ -18,6 +21,7 @@ from tests.tiny import write_figures
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
+ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 WAITING_STAGE = """
 import os, pathlib, time
 from onenip.stages.process import begin_stage
@@ -123,7 +127,9 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
         }
         make_checkout(checkout, changes)
         try:
-            exports = read_exports(call(checkout, "up"), checkout)
+            started = call(checkout, "up")
+            exports = read_exports(started, checkout)
+            check_pages_ask_nobody_else(exports, started.stdout.split()[-1])
             check_nobody_gets_in(exports, checkout)
             assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
             assert call(checkout, "status").returncode == 0
@@ -155,6 +161,29 @@ def read_niceness(checkout):
         for one in content
         if one["name"].startswith("worker ")
     }
+
+
+def check_pages_ask_nobody_else(exports, trainings):
+    """MLflow's page opens at the runs, and neither page asks a server elsewhere for anything."""
+    if not CHROMIUM.exists():
+        return
+    ours, asked = {urlsplit(exports[key]).netloc for key in ADDRESSES}, set()
+    user, password = exports["MLFLOW_TRACKING_USERNAME"], exports["MLFLOW_TRACKING_PASSWORD"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS.split())
+        login = {"username": user, "password": password, "origin": exports["MLFLOW_TRACKING_URI"]}
+        page = browser.new_context(http_credentials=login).new_page()
+        page.set_default_timeout(240_000)
+        page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+        page.goto(trainings)
+        page.get_by_role("heading", name="Runs").wait_for()
+        page.goto(exports["PREFECT_API_URL"].removesuffix("/api"))
+        page.locator("input[type=password]").fill(exports["PREFECT_API_AUTH_STRING"])
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="Deployments").wait_for()
+        browser.close()
+    assert ours <= asked
+    assert asked - ours <= {""}  # data: and blob:
 
 
 def check_nobody_gets_in(exports, checkout):
