@@ -24,12 +24,16 @@ FEW_DRAWS = {"bootstrap_draws": 100}
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """Folder of commands of an environment with this product's wheel; libraries are those of this one."""
+    """Commands of an environment with this product's wheel, from its source archive; libraries are ours."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip"]
     source = folder / "source"
     subprocess.run(["git", "clone", "-q", ROOT, source], check=True)
-    build = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    program = f"import checkout_backend; checkout_backend.build_sdist({str(folder)!r})"
+    env = {**os.environ, "PYTHONPATH": "build_backend"}
+    subprocess.run([sys.executable, "-c", program], cwd=source, env=env, check=True)
+    (archive,) = folder.glob("*.tar.gz")
+    build = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, archive]
     subprocess.run(build, check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     (packages,) = (folder / "venv/lib").glob("python3*/site-packages")
