@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_client, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -28,7 +28,8 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from prefect.states import Cancelled, Completed
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from flows.failures import notify_failure
@@ -42,9 +43,12 @@ from onenip.registry import versions
 from onenip.registry.evaluations import fetch_evaluation, find_report
 from onenip.registry.tags import GateResult, Version
 from onenip.registry.versions import CHALLENGER
+from onenip.serving.schema import MAX_NAME
 
 DEPLOYMENT = "approve/approve"
 
+_PRINTABLE = r"^[^\x00-\x1f]+$"
+_MAX_NUMBER = 10**9  # Prefect's server breaks at a parameter that its JSON cannot hold
 _PICTURES = 9
 _PICTURES_IN_FORM = 3
 _KINDS = ("sample", "miss", "false_alarm")  # how `evaluate` names its pictures
@@ -67,7 +71,10 @@ class Decision(RunInput):
     on_failure=[notify_failure],
     on_crashed=[notify_failure],
 )
-def approve(category: str, number: int) -> State[Any]:
+def approve(
+    category: Annotated[str, Field(pattern=_PRINTABLE, max_length=MAX_NAME)],
+    number: Annotated[int, Field(ge=1, le=_MAX_NUMBER)],
+) -> State[Any]:
     """Show a version beside its champion, wait for the form, and do what it says.
 
     Args:
@@ -75,7 +82,10 @@ def approve(category: str, number: int) -> State[Any]:
         number: the version that waits.
     """
     params = Params.load()
-    version = versions.find_version(category, number)
+    try:
+        version = versions.find_version(category, number)
+    except RegistryError as error:
+        return Failed(message=str(error))
     if version.approval != "pending":
         return Completed(message=f"{category} version {number} is {version.approval} already")
     comparison = show_comparison(version)
@@ -86,6 +96,8 @@ def approve(category: str, number: int) -> State[Any]:
         message = decide(version, answer)
     except RegistryError as error:
         get_run_logger().warning("not done: %s", error)
+        if not _find_answer(category, number):  # a slip, such as an empty reason
+            ask_people([version], again=str(flow_run.id))
         return Completed(message=f"not done: {error}")
     return Completed(message=message)
 
@@ -177,8 +189,13 @@ def notify_waiting(version: Version, result: GateResult | None, params: NotifyPa
     notify(kind, f"{text}: {result.reasons[0]}", facts=facts, params=params)
 
 
-def ask_people(waiting: Sequence[Version]) -> None:
-    """Start a run with a form for each version, where a server has the deployment."""
+def ask_people(waiting: Sequence[Version], *, again: str = "") -> None:
+    """Start a run with a form for each version, once, where a server has the deployment.
+
+    Args:
+        waiting: the versions.
+        again: id of a run whose form changed nothing; empty for the first.
+    """
     for version in waiting:
         with get_client(sync_client=True) as client:
             try:
@@ -193,7 +210,7 @@ def ask_people(waiting: Sequence[Version]) -> None:
             parameters={"category": version.category, "number": version.number},
             timeout=0,
             as_subflow=False,
-            idempotency_key=f"approve {version.category} {version.number} {version.digest}",
+            idempotency_key=f"approve {version.category} {version.number} {version.digest} {again}".rstrip(),
         )
 
 
@@ -209,9 +226,12 @@ def close_forms() -> None:
             flow_filter=FlowFilter(name=FlowFilterName(any_=[approve.name])),
             flow_run_filter=FlowRunFilter(state=paused),
         )
+        registered = versions.list_categories()
         for run in runs:
-            category, number = run.parameters["category"], run.parameters["number"]
-            answer = _find_answer(category, number)
+            category, number = (run.parameters.get(key) for key in ("category", "number"))
+            # else whoever has the password made it up
+            is_known = category in registered and isinstance(number, int)
+            answer = _find_answer(category, number) if is_known else "is gone from the registry"
             if answer:
                 message = f"{category} version {number} {answer}"
                 client.set_flow_run_state(run.id, Cancelled(message=message), force=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from onenip.data.labels import GOOD
-from onenip.errors import DataError
+from onenip.errors import DataError, ImageError
 from onenip.printing import open_console
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def first_look(
         judged = sorted(tests.keys() & normals.keys())
         if not judged:
             raise DataError(f"{source}: no category with both train/{GOOD} and test images")
-        detector = _build({name: normals[name][:_MAX_NORMALS] for name in judged})
+        detector = _build({name: _choose_usable(name, normals[name]) for name in judged})
         for name in judged:
             verdicts = []
             answers = predict_files(detector, tests[name], category=name)
@@ -96,6 +96,25 @@ def first_look(
         "next       `onenip init plant` makes a workspace, `onenip run` in it trains",
         soft_wrap=True,
     )
+
+
+def _choose_usable(category: str, files: Sequence[Path]) -> list[Path]:
+    """The first images of a category that can be read, as many as are compared; others are named."""
+    from onenip.images import load_preview
+
+    usable: list[Path] = []
+    for file in files:
+        try:
+            load_preview(file)
+        except ImageError as error:
+            log.warning("%s: left out: %s", ascii(file.name), error.reason)
+        else:
+            usable.append(file)
+            if len(usable) == _MAX_NORMALS:
+                break
+    if not usable:
+        raise DataError(f"{category}: none of its normal images can be read")
+    return usable
 
 
 def _build(normals: Mapping[str, Sequence[Path]]) -> Detector:

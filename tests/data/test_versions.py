@@ -96,6 +96,7 @@ def test_a_download_names_its_version_and_a_failure_keeps_it(checkout, tmp_path)
 
     result = bring(first)
 
+    assert (checkout / ".onenip/dvc").is_dir()  # DVC's index, which is nobody else's
     assert result.version == dvc.read_data_version()
     assert git(checkout, "status", "--porcelain").split() == ["??", "data.dvc"]
     before, pointer = tree(Path("data")), Path("data.dvc").read_bytes()

@@ -125,17 +125,45 @@ def test_forms_of_decided_versions_are_closed(server, plant, tmp_path, tiny_mode
         facts={},
     )
     forms = {name: suspend_form(server, name) for name in CATEGORIES}
+    flow = httpx.get(f"{server}/flows/name/approve").raise_for_status().json()["id"]
+    odd = [
+        httpx.post(
+            f"{server}/flow_runs/",
+            json={"flow_id": flow, "parameters": made_up, "state": {"type": "PAUSED"}},
+        ).raise_for_status().json()["id"]
+        for made_up in ({}, {"category": ["disc"], "number": "x"}, {"category": 'a" OR "', "number": 1})
+    ]  # fmt: skip
     approval.approve("disc", by="Ada", reason="good")
 
     plant("-m", "flows.watch", tracking=store)
 
     states = {
         name: httpx.get(f"{server}/flow_runs/{run}").raise_for_status().json()["state"]
-        for name, run in forms.items()
+        for name, run in [*forms.items(), *zip(range(len(odd)), odd, strict=True)]
     }
+    assert {states[at]["type"] for at in range(len(odd))} == {"CANCELLED"}
     assert states["disc"]["type"] == "CANCELLED"
     assert states["disc"]["message"] == "disc version 1 is approved by Ada already"
     assert states["stripes"]["type"] == "PAUSED"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("plant")
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"category": "", "number": 1}, {"category": "a" * 300, "number": 1},
+     {"category": "a\0b", "number": 1},
+     {"category": "disc", "number": 10**30}, {"category": "disc", "number": -1}],
+)  # fmt: skip
+def test_odd_parameters_start_no_form(server, parameters):
+    """Such as a number that no JSON of the server can hold: it would break every list of runs."""
+    found = httpx.get(f"{server}/deployments/name/approve/approve").raise_for_status().json()
+    body = {"parameters": parameters}
+    answer = httpx.post(f"{server}/deployments/{found['id']}/create_flow_run", json=body)
+
+    assert answer.status_code == 409
+    assert list_runs(server, "approve") is not None
 
 
 def suspend_form(server, category):

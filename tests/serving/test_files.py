@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from onenip.cli import app
-from onenip.errors import CheckpointError, DataError, RegistryError
+from onenip.errors import CheckpointError, DataError, OneNIPError, RegistryError
 from onenip.serving.files import list_images, load_model, place_outputs
 from tests.tiny import list_samples
 
@@ -193,3 +195,24 @@ def test_an_unknown_category_is_refused_before_any_answer(tiny_model, test_folde
     """The categories that the model knows are named."""
     with pytest.raises(DataError, match="known categories: disc, stripes"):
         predict(test_folder, "-c", "nut", "--model", tiny_model)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.onnx", "model.xml", "model.safetensors"])
+def test_a_file_that_runs_what_it_holds_is_not_read(tmp_path, name):
+    """A pickle, as TorchScript has them, is no model, whatever it is called and wherever it lies."""
+    proof = tmp_path / "proof"
+
+    class Command:
+        def __reduce__(self):
+            return Path.touch, (proof,)
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    torch.save(Command(), folder / name)
+    (folder / f"{name}.json").write_text("{}")
+    (folder / "detector.json").write_text("{}")
+
+    for address in (folder, folder / name):
+        with pytest.raises(OneNIPError):
+            load_model(str(address), None)
+    assert not proof.exists()
