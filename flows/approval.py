@@ -59,8 +59,16 @@ class Decision(RunInput):
     """Fields of the form."""
 
     decision: Literal["approve", "reject"] = Field(description="Shall this version serve?")
-    by: str = Field(description="Who decides; kept in the audit trail.")
-    reason: str = Field(description="Why; kept in the audit trail.")
+    by: str = Field(
+        pattern=r"\S",
+        max_length=decisions.MAX_BY,
+        description="Who decides; kept in the audit trail.",
+    )
+    reason: str = Field(
+        pattern=r"\S",
+        max_length=decisions.MAX_REASON,
+        description="Why; kept in the audit trail.",
+    )
     override: bool = Field(default=False, description="Approve although the gate rejected it.")
 
 
@@ -229,9 +237,10 @@ def close_forms() -> None:
         registered = versions.list_categories()
         for run in runs:
             category, number = (run.parameters.get(key) for key in ("category", "number"))
-            # else whoever has the password made it up
-            is_known = category in registered and isinstance(number, int)
-            answer = _find_answer(category, number) if is_known else "is gone from the registry"
+            if category in registered and isinstance(category, str) and isinstance(number, int):
+                answer = _find_answer(category, number)
+            else:  # whoever has the password made it up
+                answer = "is gone from the registry"
             if answer:
                 message = f"{category} version {number} {answer}"
                 client.set_flow_run_state(run.id, Cancelled(message=message), force=True)

@@ -33,7 +33,7 @@ from onenip.registry.weights import hash_stored
 UNKNOWN = "unknown"
 
 # an intent holds these twice and all decided thresholds, and is a tag of at most 5,000 characters
-_MAX_NAME, MAX_REASON = 100, 1000  # characters
+MAX_BY, MAX_REASON = 100, 1000  # characters
 _KEPT_THRESHOLDS = 20  # of a version, the latest; the audit trail has all
 
 
@@ -219,7 +219,7 @@ def _require(*, by: str, reason: str) -> None:
         raise RegistryError("--by and --reason: no control characters")
     if not reason.strip():
         raise RegistryError("say why: --reason TEXT")
-    for option, text, most in (("--by", by, _MAX_NAME), ("--reason", reason, MAX_REASON)):
+    for option, text, most in (("--by", by, MAX_BY), ("--reason", reason, MAX_REASON)):
         if len(text) > most:
             raise RegistryError(f"{option}: at most {most} characters, not {len(text)}")
 
