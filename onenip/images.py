@@ -66,6 +66,7 @@ DARK = 15  # an image that uses less than this part of its range keeps hardly 16
 _REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
 _MAX_FRAMES = 100  # that are counted
 _MAX_SCANS, _SCAN = 64, b"\xff\xda"  # usual are 1 or 10, and a few for thumbnails
+_MAX_SIDE = 1 << 18  # px; each row costs memory of its own: 1 x 100,000,000 px took 3.4 GB
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
 
 
@@ -309,6 +310,8 @@ def _decode(
         if image.width * image.height > max_pixels:
             size = f"{image.width}x{image.height}"
             raise ImageError(name, f"{size} px is more than {max_pixels} pixels")
+        if max(image.size) > _MAX_SIDE:
+            raise ImageError(name, f"a side of more than {_MAX_SIDE} pixels; cut it into several")
         frames = _count_frames(image)
         if frames > 1:
             raise ImageError(name, f"it holds {frames} frames; save each as an image of its own")

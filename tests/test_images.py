@@ -16,6 +16,8 @@ from onenip.images import (
     load_image,
     load_mask,
     load_mask_classes,
+    load_preview,
+    read_size,
     resize_image,
     to_rgb,
 )
@@ -230,6 +232,17 @@ def test_small_files_that_take_hours_are_refused():
     with pytest.raises(ImageError, match="100 frames"):
         load_image(bytes(tiff))
     assert load_image(jpeg).shape == (480, 640, 3)
+
+
+@pytest.mark.parametrize("size", [(1, 300_000), (300_000, 1)])
+def test_an_image_of_one_line_is_refused(size):
+    """Each row costs memory: a file of 200 KB with 100,000,000 of them took 3.4 GB."""
+    stream = io.BytesIO()
+    Image.new("1", size).save(stream, "PNG")
+
+    for read in (load_image, load_mask, read_size, load_preview):
+        with pytest.raises(ImageError, match="a side of more than 262144 pixels"):
+            read(stream.getvalue())
 
 
 @pytest.mark.drill

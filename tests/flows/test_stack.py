@@ -133,6 +133,7 @@ def test_the_stack_starts_runs_a_schedule_and_stops(tmp_path):
             check_nobody_gets_in(exports, checkout)
             assert httpx.get(f"{exports['MLFLOW_TRACKING_URI']}/health").is_success
             assert call(checkout, "status").returncode == 0
+            assert any((checkout / ".onenip/stack/page").iterdir())  # not among the packages
             niceness = read_niceness(checkout)
             assert niceness["onenip-training"] > niceness["onenip-light"]
 

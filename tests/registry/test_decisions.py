@@ -147,7 +147,7 @@ def test_the_longest_intent_fits_into_a_tag():
         created_at=now,
         thresholds=(change,) * 100,
     )
-    said = {"by": '"' * approval._MAX_NAME, "reason": '"' * approval.MAX_REASON}
+    said = {"by": '"' * approval.MAX_BY, "reason": '"' * approval.MAX_REASON}
     decided = approval._decision(version, "approved", **said)
     steps = [decided, Step(alias=CHAMPION, version=version.number)]
 
