@@ -38,6 +38,7 @@ from onenip.errors import RegistryError
 from onenip.evaluation.counts import COUNT_NAMES, describe_wrong
 from onenip.operation.notices import Kind, notify
 from onenip.params import NotifyParams, Params
+from onenip.printing import plain
 from onenip.registry import approval as decisions
 from onenip.registry import versions
 from onenip.registry.evaluations import fetch_evaluation, find_report
@@ -155,7 +156,7 @@ def show_comparison(version: Version) -> str:
         key=f"challenger-{slug}",
         markdown="\n\n".join(
             [
-                f"# {version.category} version {version.number}",
+                f"# {plain(version.category)} version {version.number}",
                 _render_table(rows),
                 gate,
                 *report,
@@ -304,7 +305,7 @@ def _render_heat_maps(version: Version) -> list[str]:
         kinds = [[p for p in files if p.stem.startswith(kind)] for kind in _KINDS]
         turns = [one for turn in zip_longest(*kinds) for one in turn if one is not None]
         return [
-            f"**{path.stem.replace('_', ' ')}** (image, heat map, mask)\n\n"
-            f"![{path.stem}]({to_data_uri(path)})"
+            f"**{plain(path.stem.replace('_', ' '))}** (image, heat map, mask)\n\n"
+            f"![]({to_data_uri(path)})"
             for path in turns[:_PICTURES]
         ]

@@ -40,7 +40,7 @@ from onenip.evaluation.results import group_figures, load_metrics
 from onenip.operation import retraining
 from onenip.operation.champion_report import find_champion_report, write_champion_report
 from onenip.params import Params
-from onenip.printing import open_console
+from onenip.printing import open_console, plain
 from onenip.registry.evaluations import publish_report
 from onenip.registry.tags import GateResult
 from onenip.workspace.files import require_current
@@ -162,7 +162,7 @@ def show() -> None:
         description="Per category on the test images: wrong verdicts with 95 % intervals, metrics in 0..1.",
     )
     pictures = "\n\n".join(
-        f"**{path.parent.name}/{path.stem}**\n\n![]({to_data_uri(path)})"
+        f"**{plain(f'{path.parent.name}/{path.stem}')}**\n\n![]({to_data_uri(path)})"
         for path in _pick_pictures()
     )
     create_markdown_artifact(

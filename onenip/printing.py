@@ -1,8 +1,9 @@
-"""Text of others (names of files, reasons, categories) on a terminal: shown as it is, never obeyed."""
+"""Text of others (names of files, reasons, categories), on a terminal or in Markdown: shown, never obeyed."""
 
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ def show(text: str) -> str:
         letter if letter.isprintable() or letter in "\n\t" else ascii(letter)[1:-1]
         for letter in text
     )
+
+
+def plain(text: str) -> str:
+    """A text of others as it is, where Markdown is read: neither a picture from elsewhere nor a link."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def open_console() -> Console:

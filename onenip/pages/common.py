@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from onenip.errors import DataError, ImageError
 from onenip.images import load_preview
 from onenip.pages.models import Candidate, find_candidates, list_known_categories
 from onenip.pages.viewer import encode
+from onenip.printing import plain as plain  # the pages' word, too
 from onenip.registry.versions import Snapshot, read_snapshot
 from onenip.review.answers import Answer, Answers
 
@@ -160,11 +160,6 @@ def _read_question(keys: Sequence[str]) -> list[str]:
 def draw_link(page: str, label: str, **query: str) -> None:
     """A link to another page, by its title."""
     st.page_link(st.session_state["pages"][page], label=label, query_params=query)
-
-
-def plain(text: str) -> str:
-    """A text of others as it is, where Markdown is read: neither a picture from elsewhere nor a link."""
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)
 
 
 def draw_verdict(verdict: Verdict, text: str, who: str = "") -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from onenip.errors import DataError
 from onenip.evaluation.counts import describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
+from onenip.printing import plain
 from onenip.registry import runs, store, tracking
 from onenip.registry.audit import Action
 from onenip.registry.decisions import ITSELF, Deciding, Intent, Step, deciding
@@ -367,7 +368,7 @@ def _ensure_registered(client: MlflowClient, category: str) -> None:
             client.create_registered_model(
                 name,
                 tags={"onenip.category": category},
-                description=f"Which version of the unified detector serves {category}. "
+                description=f"Which version of the unified detector serves {plain(category)}. "
                 f"Approve with `{approval_command(category)}`.",
             )
         except MlflowException as error:

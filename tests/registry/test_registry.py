@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from onenip import Detector
 from onenip.cli import app
 from onenip.errors import RegistryError
+from onenip.printing import plain
 from onenip.registry import approval, audit, runs, versions
 from onenip.registry.champions import load_champion, read_serving
 from onenip.registry.publishing import publish
@@ -150,6 +151,8 @@ def test_a_category_may_have_any_name_that_a_folder_may(store, tiny_detector):
         approval.approve(name, by="Ada", reason="looked at it")
         assert load_champion(name)[1].number == 1
         assert find_addressed(version.uri).category == name
+        described = connect().get_registered_model(registered_name(name)).description
+        assert f"serves {plain(name)}." in described  # Markdown: no picture from elsewhere
         assert load_model(f"models:/{registered_name(name)}@champion", None).digest
     assert versions.list_categories() == names
 
