@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import streamlit as st
 
@@ -66,12 +67,18 @@ def _find_person() -> Person | None:
             raise NotAllowedError(f"{header} was sent twice", status=403)
         return people.identify("", named[0]) if named else None
     if _has_login() and st.user.get("is_logged_in"):
-        name = st.user.get("email") if st.user.get("email_verified", True) else None
-        if not name:
+        address = find_address(st.user)
+        if not address:
             raise NotAllowedError("the login gives no verified e-mail address", status=403)
-        return people.identify("", str(name))
+        return people.identify("", address)
     name = st.session_state.get(_PERSON)
     return people.find(name) if name else None
+
+
+def find_address(claims: Mapping[str, Any]) -> str:
+    """The e-mail address of a login, unless it says in any form that it did not verify it; else nothing."""
+    is_verified = claims.get("email_verified", True) in (True, "true")  # some give words
+    return str(claims.get("email") or "") if is_verified else ""
 
 
 def _has_login() -> bool:
