@@ -40,10 +40,13 @@ def walk_files(folder: Path) -> Iterator[Path]:
 
 
 def _walk(folder: Path, above: tuple[str, ...], linked: set[str]) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if is_junk([path.name]):
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    for entry in found:
+        if is_junk([entry.name]):
             continue
-        if not path.is_dir():
+        path = folder / entry.name
+        if not (path.is_dir() if entry.is_symlink() else entry.is_dir()):
             yield path
             continue
         real = os.path.realpath(path)

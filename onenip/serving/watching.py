@@ -37,9 +37,9 @@ def judge_folder(
 ) -> Iterator[dict[str, Any]]:
     """An answer to each image that appears in a folder or below, as `POST /predict` gives it, with `image`.
 
-    The folder is listed again and again, and a file is judged once two lists show it unchanged: no message
-    can be lost, and it works where the system sends none, as for a folder on another machine. A file that
-    is no image gets an answer with `error`; what is none by its name is named in the log.
+    The folder is listed again and again, and a file is judged once it grows no more: no message of the
+    system can be lost, and none is needed, as for a folder on another machine. A file that is no image gets
+    an answer with `error`; what is none by its name is named in the log.
 
     Args:
         folder: that is watched; while it cannot be listed, that is in the log.
@@ -56,7 +56,7 @@ def judge_folder(
     judged = {} if has_existing else dict(images)  # stamps of what was judged
     failures = 0
     while not stop.is_set():
-        seen, named, started_at = images, others, time.monotonic()
+        named, started_at = others, time.monotonic()
         try:
             images, others = _list(folder)
         except OSError as error:  # gone for now; or a folder below it went meanwhile
@@ -73,9 +73,11 @@ def judge_folder(
             log.warning("%s: left out: %s", path.name, explain_suffix(path))
         if len(judged) > 2 * len(images) + _REMEMBERED:
             judged = {path: stamp for path, stamp in judged.items() if path in images}
-        for path, stamp in images.items():
-            is_complete = seen.get(path) == stamp == _stamp(path) and not _is_begun(stamp)
-            if is_complete and judged.get(path) != stamp:
+        fresh = [(path, stamp) for path, stamp in images.items() if judged.get(path) != stamp]
+        if fresh:
+            stop.wait(_LOOK_SECONDS)  # what grows still has another stamp then
+        for path, stamp in fresh:
+            if _stamp(path) == stamp and not _is_begun(stamp):
                 judged[path] = stamp
                 yield _judge(path, folder, champions, category, answers, keeping)
         stop.wait(pause)
