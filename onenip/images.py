@@ -62,6 +62,7 @@ _UINT12_MAX = 4095
 _WHITES = (255, 1023, _UINT12_MAX, 16383, FULL_WHITE)  # of cameras of 8, 10, 12, 14 and 16 bits
 _LEAST_16_BIT = 1 << 14  # a brightest value below it comes of a camera of 10, 12 or 14 bits
 _FLOAT_SLACK = 0.01  # by which filtering may overshoot 0..1
+_BURNT_PX = 16  # pixels at the white of a camera that are no chance
 DARK = 15  # an image that uses less than this part of its range keeps hardly 16 grey levels
 _REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
 _MAX_FRAMES = 100  # that are counted
@@ -79,8 +80,8 @@ def load_image(
     """Upright RGB pixels of an image file.
 
     Grey is repeated over three channels, samples of more than 8 bits are scaled to 8, CMYK is converted,
-    transparency is composed onto black, and EXIF orientation is applied. Of a multi-picture JPEG (MPO) the
-    primary picture is taken.
+    transparency is composed onto black, and EXIF orientation is applied. An alpha that is the same everywhere
+    says nothing. Of a multi-picture JPEG (MPO) the primary picture is taken.
 
     Nothing is guessed from one image. Samples of more than 8 bits are read over the range that is given;
     without one, 16 bits over their full range and floats over 0..1, and those whose range cannot be known are
@@ -137,8 +138,10 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArr
             scaled.putalpha(Image.fromarray(samples.alpha))
         image = scaled
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+        image = image.convert("RGBA")
+        least, most = image.getchannel("A").getextrema()
+        if least != most:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return np.asarray(image.convert("RGB"))
 
 
@@ -348,18 +351,19 @@ def _explain(
 
 
 def _count_frames(image: Image.Image) -> int:
-    """Pictures of a file, without the reduced copies that a TIFF may hold beside its picture."""
+    """Pictures of a file, without the reduced copies that a TIFF may hold; the first one is sought."""
     if image.format == "MPO":
         return 1
     if image.format != "TIFF":
         return int(getattr(image, "n_frames", 1))
-    full = 0
+    full = []
     with suppress(EOFError):  # the last one; a small file may have a million
         for index in range(_MAX_FRAMES):
             image.seek(index)
-            full += not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1  # type: ignore[attr-defined]  # a TIFF's
-    image.seek(0)
-    return max(full, 1)
+            if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1:  # type: ignore[attr-defined]  # a TIFF's
+                full.append(index)
+    image.seek(full[0] if full else 0)
+    return max(len(full), 1)
 
 
 def _has_many_scans(image: Image.Image) -> bool:
@@ -444,6 +448,7 @@ def _read_colour(image: Image.Image, raw_mode: str) -> _Samples:
     position = file.tell()
     file.seek(0)
     lower = Image.open(io.BytesIO(file.read()), formats=FORMATS)
+    lower.seek(image.tell())
     file.seek(position)
     lower.tile = [
         tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
@@ -475,15 +480,33 @@ def _to_uint8(samples: _Samples, sample_range: SampleRange | None) -> NDArray[np
     if low < least - slack or high > most + slack:
         reason = f"its values of {low:g} to {high:g} are beyond {black:g} to {white:g}"
         raise RangeError("image", f"{reason}, the range of its category; {_REMEDY}")
-    if sample_range and low < high < least + (most - least) / DARK:  # a black one is left as it is
-        reason = f"its values of {low:g} to {high:g} are hardly any of {black:g} to {white:g}"
-        remedy = "it seems to be of a camera of fewer bits; scale it, or name it as a category of its own"
-        raise RangeError("image", f"{reason}, the range of its category: {remedy}")
+    if sample_range:
+        _doubt_depth(values, low, high, (least, most))
     scaled = (values.astype(np.float32) - np.float32(black)) * np.float32(
         _UINT8_MAX / (white - black)
     )
     grey = np.clip(np.rint(scaled), 0, _UINT8_MAX).astype(np.uint8)
     return _UINT8_MAX - grey if samples.is_inverted else grey
+
+
+def _doubt_depth(values: NDArray[np.generic], low: float, high: float, range_: SampleRange) -> None:
+    """Refuse an image that seems to be of a camera of fewer bits than its category's; not a black one.
+
+    Either hardly 16 grey levels would be left of it, or it ends where such a camera burns out, which a darker
+    image of the same camera does not.
+    """
+    least, most = range_
+    is_white = least == 0 and most in _WHITES and high in _WHITES and high < most
+    if is_white and np.count_nonzero(values == high) >= _BURNT_PX:
+        reason = f"its brightest values are all {high:g}, the white of a camera of fewer bits"
+    elif low < high < least + (most - least) / DARK:
+        reason = f"its values of {low:g} to {high:g} are hardly any: under-exposed, or a camera of fewer bits"
+    else:
+        return
+    remedy = "scale it, or name it as a category of its own"
+    raise RangeError(
+        "image", f"{reason}; its category is read over {least:g} to {most:g}: {remedy}"
+    )
 
 
 def _find_range(samples: _Samples) -> SampleRange:
@@ -522,17 +545,25 @@ def _to_mask(image: Image.Image) -> NDArray[np.bool_]:
 def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
     """Value of each pixel of a mask, [H, W], and whether compression may have blurred it."""
     is_lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
+    samples = _read_samples(image)
     image = ImageOps.exif_transpose(image)
-    if image.mode in {"P", "L", "1", "F"} or image.mode.startswith("I"):
-        return np.nan_to_num(np.asarray(image)), is_lossy
-    if image.mode not in {"LA", "PA", "RGBA"}:
-        return np.asarray(image.convert("RGB")).max(axis=2), is_lossy
-    pixels = np.asarray(image.convert("RGBA"))
-    colour, alpha = pixels[:, :, :3].max(axis=2), pixels[:, :, 3]
-    is_plain = (pixels[:, :, :3] == pixels[:1, :1, :3]).all()
-    if is_plain and (alpha != alpha[:1, :1]).any():
-        return alpha, is_lossy
-    return np.where(alpha > 0, colour, 0), is_lossy
+    alpha: NDArray[np.generic] | None = None
+    if samples is not None:
+        colours, alpha = np.atleast_3d(samples.values), samples.alpha
+        if samples.is_inverted:
+            colours = colours.max() - colours
+    elif image.mode in {"P", "L", "1"}:
+        colours = np.atleast_3d(np.asarray(image))
+    elif image.mode in {"LA", "PA", "RGBA"}:
+        pixels = np.asarray(image.convert("RGBA"))
+        colours, alpha = pixels[:, :, :3], pixels[:, :, 3]
+    else:
+        colours = np.asarray(image.convert("RGB"))
+    levels = colours.max(axis=2)
+    if alpha is not None and (alpha != alpha[:1, :1]).any():
+        is_plain = (colours == colours[:1, :1]).all()
+        levels = alpha if is_plain else np.where(alpha > 0, levels, 0)
+    return levels, is_lossy
 
 
 def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.generic]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from onenip.errors import ImageError
 from onenip.images import (
@@ -132,10 +132,16 @@ def test_cmyk_is_converted():
 
 
 def test_transparency_is_black():
-    """What is transparent shows black, whatever colour lies under it."""
-    clear = Image.new("RGBA", (4, 4), (200, 100, 50, 0))
+    """What is transparent shows black, whatever colour lies under it; an alpha of one value says nothing."""
+    pixels = np.full((4, 4, 4), (200, 100, 50, 0), np.uint8)
+    assert (load_image(encode(Image.fromarray(pixels))) == (200, 100, 50)).all()
+    assert load_mask(encode(Image.fromarray(pixels))).all()
 
-    assert (load_image(encode(clear)) == 0).all()
+    pixels[0, 0, 3] = 255
+    shown = load_image(encode(Image.fromarray(pixels)))
+
+    assert (shown[0, 0] == (200, 100, 50)).all()
+    assert shown.sum() == 350
 
 
 @pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
@@ -147,6 +153,19 @@ def test_exif_orientation_is_applied(orientation, turns):
     rgb = load_image(encode(Image.fromarray(RAMP), exif=exif))
 
     assert (rgb[:, :, 0] == np.rot90(RAMP, turns)).all()
+
+
+def test_a_reduced_copy_before_the_picture_is_passed_over():
+    """Of a TIFF whose first page is a thumbnail the picture is taken, whatever its depth."""
+    for pixels in (RAMP, RAMP.astype(np.uint16) * 257):
+        picture, buffer = Image.fromarray(pixels), io.BytesIO()
+        with TiffImagePlugin.AppendingTiffWriter(buffer, True) as pages:
+            picture.resize((8, 8)).save(pages, "TIFF", tiffinfo={254: 1})
+            pages.newFrame()
+            picture.save(pages, "TIFF")
+            pages.newFrame()
+
+        assert (load_image(buffer.getvalue()) == RAMP[:, :, None]).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])

@@ -215,7 +215,7 @@ def test_dark_images_of_true_16_bits_are_read_as_declared(tiny_data, tmp_path):
 @pytest.mark.parametrize("white", [1023, 4095])
 def test_a_camera_of_fewer_bits_is_noticed_in_a_category_of_true_16(white):
     """What would be read on 16 grey levels or fewer is refused; a black image is nobody's other camera."""
-    values = np.linspace(0, white, 4096).astype(np.uint16).reshape(64, 64)
+    values = np.linspace(0, white - 1, 4096).astype(np.uint16).reshape(64, 64)
     for pixels, is_refused in ((values, True), (values * 8, False), (values * 0, False)):
         content = write_tiff(pixels)
         if is_refused:
@@ -223,6 +223,19 @@ def test_a_camera_of_fewer_bits_is_noticed_in_a_category_of_true_16(white):
                 load_image(content, sample_range=(0, 65535))
         else:
             load_image(content, sample_range=(0, 65535))
+
+
+@pytest.mark.parametrize(("white", "own"), [(1023, 4095), (4095, 16383), (16383, 65535)])
+def test_where_a_camera_of_fewer_bits_burns_out_it_is_noticed(white, own):
+    """Many pixels at its white, and none above; a darker image of the same camera is read."""
+    scene = np.clip(np.linspace(0, 1.2 * white, 4096), 0, white).astype(np.uint16).reshape(64, 64)
+    darker = np.clip(np.linspace(0, 1.2 * own, 4096), 0, own).reshape(64, 64)
+
+    with pytest.raises(ImageError, match=f"all {white}, the white of a camera of fewer bits"):
+        load_image(write_tiff(scene), sample_range=(0, own))
+    for light in (1, 2, 3, 5, 8):
+        load_image(write_tiff((darker / light).astype(np.uint16)), sample_range=(0, own))
+    load_image(write_tiff(scene), sample_range=(0, 3 * white))  # as a person declared
 
 
 def test_cameras_of_different_depths_are_doubted(tiny_data, tmp_path):

@@ -14,19 +14,24 @@ from typing import Literal
 from onenip.errors import DataError
 
 GOOD = "good"
-# in small letters, without dots, hyphens, underscores and spaces
+# as `_to_word` leaves them
 NORMAL_WORDS = frozenset(
     {"good", "goods", "ok", "okay", "normal", "pass", "passed", "io", "inordnung", "gut", "0",
-     "nodefect", "nodefects", "defectfree", "nondefective", "accept", "accepted"}
+     "nodefect", "nodefects", "defectfree", "nondefective", "accept", "accepted", "fehlerfrei",
+     "einwandfrei", "bon", "bonne", "conforme", "bueno", "buono", "goed", "良", "良品", "良好", "合格",
+     "合格品", "正常", "양품", "정상"}
 )  # fmt: skip
 DEFECT_WORDS = frozenset(
-    {"ng", "nok", "nio", "notok", "notgood", "nichtok", "nichtio", "nichtinordnung", "defect",
-     "defective", "defects", "bad", "fail", "failed", "faulty", "1", "anomaly", "anomalous",
-     "abnormal", "reject", "rejected", "schlecht"}
+    {"ng", "nok", "nio", "notok", "notgood", "nogood", "nichtok", "nichtio", "nichtinordnung",
+     "defect", "defective", "defects", "bad", "fail", "failed", "faulty", "1", "anomaly", "anomalous",
+     "anomalies", "abnormal", "reject", "rejected", "schlecht", "defekt", "fehlerhaft", "ausschuss",
+     "mauvais", "nonconforme", "malo", "difettoso", "不良", "不良品", "不合格", "不合格品", "异常",
+     "異常", "缺陷", "欠陥", "불량"}
 )  # fmt: skip
 _UNCLEAR_WORDS = frozenset(
-    {"true", "false", "yes", "no", "positive", "negative", "pos", "neg", "-1"}
-)
+    {"true", "false", "yes", "no", "positive", "negative", "pos", "neg", "wahr", "falsch", "ja", "nein",
+     "vrai", "faux", "none", "null", "nan", "na", "unknown", "unlabeled", "unlabelled"}
+)  # fmt: skip
 UNSORTED = "unsorted"  # shelf folder of arrivals without a category, never a category
 
 _SPLITS = frozenset({"train", "test", "ground_truth", "validation"})
@@ -34,7 +39,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  
 _MAX_BYTES = 100  # of a name in UTF-8: it stands in names of files, too
 _FILLERS = re.compile(r"[\s._-]+")
 _ZERO_OR_ONE = re.compile(r"([01])[.,]0+")  # as tables write numbers
-_WORD = r"\(?(?:masks?|gt|ground[ _-]?truth|labels?|seg|segmentation|anno|annotation)\)?"
+_WORD = r"\(?(?:masks?|gt|ground[ _-]?truth|labels?|maske|msk|seg|segmentation|anno|annotation)\)?"
 _MASK_START = re.compile(rf"^{_WORD}[ _.-]+", re.IGNORECASE)
 _MASK_END = re.compile(rf"[ _.-]+{_WORD}$", re.IGNORECASE)
 _IMAGE_END = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
@@ -127,14 +132,18 @@ def fold(name: str) -> str:
 
 
 def _to_word(label: str) -> str:
-    """A label in small letters, without what people put between them; a number without decimals."""
-    word = fold(label).strip()
+    """A label in small letters of usual width, without what people put between and around them.
+
+    A number is without decimals, and keeps its signs: `#1` is no label.
+    """
+    word = unicodedata.normalize("NFKC", label).casefold().strip()
     number = _ZERO_OR_ONE.fullmatch(word)
-    return number[1] if number else _FILLERS.sub("", word)
+    bare = re.sub(r"[\W_]+", "", word)
+    return number[1] if number else _FILLERS.sub("", word) if bare.isdigit() else bare
 
 
 def _is_unclear(label: str) -> bool:
-    return fold(label).strip() in _UNCLEAR_WORDS
+    return _to_word(label) in _UNCLEAR_WORDS or label.strip() == "-1"
 
 
 def _find_folder_problem(name: str) -> str:

@@ -20,7 +20,9 @@ NAMES = (CASES / "category-names/names.txt").read_text(encoding="utf-8").splitli
 @pytest.mark.parametrize(
     "word",
     ["good", "Good", "GOOD ", " ok", "OK", "normal", "goods", "io", "IO", "gut", "pass", "0", "i.O.",
-     "i. O.", "O.K.", "no_defect", "defect-free", "0.0", "0,0", "In Ordnung"],
+     "i. O.", "O.K.", "no_defect", "defect-free", "0.0", "0,0", "In Ordnung",
+     "\uff2f\uff4b", "\uff10", "(ok)", "OK!", '"good"',
+     "good\u200b", "\ufeffgood", "fehlerfrei", "conforme", "良品", "合格", "정상"],
 )  # fmt: skip
 def test_every_usual_word_for_normal_is_good(word):
     """In any case, with white space around it."""
@@ -35,7 +37,22 @@ def test_other_words_stay_kinds_of_defects(word):
 
 
 @pytest.mark.parametrize(
-    "word", ["N.I.O.", "n. i. O.", "not_ok", "NOT-OK", "1.0", "schlecht", "Bad "]
+    "word",
+    [
+        "N.I.O.",
+        "n. i. O.",
+        "not_ok",
+        "NOT-OK",
+        "1.0",
+        "schlecht",
+        "Bad ",
+        "\uff2e\uff27",
+        "NG?",
+        "no good",
+        "Non conforme",
+        "不良品",
+        "불량",
+    ],
 )
 def test_every_usual_word_for_defects_names_no_category(word):
     """However it is spelt, it is a label of defects."""
@@ -43,7 +60,9 @@ def test_every_usual_word_for_defects_names_no_category(word):
     assert "label" in find_category_problem(word)
 
 
-@pytest.mark.parametrize("word", ["True", "false", " yes", "-1", "Positive", "neg"])
+@pytest.mark.parametrize(
+    "word", ["True", "false", " yes", "-1", "Positive", "neg.", "WAHR", "None", "#N/A", "nan"]
+)
 def test_a_word_that_may_mean_either_is_refused(word):
     """Nobody can know whether true says good or defective."""
     with pytest.raises(DataError, match="which are the normal images"):
@@ -51,7 +70,9 @@ def test_a_word_that_may_mean_either_is_refused(word):
     assert "label" in find_category_problem(word)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "a", "Über-Teil (2)", "x.y", "O-Ring 3,5mm"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "a", "Über-Teil (2)", "x.y", "O-Ring 3,5mm", "#1", "No. 1"]
+)
 def test_names_that_people_give_are_taken(name):
     """Spaces, umlauts, #, % and commas are fine; NFD equals NFC, and space around a name is none of it."""
     assert find_category_problem(name) == ""
