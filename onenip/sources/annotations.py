@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from onenip.data.labels import GOOD, clean_label, is_normal_label
+from onenip.data.labels import GOOD, clean_label, fold, is_normal_label
 from onenip.errors import DataError, ImageError, SourceError
 from onenip.images import MAX_PIXELS, read_size
 from onenip.sources.items import Item
@@ -167,10 +167,12 @@ def apply(
     placed = {item.file: item for item in items}
     by_name: dict[str, list[Path]] = {}
     for file in placed:
-        by_name.setdefault(file.name, []).append(file)
+        by_name.setdefault(fold(file.name), []).append(file)
     for path, one in ((path, one) for path, several in marked.items() for one in several):
-        end = f"/{one.image.rsplit('../', 1)[-1].lstrip('./')}"
-        files = [f for f in by_name.get(Path(end).name, []) if f"/{f.as_posix()}".endswith(end)]
+        end = fold(f"/{one.image.rsplit('../', 1)[-1].lstrip('./')}")
+        files = [
+            f for f in by_name.get(Path(end).name, []) if fold(f"/{f.as_posix()}").endswith(end)
+        ]
         beside = path.parent / one.image
         files = [file for file in files if file == beside] or files
         if len(files) > 1:

@@ -118,10 +118,11 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
         placements = []
         for category, group in groups.items():
             if any(map(_is_image, group)):
-                is_product = len(groups) > 1 or category.casefold() not in _NO_PRODUCT
-                called = _name_category(category if is_product else name)
+                called = _name_category(
+                    name if category.casefold() in _NO_PRODUCT | _MASK_FOLDERS else category
+                )
                 placements += _place_category(group, depth + 1, called)
-        _doubt_categories([name for name, group in groups.items() if any(map(_is_image, group))])
+        _doubt_categories([one for one, group in groups.items() if any(map(_is_image, group))])
     if not any(_is_image(PurePosixPath(place.path).parts) for place in placements):
         raise SourceError(f"{origin}: no images found; {_EXPECTED}")
     placed = {place.path for place in placements}
@@ -130,7 +131,10 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
         p for parts, p in original.items() if any(x.startswith(_PRIVATE) for x in parts[:-1])
     ]
     placements = _name_masks(
-        [replace(place, path=original[tuple(place.path.split("/"))]) for place in placements]
+        [
+            replace(place, path=original[tuple(place.path.split("/"))])
+            for place in _find_mask_folders(placements)
+        ]
     )
     _report(left_out, placements, origin)
     check_clashes([place.target for place in placements], origin)
@@ -138,7 +142,10 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
 
 
 def _doubt_categories(names: Sequence[str]) -> None:
-    """Refuse folders such as NG_images beside OK_images as products, which would all train as normal."""
+    """Refuse folders such as NG_images beside OK_images, or images beside masks, as products."""
+    plain = [one for one in names if one.casefold() in _NO_PRODUCT | _MASK_FOLDERS]
+    if plain and len(names) > 1:
+        raise DataError(f"the folder {plain[0]} beside others names no product; {_EXPECTED}")
     hints = {hint: name for name in reversed(names) if (hint := hints_at(name))}
     if len(hints) > 1:
         raise DataError(
@@ -238,6 +245,12 @@ def _place_split(parts: Parts, depth: int, category: str) -> Placement:
 def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
     """Placements of a category whose folders are labels: normal images train, defects are for tests."""
     placements = []
+    words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
+    words -= {word for word in words if find_masked_stem(word, words - {word}) in words - {word}}
+    if not any(map(is_normal_label, words)):
+        for word in words:
+            if hints_at(word) == "normal":
+                raise DataError(f"the folder {word} seems to hold normal images; call it good")
     for parts in group:
         path, (word, *deeper, file) = "/".join(parts), parts[depth:]
         if word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
@@ -248,7 +261,6 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
             label = clean_label(word)
             target = f"{category}/{'train' if label == GOOD else 'test'}/{label}/{file}"
         placements.append(Placement(target, path))
-    words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
     logger.info(
         "%s: taken as one category, its folders as labels: normal images of %s train, %s are defects",
         category,
@@ -307,6 +319,25 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
     if beside:
         logger.info("%d masks lie beside their images: %s", len(beside), _list(beside))
     return [*plain, *named.values()]
+
+
+def _find_mask_folders(placements: Sequence[Placement]) -> list[Placement]:
+    """The same, with masks in folders beside those of the defects: `NG_mask` beside `NG`."""
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for place in placements:
+        category, split, label, _ = place.target.split("/")
+        if split == "test":
+            kinds[category].add(label)
+    found = []
+    for place in placements:
+        category, split, label, file = place.target.split("/")
+        others = kinds[category] - {label}
+        kind = find_masked_stem(label, others) if split == "test" else ""
+        is_mask = kind in others
+        found.append(
+            replace(place, target=f"{category}/ground_truth/{kind}/{file}") if is_mask else place
+        )
+    return found
 
 
 def _is_image(parts: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from onenip.data.labels import GOOD, check_category, clean_label
+from onenip.data.labels import GOOD, check_category, clean_label, fold
 from onenip.errors import DataError, ImageError, SourceError
 from onenip.images import load_image
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
@@ -46,7 +46,7 @@ class ManifestSource:
 
     def fetch(self, workspace: Workspace) -> Fetched:  # noqa: ARG002  # files are read where they are
         """Place the images as their rows say."""
-        rows = _read_rows(self.path)
+        rows = _leave_out_repeated(_read_rows(self.path), self.path)
         basenames = Counter(_place(row, PurePosixPath(row["path"]).name) for _, row in rows)
         items = []
         for number, row in rows:
@@ -68,7 +68,15 @@ class ManifestSource:
 
     def _find(self, name: str, number: int) -> Path:
         where = f"{self.path}: row {number}"
-        path = self.path.parent / check_relative(name, where)
+        relative = check_relative(name, where)
+        path = self.path.parent / relative
+        if not _is_there(
+            path
+        ):  # as a file system would find it that forgets case or Unicode's form
+            path = self.path.parent
+            for part in relative.parts:
+                alike = [one for one in _list_folder(path) if fold(one.name) == fold(part)]
+                path = alike[0] if len(alike) == 1 else path / part
         if not _is_there(path):
             raise SourceError(f"{where}: no such file {name}")
         return path
@@ -110,6 +118,35 @@ def _is_there(path: Path) -> bool:
         return path.is_file()
     except OSError:
         return False
+
+
+def _list_folder(path: Path) -> list[Path]:
+    try:
+        return list(path.iterdir())
+    except OSError:
+        return []
+
+
+def _leave_out_repeated(
+    rows: list[tuple[int, dict[str, str]]], path: Path
+) -> list[tuple[int, dict[str, str]]]:
+    """Rows without those that say again what one before says.
+
+    Raises:
+        SourceError: if two rows give one image different labels.
+    """
+    labels: dict[str, tuple[int, str]] = {}
+    kept: list[tuple[int, dict[str, str]]] = []
+    for number, row in rows:
+        label = f"{row['category']}/{row['label']}"
+        first, before = labels.setdefault(row["path"], (number, label))
+        if label != before:
+            raise SourceError(
+                f"{path}: row {number}: {row['path']} is {label}, but {before} in row {first}"
+            )
+        if first == number or row not in (other for _, other in kept):
+            kept.append((number, row))
+    return kept
 
 
 def _place(row: dict[str, str], file: str) -> str:
@@ -187,7 +224,10 @@ def _differ(mask: Path, *, background: str) -> NDArray[np.bool_]:
 
 def _read_text(path: Path) -> str:
     content = path.read_bytes()
-    for encoding in ("utf-16",) if content.startswith(_UTF_16) else _ENCODINGS:
+    encodings = ("utf-16",) if content.startswith(_UTF_16) else _ENCODINGS
+    if content[:2].count(0) == 1:  # UTF-16 without its mark
+        encodings = ("utf-16-le",) if content[1] == 0 else ("utf-16-be",)
+    for encoding in encodings:
         try:
             return content.decode(encoding)
         except UnicodeDecodeError:
@@ -208,6 +248,10 @@ def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:
         name = _ALIASES.get(name, name)
         if name in (*_COLUMNS, _BACKGROUND):
             row[name] = text
+        elif text and not name:
+            raise SourceError(
+                f"{where}: more cells than the header has columns: {text!r}; quote what holds the delimiter"
+            )
         elif text or name:
             raise SourceError(
                 f"{where}: unknown column {name or text!r}; a table has {', '.join(_COLUMNS)}"

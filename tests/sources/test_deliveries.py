@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +75,8 @@ def test_folders_of_labels_with_masks():
         ("test/hole/0.png", "test/hole/0_mask.png", "ground_truth/hole/0_mask.png"),
         ("NG/0.png", "NG/0-label.png", "ground_truth/NG/0_mask.png"),
         ("NG/IMG.png", "gt/ng/img_mask.png", "ground_truth/NG/IMG_mask.png"),
+        ("NG/0.png", "NG_mask/0.png", "ground_truth/NG/0_mask.png"),
+        ("test/hole/0.png", "test/hole-gt/0.png", "ground_truth/hole/0_mask.png"),
     ],
 )
 def test_masks_are_found_in_other_places(image, mask, target):
@@ -201,6 +204,34 @@ def test_labels_of_tables(name, tmp_path):
 
     assert sum("/train/good/" in target for target in targets) == 9
     assert sum("/test/" in t and "/good/" not in t for t in targets) == 2
+
+
+def test_a_table_may_repeat_but_not_contradict_itself(tmp_path):
+    """A row that comes twice is one image; one that is good and defective is refused, by its rows."""
+    table = shutil.copytree(CASES / "csv-labels", tmp_path / "in") / "x.csv"
+    table.write_text("path,category,label\nimages/0.png,part,ok\nimages/0.png,part,good\n")
+    assert fetch(table, tmp_path) == ["part/train/good/0.png"]
+
+    table.write_text("path,category,label\nimages/0.png,part,ok\nimages/0.png,part,NG\n")
+    with pytest.raises(
+        SourceError, match=r"row 3: images/0\.png is part/NG, but part/good in row 2"
+    ):
+        fetch(table, tmp_path)
+
+
+def test_a_table_finds_files_as_windows_and_macos_would(tmp_path):
+    """Another case, or another form of the same letters; the data call it as the table does."""
+    name = unicodedata.normalize("NFD", "Sch\u00fcssel")
+    (tmp_path / "in/Bilder").mkdir(parents=True)
+    shutil.copy(CASES / "csv-labels/images/0.png", tmp_path / f"in/Bilder/{name}.PNG")
+    table = tmp_path / "in/x.csv"
+    for encoding in ("utf-8", "utf-16", "utf-16-le", "utf-16-be"):
+        table.write_text("path,category,label\nbilder/sch\u00fcssel.png,part,ok\n", encoding)
+        assert fetch(table, tmp_path) == ["part/train/good/sch\u00fcssel.png"]
+
+    table.write_text("path,category,label\nBilder/0.png,O-Ring 3,5mm,ok\n")
+    with pytest.raises(SourceError, match="row 2: more cells than the header has columns"):
+        fetch(table, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["semicolon", "trailing", "empty_rows"])
@@ -435,6 +466,9 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         (["p/OK_images/1.png", "p/NG_images/2.png"], "OK_images and NG_images look like labels"),
         (["p/0_ok/1.png", "p/1_ng/2.png"], "0_ok and 1_ng look like labels"),
         (["p/good parts/1.png", "p/bad parts/2.png"], "good parts and bad parts look like labels"),
+        (["images/1.png", "labels/1.png"], "images beside others names no product"),
+        (["nut/1.png", "masks/1.png"], "masks beside others names no product"),
+        (["OK_Bilder/1.png", "Ausschuss/2.png"], "OK_Bilder seems to hold normal images"),
     ],
     ids=[
         "real-iad",
@@ -444,6 +478,9 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         "images of labels",
         "numbered",
         "sentences",
+        "images and labels",
+        "masks as product",
+        "normal by hint",
     ],
 )
 def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
