@@ -254,7 +254,7 @@ def measure_category(
         anomalies=anomalies[:MAX_CALIBRATION_IMAGES],
     )
     prompts = [_embed(network, image.numpy()) for image in state.prompts.cpu()]
-    prompt_maps = [draw_fused(network, image, state, fused.fusion) for image in prompts]
+    prompt_maps = [draw_fused(network, image, state, fused.fusion)[0] for image in prompts]
     unseen = sum(not image.is_fitted for image in normals)
     scores = fused.normal_scores
     return CategoryMeasurements(

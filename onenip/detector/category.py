@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from onenip.detector.scoring import Fusion
+from onenip.detector.prediction import REACH_SPREADS, UNLIKE_SPREADS
+from onenip.detector.scoring import Fusion, Scale
 from onenip.errors import CheckpointError
 from onenip.model.network import CategoryStatistics, Features, Network
 from onenip.model.refiner import upsample_logits
 
 _MIN_REACH_PROMPTS, _MIN_REACH_NORMALS = 3, 5  # with fewer their spread says little
-_REACH_SPREADS = 4.0  # of training images: those of another product lie 12 spreads away and more
 
 
 @dataclass(frozen=True)
@@ -113,9 +113,10 @@ def read_state(
 
 def draw_fused(
     network: Network, features: Features, state: CategoryState, fusion: Fusion
-) -> Tensor:
-    """Fused maps [B, H, W] of images of one category, from their features."""
-    return fusion.fuse(draw_maps(network, features, state))
+) -> tuple[Tensor, Tensor]:
+    """Fused maps [B, H, W] of images of one category, from their features, and `measure_unlike` of each."""
+    maps = draw_maps(network, features, state)
+    return fusion.fuse(maps), measure_unlike(maps, fusion.scales)
 
 
 def draw_maps(
@@ -219,7 +220,16 @@ def measure_reach(embeddings: Tensor, *, normals: int) -> float | None:
     if len(embeddings) < _MIN_REACH_PROMPTS or normals < _MIN_REACH_NORMALS:
         return None
     spread = float((embeddings[:-1] - embeddings[-1]).norm(dim=1).min())
-    return _REACH_SPREADS * spread
+    return REACH_SPREADS * spread
+
+
+def measure_unlike(maps: Mapping[str, Tensor], scales: Mapping[str, Scale]) -> Tensor:
+    """Share [B] of each image that is unlike a category's memory; 0 without one. See `Prediction`."""
+    if "distance" not in maps:
+        return maps["restoration"].new_zeros(len(maps["restoration"]))
+    scale = scales["distance"]
+    limit = scale.mean + UNLIKE_SPREADS * scale.std
+    return (maps["distance"] > limit).float().mean((1, 2))
 
 
 def measure_distances(embeddings: Tensor, prompts: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from onenip.detector.devices import choose_device
 from onenip.detector.embedding import Embedder
 from onenip.detector.image_like import ImageLike, decide_given, to_array
 from onenip.detector.operating_points import decide_added, move
-from onenip.detector.prediction import Prediction, choose_category, make_prediction
+from onenip.detector.prediction import Prediction, check_belongs, choose_category, make_prediction
 from onenip.detector.scoring import Fusion, score_maps
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
 from onenip.images import SampleRange, resize_image, share_range
@@ -248,7 +248,8 @@ class Detector:
             DataError: if the category is unknown.
         """
         with torch.inference_mode():
-            return self._score(self._embed(images, self.zoomed_size(category)), category)
+            scored = self._score(self._embed(images, self.zoomed_size(category)), category)
+        return [(fused, score) for fused, score, _ in scored]
 
     def score_prompts(self, category: str) -> list[float]:
         """Image scores of the category's prompts as they are kept, at input size: without its details.
@@ -258,7 +259,7 @@ class Detector:
         """
         with torch.inference_mode():
             prompts = self._embed(self.prompt_images(category), self.input_size)
-            return [score for _, score in self._score(prompts, category)]
+            return [score for _, score, _ in self._score(prompts, category)]
 
     def reconstruct(self, query: Tensor, prompt: Tensor) -> ReconstructionResult:
         """Reconstruct neck features by a prompt's, with the paper's refiner.
@@ -354,11 +355,12 @@ class Detector:
         pixels = [to_array(image, sample_range) for image in images]
         with torch.inference_mode():
             features = None if category else self._embed(pixels, self.input_size)
-            names = [
-                self._infer_category(features[i : i + 1]) if features else category or ""
+            distances = [
+                self._measure_distances(features[i : i + 1]) if features else {}
                 for i in range(len(pixels))
             ]
-            scored: dict[int, tuple[NDArray[np.float32], float]] = {}  # by position
+            names = [category or choose_category(own, self.reaches) for own in distances]
+            scored: dict[int, tuple[NDArray[np.float32], float, float]] = {}  # by position
             for name in dict.fromkeys(names):
                 rows = [i for i, other in enumerate(names) if other == name]
                 size = self.zoomed_size(name)
@@ -377,19 +379,25 @@ class Detector:
                 category=names[i],
                 category_inferred=category is None,
                 seconds=0.0,
+                unlike_share=scored[i][2],
             )
             for i, image in enumerate(pixels)
         ]
+        if category is None:
+            for prediction, own in zip(predictions, distances, strict=True):
+                check_belongs(prediction, own, self.reaches)
         seconds = (time.perf_counter() - started_at) / len(pixels)
         return [replace(prediction, seconds=seconds) for prediction in predictions]
 
-    def _score(self, features: Features, category: str) -> list[tuple[NDArray[np.float32], float]]:
-        """Fused map [h, w] at input size and image score of each image of one category."""
+    def _score(
+        self, features: Features, category: str
+    ) -> list[tuple[NDArray[np.float32], float, float]]:
+        """Fused map [h, w] at input size, score and unlike share of each image of one category."""
         state, known = self.state(category), self.spec.categories[category]
         fusion = Fusion(self.spec.calibrate, known.scales, known.fusion_constant)
-        fused = draw_fused(self.folded, features, state, fusion)  # [B, h, w]
+        fused, unlike = draw_fused(self.folded, features, state, fusion)  # [B, h, w], [B]
         scores = score_maps(fused, self.spec.calibrate)
-        return list(zip(fused.float().cpu().numpy(), scores.tolist(), strict=True))
+        return list(zip(fused.float().cpu().numpy(), scores.tolist(), unlike.tolist(), strict=True))
 
     def _embed(
         self, images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], size: tuple[int, int]
@@ -398,9 +406,6 @@ class Detector:
             return self.embedder.standardize(self.embedder.embed(resize_image(images[0], size)))
         resized = np.stack([resize_image(image, size) for image in images])
         return self.folded.embed(torch.from_numpy(resized).to(self.device))
-
-    def _infer_category(self, features: Features) -> str:
-        return choose_category(self._measure_distances(features), self.reaches)
 
     def _measure_distances(self, features: Features) -> dict[str, float]:
         query = embed_globally(features.coarse)

@@ -5,7 +5,7 @@ Uses numpy and scipy only, so that exported models on the edge answer with the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,11 @@ from onenip.errors import CheckpointError, ForeignImageError
 Verdict = Literal["normal", "review", "anomalous", "unsure"]
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
+REACH_SPREADS = (
+    4.0  # of training images, from their prompts: farther off is another product in any case
+)
+UNLIKE_SPREADS = 2.0  # of a normal image's distances from the memory: beyond, it is unlike it
+_MOST = 0.75  # of an image: a defect is a part of it, and another product differs nearly all over
 
 
 class Limits(Protocol):
@@ -88,6 +93,8 @@ class Prediction:
         is_provisional: whether the category was added without training, from normal images only.
         review_threshold: an image scoring above it, but not anomalous, is to be reviewed; None where none is.
         normals_needed: further normal images of the category that a verdict needs; above 0 it is `unsure`.
+        unlike_share: share of the image, 0..1, that lies `UNLIKE_SPREADS` farther from the category's memory
+            than a normal image does; 0 where there is no memory.
     """
 
     category: str
@@ -102,6 +109,7 @@ class Prediction:
     is_provisional: bool = False
     review_threshold: float | None = None
     normals_needed: int = 0
+    unlike_share: float = 0.0
 
     @property
     def verdict(self) -> Verdict:
@@ -167,11 +175,44 @@ def choose_category(distances: Mapping[str, float], reaches: Mapping[str, float 
     """
     known = {name: reaches.get(name) for name in distances}
     if all(reach is not None and distances[name] > reach for name, reach in known.items()):
-        names = ", ".join(sorted(distances))
-        raise ForeignImageError(
-            "image", f"looks like none of {names}; name its category if it is one"
-        )
+        raise _name_foreign(distances)
     return min(distances, key=lambda name: distances[name])
+
+
+def is_foreign(distance: float, reach: float | None, unlike_share: float) -> bool:
+    """Whether an image shows another product than a category's.
+
+    It lies beyond the category's reach; or farther from the prompts than every normal image of the training,
+    with most of it unlike them. A defect is a part of an image, so it makes neither so.
+
+    Args:
+        distance: of the image from the category's nearest prompt.
+        reach: distance up to which an image may show the category; None where that is not known: nothing is
+            foreign then.
+        unlike_share: see `Prediction`.
+    """
+    if reach is None:
+        return False
+    return distance > reach or (distance > reach / REACH_SPREADS and unlike_share > _MOST)
+
+
+def check_belongs(
+    prediction: Prediction, distances: Mapping[str, float], reaches: Mapping[str, float | None]
+) -> None:
+    """Make sure that an image shows the product that it was judged as; see `choose_category`.
+
+    Raises:
+        ForeignImageError: if it does not.
+    """
+    name = prediction.category
+    if is_foreign(distances[name], reaches.get(name), prediction.unlike_share):
+        raise _name_foreign(distances)
+
+
+def _name_foreign(names: Iterable[str]) -> ForeignImageError:
+    return ForeignImageError(
+        "image", f"looks like none of {', '.join(sorted(names))}; name its category if it is one"
+    )
 
 
 def make_prediction(
@@ -184,6 +225,7 @@ def make_prediction(
     category: str,
     category_inferred: bool,
     seconds: float,
+    unlike_share: float = 0.0,
 ) -> Prediction:
     """The prediction that a fused map and its score amount to.
 
@@ -196,6 +238,7 @@ def make_prediction(
         category: that the image was judged as.
         category_inferred: whether it was inferred from the prompts.
         seconds: wall-clock time that the image took.
+        unlike_share: see `Prediction`.
 
     Raises:
         CheckpointError: if the map or the score is not finite: there is no verdict then.
@@ -224,6 +267,7 @@ def make_prediction(
         is_provisional=limits.is_provisional,
         review_threshold=limits.review_threshold,
         normals_needed=limits.normals_needed,
+        unlike_share=unlike_share,
     )
 
 

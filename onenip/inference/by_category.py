@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onenip.detector.detector import Detector
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction, choose_category
+from onenip.detector.prediction import Prediction, check_belongs, choose_category
 from onenip.errors import ForeignImageError, UnknownCategoryError
 from onenip.images import SampleRange, share_range
 
@@ -84,4 +84,5 @@ class ServedDetectors:
             named = image if isinstance(image, (str, Path)) else "the image"
             raise ForeignImageError(named, f"looks like {inferred}, which has no approved model")
         prediction = self._detectors[inferred].predict([pixels], category=inferred)[0]
+        check_belongs(prediction, distances, reaches)
         return replace(prediction, category_inferred=True)

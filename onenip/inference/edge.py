@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from onenip.data.labels import check_category
 from onenip.detector.image_like import ImageLike, to_array
-from onenip.detector.prediction import Prediction, choose_category, make_prediction
+from onenip.detector.prediction import Prediction, check_belongs, choose_category, make_prediction
 from onenip.errors import CheckpointError, DataError, UnknownCategoryError
 from onenip.images import SampleRange, resize_image, share_range
 from onenip.inference.tiles import Tiling, score_in_tiles
 
 FORMAT_VERSION = 4
 
-# [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1] and distances [S], float32
+# [1, H, W, 3] uint8 and [1] int64 to map [1, H, W], score [1], distances [S], unlike share [1], float32; an
+# earlier version's files lack the last
 Run = Callable[[NDArray[np.uint8], NDArray[np.int64]], list[NDArray[np.float32]]]
 
 
@@ -140,6 +141,7 @@ class EdgeDetector:
     def __init__(self, graphs: Mapping[tuple[int, int], Run], description: Description) -> None:
         self._graphs = graphs
         self._known = description.categories
+        self._reaches = {name: known.reach for name, known in self._known.items()}
         self._tiling = description.tiling
         self.input_size = description.input_size
         self.map_size = description.map_size
@@ -222,14 +224,16 @@ class EdgeDetector:
     ) -> Prediction:
         started_at = time.perf_counter()
         pixels = to_array(image, sample_range)
-        name = category or self._infer_category(pixels)
+        distances = {} if category else self._measure_distances(pixels)
+        name = category or choose_category(distances, self._reaches)
+        unlike = 0.0
         if self._tiling is not None:
             fused, score = score_in_tiles(
-                pixels, lambda tiles: (self._score(tile, name) for tile in tiles), self._tiling
+                pixels, lambda tiles: (self._score(tile, name)[:2] for tile in tiles), self._tiling
             )
         else:
-            fused, score = self._score(pixels, name)
-        return make_prediction(
+            fused, score, unlike = self._score(pixels, name)
+        prediction = make_prediction(
             fused,
             score=score,
             size=(pixels.shape[0], pixels.shape[1]),
@@ -238,27 +242,29 @@ class EdgeDetector:
             category=name,
             category_inferred=category is None,
             seconds=time.perf_counter() - started_at,
+            unlike_share=unlike,
         )
+        if distances:
+            check_belongs(prediction, distances, self._reaches)
+        return prediction
 
-    def _score(self, pixels: NDArray[np.uint8], category: str) -> tuple[NDArray[np.float32], float]:
-        """Map [h, w] at input size and score of an image [H, W, 3] of any size."""
+    def _score(
+        self, pixels: NDArray[np.uint8], category: str
+    ) -> tuple[NDArray[np.float32], float, float]:
+        """Map [h, w] at input size, score and unlike share of an image [H, W, 3] of any size."""
         size = self._known[category].input_size
         resized = resize_image(pixels, size)[None]  # [1, h, w, 3]
         outputs = self._graphs[size](resized, self._number(category))
-        return outputs[0][0], float(outputs[1][0])
+        return outputs[0][0], float(outputs[1][0]), float(outputs[3][0]) if outputs[3:] else 0.0
 
-    def _infer_category(self, pixels: NDArray[np.uint8]) -> str:
-        if len(self._known) == 1 and (
-            self._tiling is not None or self._known[self.categories[0]].reach is None
-        ):
-            return self.categories[0]
+    def _measure_distances(self, pixels: NDArray[np.uint8]) -> dict[str, float]:
+        """Distance of an image from each category's prompts; 0 where it can show but one."""
+        if len(self._known) == 1 and self._reaches[self.categories[0]] is None:
+            return {self.categories[0]: 0.0}
         resized = resize_image(pixels, self.input_size)[None]
         first = self._graphs[self.input_size]
         distances = first(resized, self._number(self.categories[0]))[2]
-        return choose_category(
-            {name: float(distances[known.number]) for name, known in self._known.items()},
-            {name: known.reach for name, known in self._known.items()},
-        )
+        return {name: float(distances[known.number]) for name, known in self._known.items()}
 
     def _number(self, category: str) -> NDArray[np.int64]:
         return np.array([self._known[category].number], np.int64)

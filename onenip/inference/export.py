@@ -1,8 +1,9 @@
 """A detector as a file for other runtimes, ONNX or OpenVINO, with a description beside it.
 
 The graph holds the backbone and, for each category, its prompts' encoded tokens, statistics, memory and
-scales. It takes an image at input size and the category's number, and gives the map, the image score and
-the distances from each category's prompts. The description beside it is what `onenip.inference.edge` needs.
+scales. It takes an image at input size and the category's number, and gives the map, the image score, the
+distances from each category's prompts and the share of the image that is unlike the category. The description
+beside it is what `onenip.inference.edge` needs.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ Format = Literal["onnx", "openvino"]
 SUFFIXES: dict[Format, str] = {"onnx": ".onnx", "openvino": ".xml"}
 
 _OPSET = 18
-_OUTPUTS = ("map", "score", "distances")
+_OUTPUTS = ("map", "score", "distances", "unlike_share")
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class ExportedNetwork(nn.Module):
         self.register_buffer("scale_std", torch.tensor(stds))  # [S, kinds]
         self.register_buffer("constant", torch.tensor([spec.fusion_constant for spec in specs]))
 
-    def forward(self, image: Tensor, category: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map [1, H, W], score [1] and distances [S] of an image.
+    def forward(self, image: Tensor, category: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Map [1, H, W], score [1], distances [S] and unlike share [1] of an image.
 
         Args:
             image: [1, H, W, 3] uint8, RGB, at input size or the category's zoom of it.
@@ -112,11 +113,11 @@ class ExportedNetwork(nn.Module):
         distances = measure_distances(
             embed_globally(features.coarse), self.embeddings.flatten(0, 1)
         ).unflatten(1, self.embeddings.shape[:2])  # [1, S, K]
-        fused = draw_fused(
+        fused, unlike = draw_fused(
             self.network, features, self._select_state(category), self._select_fusion(category)
         )  # [1, H, W]
         scores = score_maps(fused, self.params)
-        return fused, scores, distances.amin(2)[0]
+        return fused, scores, distances.amin(2)[0], unlike
 
     def _select_state(self, category: Tensor) -> CategoryState:
         def select(stacked: Tensor) -> Tensor:

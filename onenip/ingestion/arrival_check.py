@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onenip.data.labels import UNSORTED, find_category_problem
+from onenip.detector.prediction import is_foreign
 from onenip.errors import ImageError, RangeError
 from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, hash_file, load_image
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
@@ -205,8 +206,8 @@ def _ask(
     looks_like = min(distances, key=lambda name: distances[name])
     if params.hold_foreign and looks_like != category:
         return "held", f"looks like {looks_like}, not like {category}", facts
-    reach = champion.reaches[category]
-    if params.hold_foreign and reach is not None and distances[category] > reach:
+    is_other = is_foreign(distances[category], champion.reaches[category], prediction.unlike_share)
+    if params.hold_foreign and is_other:
         return "held", f"it looks like none of the normal images of {category}", facts
     if params.hold_anomalous and prediction.is_anomalous:
         reason = (

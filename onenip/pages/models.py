@@ -129,15 +129,12 @@ def judge_upload(content: bytes, category: str, candidates: Sequence[Candidate])
     images = [
         load_image(content, sample_range=one.detector.sample_range(category)) for one in candidates
     ]
+    predictions = [
+        one.detector.predict([image], category=category)[0]
+        for one, image in zip(candidates, images, strict=True)
+    ]
     try:
-        looks_like = first.infer_category(images[0])
+        looks_like = first.predict([images[0]])[0].category
     except ForeignImageError:
         looks_like = "none of the known categories"
-    return JudgedUpload(
-        images[0],
-        looks_like,
-        [
-            one.detector.predict([image], category=category)[0]
-            for one, image in zip(candidates, images, strict=True)
-        ],
-    )
+    return JudgedUpload(images[0], looks_like, predictions)
