@@ -70,9 +70,8 @@ class ManifestSource:
         where = f"{self.path}: row {number}"
         relative = check_relative(name, where)
         path = self.path.parent / relative
-        if not _is_there(
-            path
-        ):  # as a file system would find it that forgets case or Unicode's form
+        if not _is_there(path):
+            # as a file system would find it that forgets case or Unicode's form
             path = self.path.parent
             for part in relative.parts:
                 alike = [one for one in _list_folder(path) if fold(one.name) == fold(part)]
