@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -547,7 +547,8 @@ def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
     is_lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
     samples = _read_samples(image)
     image = ImageOps.exif_transpose(image)
-    alpha: NDArray[np.generic] | None = None
+    colours: NDArray[Any]
+    alpha: NDArray[np.uint8] | None = None
     if samples is not None:
         colours, alpha = np.atleast_3d(samples.values), samples.alpha
         if samples.is_inverted:

@@ -384,8 +384,8 @@ class Detector:
             for i, image in enumerate(pixels)
         ]
         if category is None:
-            for prediction, own in zip(predictions, distances, strict=True):
-                check_belongs(prediction, own, self.reaches)
+            for prediction, measured in zip(predictions, distances, strict=True):
+                check_belongs(prediction, measured, self.reaches)
         seconds = (time.perf_counter() - started_at) / len(pixels)
         return [replace(prediction, seconds=seconds) for prediction in predictions]
 

@@ -21,8 +21,8 @@ _EIGHT_CONNECTED = np.ones((3, 3), bool)
 REACH_SPREADS = (
     4.0  # of training images, from their prompts: farther off is another product in any case
 )
-UNLIKE_SPREADS = 2.0  # of a normal image's distances from the memory: beyond, it is unlike it
-_MOST = 0.75  # of an image: a defect is a part of it, and another product differs nearly all over
+UNLIKE_SPREADS = 3.0  # of a normal image's distances from the memory: beyond, it is unlike it
+_MOST = 0.5  # of an image: a defect is a part of it, and another product differs all over
 
 
 class Limits(Protocol):

@@ -25,6 +25,7 @@ _MAX_COMPARED = 4  # images of the data that one arrival is compared with at ful
 _CHUNK = 256
 _MIN_TO_COMPARE = 5  # images of a category from which on its spread is known
 _MAX_SPREAD = 64  # images of a category that its spread is measured on
+_FAR_PICTURE, _FAR_GREYS = 2.0, 3.0  # times the distance of the one that lies alone
 _FOREIGN_LEVELS = 16.0  # mean grey difference of thumbnails that light alone may make
 
 Row = tuple[str, str, str, int, bytes]  # stamp, sha256, hash of pixels, perceptual hash, thumbnail
@@ -133,7 +134,7 @@ class KnownImages:
         return None
 
     def looks_foreign(self, category: str, fingerprint: Fingerprint) -> bool:
-        """Whether an image is farther from all images of a category than any two of these from one another.
+        """Whether an image is far from all images of a category, by how far these are from one another.
 
         Needs no model, and sees only another product: thumbnails are compared. False where the category has
         too few images to say how much they vary.
@@ -186,16 +187,23 @@ class _Gallery:
         stored = np.frombuffer(b"".join(self._thumbnails), dtype=np.uint8)
         known = stored.reshape(len(self._thumbnails), -1).astype(np.int16)
         one = thumbnail.astype(np.int16)
-        return _is_outlier(one, known) or _is_outlier(np.sort(one), np.sort(known, axis=1))
+        return _is_outlier(one, known, times=_FAR_PICTURE) or _is_outlier(
+            np.sort(one), np.sort(known, axis=1), times=_FAR_GREYS
+        )
 
 
-def _is_outlier(one: NDArray[np.int16], known: NDArray[np.int16]) -> bool:
-    """Whether a row is farther from the nearest of all rows than any two of them are from one another."""
+def _is_outlier(one: NDArray[np.int16], known: NDArray[np.int16], *, times: float) -> bool:
+    """Whether a row is far from the nearest of all rows, by what they are from one another.
+
+    Far is what no two of them are, or so many times as far as the one that lies alone is from its nearest.
+    """
     nearest = np.abs(known - one).mean(axis=1).min()
     if nearest <= _FOREIGN_LEVELS:
         return False
     some = known[np.linspace(0, len(known) - 1, min(len(known), _MAX_SPREAD), dtype=int)]
-    return bool(nearest > np.abs(some[:, None] - some[None]).mean(axis=2).max())
+    between = np.abs(some[:, None] - some[None]).mean(axis=2)
+    alone = (between + np.diag(np.full(len(some), np.inf))).min(axis=1).max()
+    return bool(nearest > min(between.max(), times * alone))
 
 
 def _measure_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
