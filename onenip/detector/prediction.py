@@ -22,7 +22,7 @@ REACH_SPREADS = (
     4.0  # of training images, from their prompts: farther off is another product in any case
 )
 UNLIKE_SPREADS = 3.0  # of a normal image's distances from the memory: beyond, it is unlike it
-_MOST = 0.5  # of an image: a defect is a part of it, and another product differs all over
+_MOST = 0.6  # of an image: a defect is a part of it, and another product differs all over
 
 
 class Limits(Protocol):
