@@ -187,10 +187,10 @@ def repro(
 
 
 def list_revisions(root: Path = HERE) -> list[DataRevision]:
-    """Every version of the data in the history of HEAD, newest first."""
+    """Every version of the data in the history of HEAD and of local branches, newest first."""
+    form = "--format=%H%x00%cI%x00%an%x00%s"
     log = git.try_run(
-        ["log", "--format=%H%x00%cI%x00%an%x00%s", "--diff-filter=ACMRT", "--", str(DATA_POINTER)],
-        root,
+        ["log", "HEAD", "--branches", form, "--diff-filter=ACMRT", "--", str(DATA_POINTER)], root
     )
     revisions = []
     for line in (log or "").split("\n"):  # a subject may hold other ends of lines

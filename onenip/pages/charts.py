@@ -72,7 +72,8 @@ def draw_operating_points(
             "axis": {"format": "%"},
         },
     }
-    colour = {"scale": {"range": [_BLUE, _ORANGE]}, "legend": {"orient": "top", "title": None}}
+    legend = {"title": None, "labelLimit": 0}  # a row for each: side by side the last entry is cut
+    colour = {"scale": {"range": [_BLUE, _ORANGE]}, "legend": {"orient": "top", **legend}}
     line = {
         "data": {"values": rows},
         "mark": {"type": "line", "strokeWidth": 2.5},
@@ -83,7 +84,7 @@ def draw_operating_points(
         "mark": {"type": "point", "filled": True, "size": 130, "color": "#dc2626"},
         "encoding": {
             **axes,
-            "shape": {"field": "point", "legend": {"orient": "top", "title": None}},
+            "shape": {"field": "point", "legend": {"orient": "bottom", **legend}},
         },
     }
     _show([line, dots], height=300)

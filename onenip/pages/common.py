@@ -38,6 +38,7 @@ _BADGES: dict[Verdict, Literal["green", "orange", "red", "gray"]] = {
     "unsure": "gray",
 }
 CATEGORY = "category"  # of the address, and of the session's state
+_KEPT = "kept category"  # of the session's state: what the last page showed
 _THUMBNAIL_PX = 240
 
 
@@ -88,7 +89,11 @@ def choose_category(place: DeltaGenerator | None = None) -> str | None:
             "`onenip inspect --model FOLDER`."
         )
         return None
-    return place.selectbox("Category", categories, key=CATEGORY, bind="query-params")
+    state = st.session_state
+    if CATEGORY not in state and CATEGORY not in st.query_params and state.get(_KEPT) in categories:
+        state[CATEGORY] = state[_KEPT]  # Streamlit forgets a page's widgets on the way to another
+    state[_KEPT] = place.selectbox("Category", categories, key=CATEGORY, bind="query-params")
+    return str(state[_KEPT])
 
 
 @st.cache_data(ttl=CACHE_SECONDS, show_spinner="Reading the registry…")

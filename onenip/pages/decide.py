@@ -12,7 +12,12 @@ import streamlit as st
 from onenip.data.manifest import DATA_DIR
 from onenip.detector.operating_points import describe_doubts, describe_point, find_threshold
 from onenip.evaluation import curves
-from onenip.evaluation.counts import COUNT_NAMES, describe_share, describe_wrong
+from onenip.evaluation.counts import (
+    COUNT_NAMES,
+    VerdictCounts,
+    describe_share,
+    describe_wrong,
+)
 from onenip.evaluation.report.pictures import describe_verdict
 from onenip.evaluation.results import ImageResult
 from onenip.operation.threshold_change import Preview, load_tested, preview
@@ -66,7 +71,7 @@ def draw() -> None:
         f"{role} {one.version.number}": one.version for role, one in found.items() if one.version
     }
     tested = {title: _load_tested(version) for title, version in versions.items()}
-    st.dataframe(compare_wrong(versions), hide_index=True)
+    st.dataframe(compare_wrong(versions, tested), hide_index=True)
     if challenger is not None:
         _draw_challenger(category, challenger, by)
     if len(tested) == 2:
@@ -82,12 +87,19 @@ def draw() -> None:
     _draw_history(category)
 
 
-def compare_wrong(versions: Mapping[str, Version]) -> list[dict[str, str]]:
-    """A row for each version: wrong verdicts on its test images, and where it comes from."""
+def compare_wrong(
+    versions: Mapping[str, Version], tested: Mapping[str, Sequence[ImageResult]]
+) -> list[dict[str, str]]:
+    """A row for each version: wrong verdicts on its test images at its threshold, where it comes from."""
+    counts = {
+        title: VerdictCounts.count((r.is_defective, r.is_anomalous) for r in results).to_dict()
+        for title, results in tested.items()
+        if results
+    }
     return [
         {
             "version": title,
-            **describe_wrong(one.metrics),
+            **describe_wrong(counts.get(title, one.metrics)),
             "since (UTC)": f"{one.decided_at or one.created_at:%Y-%m-%d %H:%M}",
             "by": one.approver or "-",
             "model": one.digest[:12],

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onenip.data.manifest import match_masks
 from onenip.detector.heatmaps import draw_heat
 from onenip.detector.prediction import Prediction, Region, find_regions
-from onenip.errors import ImageError
+from onenip.errors import ImageError, OneNIPError
 from onenip.images import IMAGE_SUFFIXES, find_images, load_mask
 from onenip.pages import charts
 from onenip.pages.common import (
@@ -30,13 +30,23 @@ from onenip.pages.common import (
     read_settings,
 )
 from onenip.pages.models import Candidate, JudgedUpload, judge_upload, load_version
+from onenip.pages.people import ask_person, may
 from onenip.pages.viewer import Panel, draw_viewer
 from onenip.registry.versions import list_versions
+from onenip.review.answers import Answer, Answers, Feedback
+from onenip.review.items import Label
 
 _UPLOAD_TYPES = sorted(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 _MIN_AREA_PX = 4
 _KEPT_ANSWERS = 16
 _IMAGE = "image"  # of the address, and of the session's state
+_NOTHING = {
+    "folder": "No images here: put some into the folder that `--folder` names, or drop some.",
+    "served": "No answers of this category yet: `onenip serve --recent FOLDER` keeps them.",
+    "dropped": "Drop images on the left.",
+}
+_SAID = "said"
+_REALLY: dict[Label, str] = {"good": "Good", "defect": "Defective", "unsure": "Cannot say"}
 _QUESTION = (CATEGORY, "from", "version", _IMAGE)
 
 
@@ -50,7 +60,7 @@ def draw() -> None:
         names = _list_names(category)
         version = _choose_version(category)
         if not names:
-            st.info("Drop images on the left; or put some into the folder that `--folder` names.")
+            st.info(_NOTHING[st.session_state["from"]])
             return
         name = _choose_image(names)
     keep_question(*_QUESTION)
@@ -61,6 +71,8 @@ def draw() -> None:
             return
         candidates = load_candidates(category) if version is None else [_load(category, version)]
         _draw_image(name, content, category, candidates)
+        if name.startswith("served: "):
+            _draw_feedback(st.session_state["answers"][name])
         with st.expander("Prompts: the normal images that the model compares with"):
             for candidate in candidates:
                 st.caption(f"{candidate.title}, {candidate.detector.digest[:12]}")
@@ -88,8 +100,6 @@ def _list_names(category: str) -> list[str]:
     if source == "served":
         answers = {f"served: {one.title}": one for one in list_answers(category=category)}
         st.session_state["answers"] = answers
-        if not answers:
-            side.caption("None yet. They are kept by `onenip serve --recent FOLDER`.")
         return list(answers)
     names, root = _list_folder(category)
     side.caption(f"{len(names)} images in {root}")
@@ -188,6 +198,31 @@ def _draw_image(name: str, content: bytes, category: str, candidates: list[Candi
         )
     for candidate, prediction in zip(candidates, found.predictions, strict=True):
         _draw_answer(name, found.image, candidate, prediction)
+
+
+def _draw_feedback(answer: Answer) -> None:
+    """Buttons that say what a part really was; reviewers see it then."""
+    st.subheader("What was it really?", divider="gray")
+    if said := st.session_state.pop(_SAID, ""):
+        st.success(plain(said))
+    person = ask_person()
+    if not may(person, "inspector", [answer.facts["category"]]) or person is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        kind = st.text_input("Kind, if it is a defect", width=220, key=f"kind/{answer.id}")
+        for label, word in _REALLY.items():
+            named = kind if label == "defect" else ""
+            args = (answer.id, label, person.name, named)
+            st.button(word, key=f"really/{label}", on_click=_say, args=args)
+
+
+def _say(answer: str, label: Label, by: str, kind: str) -> None:
+    try:
+        Answers(read_settings().answers).give_feedback(Feedback(answer, label, by, kind))
+    except OneNIPError as error:
+        st.error(plain(str(error)))
+        return
+    st.session_state[_SAID] = f"{by} says: {_REALLY[label].lower()}. It waits for review."
 
 
 def _draw_answer(

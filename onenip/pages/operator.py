@@ -46,6 +46,9 @@ def draw() -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         draw_link("Overview", "Leave this page")
         category = choose_category(st.container(width=260))
+        if category is not None:
+            served = {"category": category, "from": "served"}
+            draw_link("Inspect", "Say what a part really was", **served)
     if category is not None:
         with part:
             _draw_latest(category)

@@ -269,10 +269,10 @@ def _draw_record(queue: ReviewQueue) -> None:
         return
     rows = [
         {
-            "when (UTC)": one.at,
+            "when (UTC)": f"{one.at:%Y-%m-%d %H:%M}",
             "by": one.by,
             "said": f"{one.label} {one.kind}".strip(),
-            "image": queue.find(one.item).category,
+            "category": queue.find(one.item).category,
             "note": one.note,
             "taken back": f"by {one.undone_by}" if one.undone_by else "",
         }

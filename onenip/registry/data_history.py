@@ -60,7 +60,7 @@ class DataChange:
 
 
 def list_history(root: Path) -> list[HistoryEntry]:
-    """Versions of the data in the history of HEAD, newest first; one not committed yet leads.
+    """Versions of the data on HEAD and local branches, newest first; one not committed yet leads.
 
     Raises:
         RegistryError: if the registry cannot be reached.
@@ -73,7 +73,7 @@ def list_history(root: Path) -> list[HistoryEntry]:
         for revision in revisions
     ]
     present = dvc.read_data_version(root)
-    if present is not None and (not revisions or revisions[0].version != present):
+    if present is not None and present not in {one.version for one in revisions}:
         entries.insert(0, _describe("", None, UNCOMMITTED, present, models, root))
     return entries
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from onenip.cli import app
 from onenip.data import dvc
+from onenip.data.git import commit
 from onenip.data.manifest import DATA_DIR
 from onenip.errors import DataError, VersioningError
 from onenip.images import hash_file
@@ -331,6 +332,9 @@ def test_the_history_names_every_version_and_what_changed(checkout, tmp_path, mo
     shown = CliRunner().invoke(app, ["data", "diff", "HEAD"])
     assert "  + b/train/good/90.png" in shown.output
     assert "  > a/train/good/3.png -> a/train/good/moved.png" in shown.output
+    commit(["data.dvc"], message="Arrived", branch="onenip/arrivals")
+    subjects = [(entry.subject, entry.version) for entry in list_history(checkout)]
+    assert sorted(subjects) == [("Arrived", second.version), ("First\u2028images", first.version)]
 
 
 def test_a_file_that_was_copied_is_added_not_moved():

@@ -2,7 +2,9 @@
 
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
+from onenip.evaluation.results import ImageResult
 from onenip.pages.common import plain
+from onenip.pages.decide import apply_decided, compare_wrong
 from onenip.pages.overview import choose_tiles, make_tiles
 from onenip.registry.tags import to_tags
 from onenip.registry.versions import Standing
@@ -30,6 +32,18 @@ def test_a_hundred_categories_are_counted_filtered_and_sorted():
     assert choose_tiles(tiles, text="", order="alarms")[0].standing.category == "part042"
     assert choose_tiles(tiles, text="", order="what waits")[0].standing.category == "part007"
     assert len(choose_tiles(tiles, text="PART09", order="name")) == 10
+
+
+def test_wrong_verdicts_are_counted_at_the_threshold_that_was_decided():
+    """Decide's table counts as the slider below it does; without an evaluation there is nothing to count."""
+    version = make_standing("part").champion
+    tested = apply_decided([ImageResult("a.png", "part", "good", 3.0, 2.0)], 4.0)
+
+    (row,) = compare_wrong({"champion 1": version}, {"champion 1": tested})
+    (unknown,) = compare_wrong({"champion 1": version}, {"champion 1": []})
+
+    assert row["false alarms"].startswith("0 of 1 ")
+    assert unknown["false alarms"] == "-"
 
 
 def test_a_note_draws_no_picture_from_elsewhere():
