@@ -364,7 +364,7 @@ def test_the_companys_login_says_who_somebody_is(registry, browser, email, text,
             page.wait_for_selector("text=History", timeout=90_000)
             page.get_by_role("button", name="Sign in").first.click()
             page.get_by_role("button", name="Log in").click()
-            page.wait_for_url(f"{address}/**", timeout=60_000)
+            page.wait_for_url(f"{address}/", timeout=90_000)
             page.goto(f"{address}/decide?category=disc", timeout=90_000)
             page.wait_for_selector(f"text={text}", timeout=90_000)
             page.wait_for_selector("text=History", timeout=60_000)
