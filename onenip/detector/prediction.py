@@ -183,7 +183,8 @@ def is_foreign(distance: float, reach: float | None, unlike_share: float) -> boo
     """Whether an image shows another product than a category's.
 
     It lies beyond the category's reach; or farther from the prompts than every normal image of the training,
-    with most of it unlike them. A defect is a part of an image, so it makes neither so.
+    with most of it unlike them. A defect is a part of an image, so it makes neither so; what is spoilt all
+    over does.
 
     Args:
         distance: of the image from the category's nearest prompt.
