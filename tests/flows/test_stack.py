@@ -247,8 +247,9 @@ def check_crash_is_told(exports, receiver):
     api = exports["PREFECT_API_URL"]
     server = httpx.Client(auth=login_of(exports))
     deployment = server.get(f"{api}/deployments/name/drift/drift").raise_for_status().json()["id"]
-    run = server.post(f"{api}/deployments/{deployment}/create_flow_run", json={"state": None})
-    address = f"{api}/flow_runs/{run.raise_for_status().json()['id']}/set_state"
+    runs = f"{api}/deployments/{deployment}/create_flow_run"
+    run = wait_until(lambda: server.post(runs, json={"state": None}).raise_for_status(), 120)
+    address = f"{api}/flow_runs/{run.json()['id']}/set_state"
     state = {"type": "CRASHED", "message": "the host is gone"}
     server.post(address, json={"state": state, "force": True}).raise_for_status()
 
@@ -271,10 +272,11 @@ def check_cancel_ends_the_stage(exports, checkout):
     assert done.returncode == 0, done.stderr[-2000:]
     api, server = exports["PREFECT_API_URL"], httpx.Client(auth=login_of(exports), timeout=60)
     found = server.get(f"{api}/deployments/name/waiting/waiting").raise_for_status().json()
-    run = server.post(
-        f"{api}/deployments/{found['id']}/create_flow_run", json={"state": {"type": "SCHEDULED"}}
+    scheduled, runs = {"state": {"type": "SCHEDULED"}}, f"{api}/deployments/{found['id']}"
+    run = wait_until(  # its database may be busy
+        lambda: server.post(f"{runs}/create_flow_run", json=scheduled).raise_for_status(), 120
     )
-    address = f"{api}/flow_runs/{run.raise_for_status().json()['id']}"
+    address = f"{api}/flow_runs/{run.json()['id']}"
     number = checkout / "number"
     wait_until(lambda: number.is_file() and number.read_text(), 240)
     stage = psutil.Process(int(number.read_text()))
