@@ -32,6 +32,14 @@ FLOW_PROCESS = "ONENIP_FLOW_PROCESS"  # number and start of the process that ask
 
 _SETTLE_SECONDS = 0.2
 _TAIL_LINES = 15
+# advice that the pipeline follows by itself, or leaves to a person at its end
+_ADVICE = (
+    "To track the changes with git",
+    "git add ",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
 _PID = re.compile(r'"pid": (\d+)')
 
 
@@ -171,8 +179,8 @@ def repro(
         root: the checkout.
         force: run the stage even if nothing changed.
         pull_missing: fetch outputs from the remote instead of making them, where it has them.
-        on_line: called with each line that DVC and the stages print, as it comes; by default they
-            go to this process's own output.
+        on_line: called with each line that DVC and the stages print, as it comes, but for DVC's advice; by
+            default they go to this process's own output.
 
     Raises:
         StageError: if the stage, or DVC, fails; the message ends with the last lines.
@@ -322,6 +330,8 @@ def _stream(
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
+            if not text or text.strip().startswith(_ADVICE):
+                continue
             on_line(text)
             tail = [*tail, text][-_TAIL_LINES:]
     return process.returncode, "\n".join(tail)

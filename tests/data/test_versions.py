@@ -260,7 +260,10 @@ def test_the_circle_through_s3_ends_without_work(checkout, s3_server, tmp_path, 
     )
     run_dvc(checkout, "remote", "add", "-q", "-d", "team", "s3://dvc-cache/circle")
     bring(make_source(tmp_path / "one", range(6)))
-    dvc.repro()
+    lines = []
+    dvc.repro(on_line=lines.append)
+    assert "Running stage 'count':" in lines
+    assert not [line for line in lines if not line or "git add" in line or "dvc " in line]
     assert dvc.has_remote()
     dvc.push()
     git(checkout, "add", ".")
