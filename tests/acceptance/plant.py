@@ -42,6 +42,7 @@ SECTIONS = {
         "min_new_images": 3,
         "settle_seconds": 0.0,
         "max_wait_hours": 1.0,
+        "push": True,
     },
 }
 CAUTIOUS = {"min_normals": 1000, "floors": {}, "margins": {}}  # held, whatever 30 steps bring
