@@ -21,7 +21,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 from onenip.errors import OneNIPError
 from onenip.folders import write_whole
 
-TWIN = 10_000
+_TWIN = 10_000  # so far above each of its ports SeaweedFS opens another
 _START_SECONDS = 600.0
 _STOP_SECONDS = 50.0
 
@@ -208,14 +208,11 @@ def is_free(port: int) -> bool:
 
 
 def find_free_port() -> int:
-    """A port that nobody listens on, below those that the system hands out itself.
-
-    Nor on its twin, `TWIN` above: SeaweedFS opens both.
-    """
+    """A port that nobody listens on, nor on its twin, below those that the system hands out itself."""
     generator = random.SystemRandom()
     while True:
         port = generator.randrange(10_500, 22_000)
-        if is_free(port) and is_free(port + TWIN):
+        if is_free(port) and is_free(port + _TWIN):
             return port
 
 

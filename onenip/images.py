@@ -34,10 +34,8 @@ MAX_PIXELS = 100_000_000  # 10,000 x 10,000 px: larger images are refused before
 # values of black and of white, of samples of more than 8 bits; white may be the lower one
 SampleRange = tuple[float, float]
 FULL_WHITE = 65535  # of samples that use all of 16 bits
-UNCLEAR_RANGE: SampleRange = (
-    math.nan,
-    math.nan,
-)  # categories differ, and which one it is is not known
+# categories differ, and which one it is is not known
+UNCLEAR_RANGE: SampleRange = (math.nan, math.nan)
 
 _Result = TypeVar("_Result")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

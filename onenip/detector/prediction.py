@@ -18,9 +18,8 @@ from onenip.errors import CheckpointError, ForeignImageError
 Verdict = Literal["normal", "review", "anomalous", "unsure"]
 
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
-REACH_SPREADS = (
-    4.0  # of training images, from their prompts: farther off is another product in any case
-)
+# of training images, from their prompts: farther off is another product in any case
+REACH_SPREADS = 4.0
 UNLIKE_SPREADS = 3.0  # of a normal image's distances from the memory: beyond, it is unlike it
 _MOST = 0.6  # of an image: a defect is a part of it, and another product differs all over
 

@@ -135,7 +135,7 @@ def _leave_out_repeated(
         SourceError: if two rows give one image different labels.
     """
     labels: dict[str, tuple[int, str]] = {}
-    kept: list[tuple[int, dict[str, str]]] = []
+    kept: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
     for number, row in rows:
         label = f"{row['category']}/{row['label']}"
         first, before = labels.setdefault(row["path"], (number, label))
@@ -143,9 +143,8 @@ def _leave_out_repeated(
             raise SourceError(
                 f"{path}: row {number}: {row['path']} is {label}, but {before} in row {first}"
             )
-        if first == number or row not in (other for _, other in kept):
-            kept.append((number, row))
-    return kept
+        kept.setdefault(tuple(f"{key} {row[key]}" for key in sorted(row)), (number, row))
+    return list(kept.values())
 
 
 def _place(row: dict[str, str], file: str) -> str:

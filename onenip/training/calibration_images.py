@@ -27,9 +27,8 @@ from onenip.model.network import CategoryStatistics, Network
 from onenip.synthesis.bank import StoredAnomaly
 from onenip.training.batches import TrainingSet
 
-MAX_SELECTION_IMAGES = (
-    16  # normals of a category that weights are selected on: enough to rank weights
-)
+# normals of a category that weights are selected on: enough to rank weights
+MAX_SELECTION_IMAGES = 16
 
 log = logging.getLogger(__name__)
 

@@ -35,9 +35,8 @@ OnLog = Callable[[int, Mapping[str, float]], None]
 
 _LOG_SECONDS = 30.0  # between two lines of progress in the log
 _BLIND_RECALL = 0.05  # a refiner that finds less of its own training anomalies finds nothing
-_LEAST_SCALE = (
-    1e-3  # of losses in 16 bits: gradients that overflow below it are not finite in 32 either
-)
+# of losses in 16 bits: gradients that overflow below it are not finite in 32 either
+_LEAST_SCALE = 1e-3
 _LAST_LOGS = 5  # logs that are judged by
 
 log = logging.getLogger(__name__)
