@@ -1,8 +1,9 @@
 """What more images and more categories cost: `python -m benchmarks.scale --data FOLDER`.
 
-Of real photographs in MVTec layout. Images: the normal ones of two categories, repeated with noise at 256 px,
-go through validation, synthesis, embedding, some steps of training with calibration, and embedding again with
-20 new images, each in a process of its own. Categories: the sets cut apart into 1, 10 and 100, added to a
+Of real photographs in MVTec layout. Images: the normal ones of two categories, repeated with other framing,
+light and noise, go through validation, synthesis, embedding, some steps of training with calibration, and
+embedding again with 20 new images, each in a process of its own. Above 20,000 images only what training
+draws is embedded, as it is drawn. Categories: the sets cut apart into 1, 10 and 100, added to a
 detector without training. One thread, processor time, since a shared machine slows the clock on the wall;
 memory is the peak of the process.
 """
@@ -33,10 +34,12 @@ from onenip.images import load_image, resize_image
 from onenip.params import Params
 from onenip.params.presets import load_preset, merge
 
-SIDE = 256
+SIDE = 256  # px of the table of categories, and of that of images unless told otherwise
+MARGIN = 8  # a side's share by which framing differs
 SETS = 2  # categories of the table of images
 NEW = 20
 NORMALS = 3  # of each category of the table of categories
+_EMBEDDED = 20_000  # images that are embedded before they are drawn
 _ROUNDS = 10
 
 
@@ -51,17 +54,23 @@ def read_photographs(data: Path) -> list[list[NDArray[np.uint8]]]:
 
 
 def write_images(
-    root: Path, photographs: Sequence[Sequence[NDArray[np.uint8]]], numbers: range
+    root: Path, photographs: Sequence[Sequence[NDArray[np.uint8]]], numbers: range, side: int
 ) -> None:
-    """Normal training images of these numbers, in turns of each set: its photographs with noise."""
+    """Normal training images of these numbers, in turns of each set, each as of a part of its own."""
     for number in numbers:
         own = photographs[number % SETS]
         image = own[number // SETS % len(own)]
-        noise = np.random.default_rng(number).normal(0, 3, image.shape)
+        rng = np.random.default_rng(number)
+        margin = image.shape[0] // MARGIN
+        top, left = rng.integers(margin, size=2)
+        height, width = (length - margin for length in image.shape[:2])
+        framed = resize_image(image[top : top + height, left : left + width], (side, side))
+        noise = rng.normal(0, 3, framed.shape)
+        changed = framed * rng.uniform(0.8, 1.1) + rng.uniform(-10, 10) + noise
         folder = root / f"set_{number % SETS}" / "train" / GOOD
         folder.mkdir(parents=True, exist_ok=True)
-        noisy = np.clip(image + noise, 0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(folder / f"{number:07}.jpg", quality=95)
+        kept = Image.fromarray(np.clip(changed, 0, 255).astype(np.uint8))
+        kept.save(folder / f"{number:07}.jpg", quality=95)
 
 
 def build_params(steps: int) -> Params:
@@ -155,15 +164,16 @@ def call(folder: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
-def compare_images(data: Path, counts: Sequence[int], steps: int) -> None:
+def compare_images(data: Path, counts: Sequence[int], steps: int, side: int) -> None:
     """Print time and memory of each stage for some numbers of images."""
     photographs = read_photographs(data)[:SETS]
     print(f"| images | stage | processor s | ms an image | wall s | peak MiB | |\n{'|---' * 7}|")
     for count in counts:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            write_images(folder / "data", photographs, range(count))
-            for stage in (*STAGES, "validate", "embed"):
+            write_images(folder / "data", photographs, range(count), side)
+            embed = ["embed"] if count <= _EMBEDDED else []
+            for stage in ("validate", "synthesize", *embed, "train", "validate", *embed):
                 again = (folder / "again").exists()
                 found = call(folder, "--stage", stage, "--steps", str(steps))
                 seconds, wall, peak = (found.pop(key) for key in ("seconds", "wall", "peak_mib"))
@@ -176,7 +186,7 @@ def compare_images(data: Path, counts: Sequence[int], steps: int) -> None:
                 )
                 if stage == "train":
                     (folder / "again").touch()
-                    write_images(folder / "data", photographs, range(count, count + NEW))
+                    write_images(folder / "data", photographs, range(count, count + NEW), side)
 
 
 def compare_categories(data: Path, counts: Sequence[int]) -> None:
@@ -258,6 +268,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder in MVTec layout")
     parser.add_argument("--images", type=int, nargs="*", default=[1000, 10_000])
     parser.add_argument("--categories", type=int, nargs="*", default=[1, 10, 100])
+    parser.add_argument("--side", type=int, default=SIDE, help="of the images in px")
     parser.add_argument("--steps", type=int, default=100, help="of training")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
@@ -270,7 +281,7 @@ def main() -> None:
         parser.error("give --data FOLDER")
     print_heading("benchmarks.scale", threads=1, packages=["torch", "pillow"])
     if options.images:
-        compare_images(options.data, options.images, options.steps)
+        compare_images(options.data, options.images, options.steps, options.side)
         print()
     if options.categories:
         compare_categories(options.data, options.categories)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -107,23 +107,32 @@ def check_category(name: str) -> str:
     return clean_name(name)
 
 
-def find_masked_stem(mask: str, stems: Iterable[str]) -> str:
-    """Stem of the image that a mask belongs to, by the mask's name.
+def find_masked_stem(mask: str, stems: Mapping[str, str], *, own: str = "") -> str:
+    """Stem of the image that a mask belongs to, by the mask's name; empty if it is of none of them.
 
     Understood are `000`, `000_mask`, `000_gt`, `000-label`, `mask_000`, `000.bmp_mask` and the like, in any
     case.
 
     Args:
         mask: name of the mask's file.
-        stems: of the images that it may belong to; the same stem goes before one with a word taken off.
+        stems: of the images that it may belong to, by `fold`ed name; the same stem goes before one with a
+            word taken off.
+        own: a stem that is no answer, as that of the file itself.
     """
     stem = PurePosixPath(mask).stem
-    bare, rest = _MASK_END.sub("", stem), _MASK_START.sub("", stem)
-    known = {fold(one): one for one in stems}
-    for one in (stem, bare, rest, _IMAGE_END.sub("", bare)):
-        if fold(one) in known:
-            return known[fold(one)]
-    return (bare if bare != stem else rest) or stem
+    bare = _MASK_END.sub("", stem)
+    for one in (stem, bare, _MASK_START.sub("", stem), _IMAGE_END.sub("", bare)):
+        key = fold(one)
+        if key in stems and key != fold(own):
+            return stems[key]
+    return ""
+
+
+def strip_mask_word(mask: str) -> str:
+    """Stem of a mask's file without a word that says that it is one."""
+    stem = PurePosixPath(mask).stem
+    bare = _MASK_END.sub("", stem)
+    return (bare if bare != stem else _MASK_START.sub("", stem)) or stem
 
 
 def fold(name: str) -> str:

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.data.labels import GOOD, find_masked_stem, is_normal_label
+from onenip.data.labels import GOOD, find_masked_stem, fold, is_normal_label
 from onenip.errors import DataError
 from onenip.images import SampleRange, find_images, hash_file, load_image
 
@@ -218,12 +218,14 @@ def match_masks(images: Iterable[str], masks: Iterable[str]) -> dict[str, str]:
             first = named.get(stem, "")
             is_twin = first is None or first.split("/")[1:2] == [parts[1]]
             named[stem] = None if is_twin else path
+    folded = {place: {fold(stem): stem for stem in named} for place, named in by_place.items()}
     found: dict[str, str] = {}
     for mask in sorted(masks, key=lambda path: ("_mask." not in path, path)):  # our own name first
         parts = mask.split("/")
         if len(parts) == _DEPTH:
-            stems = by_place.get((parts[0], parts[2]), {})
-            image = stems.get(find_masked_stem(parts[3], stems))
+            place = parts[0], parts[2]
+            stem = find_masked_stem(parts[3], folded.get(place, {}))
+            image = by_place[place][stem] if stem else None
             if image is not None:
                 found.setdefault(image, mask)
     return found

@@ -23,6 +23,7 @@ from onenip.data.labels import (
     hints_at,
     is_label,
     is_normal_label,
+    strip_mask_word,
 )
 from onenip.errors import DataError, SourceError
 from onenip.folders import is_junk
@@ -246,7 +247,8 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
     """Placements of a category whose folders are labels: normal images train, defects are for tests."""
     placements = []
     words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
-    words -= {word for word in words if find_masked_stem(word, words - {word}) in words - {word}}
+    folded = {fold(word): word for word in words}
+    words -= {word for word in words if find_masked_stem(word, folded, own=word)}
     if not any(map(is_normal_label, words)):
         for word in words:
             if hints_at(word) == "normal":
@@ -279,28 +281,28 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
 
     A file beside the images whose name is one of theirs with a word for masks is such a mask.
     """
-    stems: dict[tuple[str, str], set[str]] = defaultdict(set)
+    stems: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     names: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     labels: dict[tuple[str, str], str] = {}
     for place in placements:
         category, split, label, file = place.target.split("/")
         if split == "test":
-            stems[category, label].add(PurePosixPath(file).stem)
-            names[category, label, PurePosixPath(file).stem] += [place.path] * _is_image((file,))
+            stem = PurePosixPath(file).stem
+            stems[category, label][fold(stem)] = stem
+            names[category, label, stem] += [place.path] * _is_image((file,))
             labels.setdefault((category, fold(label)), label)
     named: dict[str, Placement] = {}
     plain, beside = [], []
     for place in placements:
         category, split, label, file = place.target.split("/")
         label = labels.get((category, fold(label)), label) if split == "ground_truth" else label
-        others = stems[category, label]
-        if split == "test":
-            others = others - {PurePosixPath(file).stem}
-        stem = find_masked_stem(file, others)
-        is_beside = split == "test" and stem in others
+        own = PurePosixPath(file).stem if split == "test" else ""
+        stem = find_masked_stem(file, stems[category, label], own=own)
+        is_beside = split == "test" and stem != ""
         if not (split == "ground_truth" or is_beside) or not _is_image((file,)):
             plain.append(place)
             continue
+        stem = stem or strip_mask_word(file)
         if len(same := names[category, label, stem]) > 1:
             raise DataError(
                 f"{place.path} may be the mask of {same[0]} or of {same[1]}; rename one"
@@ -323,19 +325,17 @@ def _name_masks(placements: Sequence[Placement]) -> list[Placement]:
 
 def _find_mask_folders(placements: Sequence[Placement]) -> list[Placement]:
     """The same, with masks in folders beside those of the defects: `NG_mask` beside `NG`."""
-    kinds: dict[str, set[str]] = defaultdict(set)
+    kinds: dict[str, dict[str, str]] = defaultdict(dict)
     for place in placements:
         category, split, label, _ = place.target.split("/")
         if split == "test":
-            kinds[category].add(label)
+            kinds[category][fold(label)] = label
     found = []
     for place in placements:
         category, split, label, file = place.target.split("/")
-        others = kinds[category] - {label}
-        kind = find_masked_stem(label, others) if split == "test" else ""
-        is_mask = kind in others
+        kind = find_masked_stem(label, kinds[category], own=label) if split == "test" else ""
         found.append(
-            replace(place, target=f"{category}/ground_truth/{kind}/{file}") if is_mask else place
+            replace(place, target=f"{category}/ground_truth/{kind}/{file}") if kind else place
         )
     return found
 

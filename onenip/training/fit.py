@@ -275,6 +275,7 @@ def set_determinism(seed: int, *, is_deterministic: bool) -> None:
     if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # asked for by cuBLAS
     torch.use_deterministic_algorithms(mode=is_deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads it
     torch.backends.cudnn.benchmark = not is_deterministic
 
 

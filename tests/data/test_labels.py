@@ -106,6 +106,8 @@ def test_what_cannot_be_a_category_says_why(name, reason):
 )  # fmt: skip
 def test_a_mask_is_found_by_any_usual_name(mask):
     """A word before or behind the image's own name, in any case."""
-    assert find_masked_stem(mask, ["000", "001"]) == "000"
-    assert find_masked_stem("seg_1_mask.png", ["seg_1"]) == "seg_1"
-    assert find_masked_stem("Bu\u0308CHSE_mask.png", ["B\u00fcchse"]) == "B\u00fcchse"
+    assert find_masked_stem(mask, {"000": "000", "001": "001"}) == "000"
+    assert find_masked_stem("seg_1_mask.png", {"seg_1": "seg_1"}) == "seg_1"
+    assert (
+        find_masked_stem("Bu\u0308CHSE_mask.png", {"b\u00fcchse": "B\u00fcchse"}) == "B\u00fcchse"
+    )

@@ -12,6 +12,7 @@ from PIL import Image, ImageFilter
 
 from onenip.data.manifest import MANIFEST_COLUMNS, load_manifest
 from onenip.data.validation import validate
+from onenip.data.validation.frames import NEAR_LEVEL, find_alike
 from onenip.errors import DataError, ParamsError
 from onenip.params import DataParams, ValidateParams
 from tests.tiny import draw_tiny_data
@@ -192,6 +193,22 @@ def test_unusual_and_near_duplicate_images_are_warned_of(data, tmp_path):
     assert {("few", "enough_training_images"), ("few", "has_tests")} <= found
     assert any(rule == "no_near_duplicate" for _, rule in found)
     assert result.summary["usable"] == result.summary["images"]
+
+
+def test_images_alike_are_those_that_a_comparison_of_all_finds():
+    """However many are compared at once: each image gets the first after it, in the order of paths."""
+    rng, count, bits = np.random.default_rng(0), 1500, 4
+    hashes = rng.integers(2**63, size=40, dtype=np.uint64)[rng.integers(40, size=count)]
+    hashes ^= np.uint64(1) << rng.integers(64, size=count, dtype=np.uint64)
+    tone = rng.uniform(0.4, 0.42, (count, 2))
+    files = rng.integers(1200, size=count)
+    near = np.bitwise_count(hashes[:, None] ^ hashes) <= bits
+    near &= (np.abs(tone[:, None] - tone) < NEAR_LEVEL).all(axis=2)
+    near &= (files[:, None] != files) & (np.arange(count) > np.arange(count)[:, None])
+    first = np.where(near.any(axis=1), near.argmax(axis=1), count)
+
+    assert 100 < (first < count).sum() < count
+    np.testing.assert_array_equal(find_alike(hashes, tone, files, bits), first)
 
 
 def test_error_keeps_the_previous_manifest(data, tmp_path):

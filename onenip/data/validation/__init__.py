@@ -12,6 +12,8 @@ import csv
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import pandas as pd
 
 from onenip.data.labels import GOOD
 from onenip.data.loading import count_cores
-from onenip.data.manifest import MANIFEST_COLUMNS, assign_subset
+from onenip.data.manifest import MANIFEST_COLUMNS, Subset, assign_subset
 from onenip.data.validation.docs import Breach, Problem, group_breaches, write_pages
 from onenip.data.validation.frames import make_category_frame, make_file_frame
 from onenip.data.validation.measuring import (
@@ -140,8 +142,7 @@ def _write(
             rule, reason = unusable[category]
             reasons[path] = (rule, f"category {category}: {reason}")
             breaches.append(Breach(path, rule, "quarantine", reasons[path][1]))
-    manifest = _make_manifest(frame, reasons, data)
-    _write_csv(partial / "manifest.csv", MANIFEST_COLUMNS, manifest)
+    counts = _write_manifest(partial / "manifest.csv", frame, reasons, data)
     lost = reasons.keys() | unusable.keys()
     breaches = [
         b
@@ -150,9 +151,10 @@ def _write(
         if b.severity != "warning" or b.path not in lost or b.rule == "samples_declared"
     ]
     listed = [[b.path, b.rule, b.reason] for b in breaches if b.severity == "quarantine"]
-    _write_csv(partial / "quarantine.csv", ("file", "rule", "reason"), sorted(listed))
+    with _write_csv(partial / "quarantine.csv", ("file", "rule", "reason")) as writer:
+        writer.writerows(sorted(listed))
     _copy_quarantined(sorted(reasons), data_dir, partial / "quarantine")
-    summary = _summarise(manifest, breaches, rules)
+    summary = _summarise(counts, breaches, rules)
     text = json.dumps(summary, indent=2, ensure_ascii=False, sort_keys=True)
     (partial / "summary.json").write_text(text + "\n", encoding="utf-8")
     problems = group_breaches(breaches, rules)
@@ -176,28 +178,38 @@ def _collect_reasons(breaches: list[Breach]) -> dict[str, tuple[str, str]]:
     return reasons
 
 
-def _make_manifest(
-    frame: pd.DataFrame, reasons: dict[str, tuple[str, str]], data: DataParams
-) -> list[list[str]]:
-    rows = []
-    for record in frame[frame["stray"].isna()].to_dict("records"):
-        if record["split"] == "test":
-            record["subset"] = "test"
-        elif record["label"] != GOOD:
-            record["subset"] = "defect"
-        elif record["sha256"]:
-            record["subset"] = assign_subset(
-                record["sha256"],
-                calibration_fraction=data.calibration_fraction,
-                holdout_fraction=data.holdout_fraction,
-            )
-        else:
-            record["subset"] = "fit"
-        rule, reason = reasons.get(record["path"], ("", ""))
-        record["status"] = "quarantined" if rule else "ok"
-        record["reason"] = f"{rule}: {reason}" if rule else ""
-        rows.append([_format(column, record[column]) for column in MANIFEST_COLUMNS])
-    return rows
+def _write_manifest(
+    path: Path, frame: pd.DataFrame, reasons: dict[str, tuple[str, str]], data: DataParams
+) -> dict[str, Counter[str]]:
+    """Write the manifest, and count by category what its images are used for."""
+    counts: dict[str, Counter[str]] = {}
+    known = [column for column in MANIFEST_COLUMNS if column in frame]
+    with _write_csv(path, MANIFEST_COLUMNS) as writer:
+        for values in frame.loc[frame["stray"].isna(), known].itertuples(index=False):
+            row: dict[str, Any] = dict(zip(known, values, strict=True))
+            row["subset"] = _find_subset(row, data)
+            rule, reason = reasons.get(row["path"], ("", ""))
+            row["status"] = "quarantined" if rule else "ok"
+            row["reason"] = f"{rule}: {reason}" if rule else ""
+            writer.writerow([_format(column, row[column]) for column in MANIFEST_COLUMNS])
+            is_defective = row["subset"] == "test" and row["label"] != GOOD
+            use = "test_defective" if is_defective else row["subset"]
+            counts.setdefault(row["category"], Counter())["quarantined" if rule else use] += 1
+    return counts
+
+
+def _find_subset(row: dict[str, Any], data: DataParams) -> Subset:
+    if row["split"] == "test":
+        return "test"
+    if row["label"] != GOOD:
+        return "defect"
+    if not row["sha256"]:
+        return "fit"
+    return assign_subset(
+        row["sha256"],
+        calibration_fraction=data.calibration_fraction,
+        holdout_fraction=data.holdout_fraction,
+    )
 
 
 def _format(column: str, value: str | float | None) -> str:
@@ -209,21 +221,13 @@ def _format(column: str, value: str | float | None) -> str:
 
 
 def _summarise(
-    manifest: list[list[str]], breaches: list[Breach], rules: list[Rule]
+    counts: dict[str, Counter[str]], breaches: list[Breach], rules: list[Rule]
 ) -> dict[str, Any]:
-    at = {column: index for index, column in enumerate(MANIFEST_COLUMNS)}
-    counts: dict[str, Counter[str]] = {}
-    for row in manifest:
-        counter = counts.setdefault(row[at["category"]], Counter())
-        if row[at["status"]] != "ok":
-            counter["quarantined"] += 1
-            continue
-        defective = row[at["subset"]] == "test" and row[at["label"]] != GOOD
-        counter["test_defective" if defective else row[at["subset"]]] += 1
     broken = Counter(breach.rule for breach in breaches)
+    images = sum(counter.total() for counter in counts.values())
     return {
-        "images": len(manifest),
-        "usable": sum(row[at["status"]] == "ok" for row in manifest),
+        "images": images,
+        "usable": images - sum(counter["quarantined"] for counter in counts.values()),
         "categories": {name: dict(sorted(counter.items())) for name, counter in counts.items()},
         "rules": {r.name: {"severity": r.severity, "breaches": broken[r.name]} for r in rules},
         "breaches": [
@@ -259,8 +263,10 @@ def _copy_quarantined(paths: list[str], data_dir: Path, folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[list[str]]) -> None:
+@contextmanager
+def _write_csv(path: Path, columns: tuple[str, ...]) -> Iterator[Any]:
+    """A writer of the rows that follow the heading."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(rows)
+        yield writer

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -24,30 +26,41 @@ NUMBER_COLUMNS = (
     "width", "height", "bytes", "short_side", "brightness", "contrast", "sharpness",
     "mask_coverage",
 )  # fmt: skip
+_REPEATED = ("category", "split", "label", "mode", "sample_range")  # their text is kept once
+_PART = 10_000  # rows that are made a table at once: as a table they take a fraction of the memory
 MIN_USUAL = 5  # images of a category that a usual range needs
 NEAR_LEVEL = 0.003  # brightness and contrast of near-duplicates differ by less
-_BLOCK = 1024
+_ROWS, _COLUMNS = 512, 8192  # images that are compared at once
 
 
 def make_file_frame(
-    rows: Sequence[Row], *, near_duplicate_bits: int, max_deviation: float, excluded: Sequence[str]
+    rows: Iterable[Row], *, near_duplicate_bits: int, max_deviation: float, excluded: Sequence[str]
 ) -> pd.DataFrame:
     """A row per file, sorted by path, with every column that the rules judge.
 
     Raises:
         ParamsError: if a pattern of `excluded` matches no training image.
     """
-    frame = pd.DataFrame(list(rows), columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
-    for column in TEXT_COLUMNS:
-        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
-    for column in NUMBER_COLUMNS:
-        frame[column] = pd.to_numeric(frame[column]).astype(float)
-    frame = frame.sort_values("path", ignore_index=True)
+    remaining, parts = iter(rows), []
+    while part := list(islice(remaining, _PART)):
+        parts.append(_make_part(part))
+    frame = pd.concat(parts).sort_values("path", ignore_index=True)
     _exclude(frame, excluded)
     _compare_labels(frame)
     _compare_with_usual(frame, max_deviation)
     _find_duplicates(frame)
     _find_near_duplicates(frame, near_duplicate_bits)
+    return frame
+
+
+def _make_part(rows: Sequence[Row]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows, columns=[*TEXT_COLUMNS, *NUMBER_COLUMNS])
+    for column in TEXT_COLUMNS:
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), None)
+    for column in _REPEATED:
+        frame[column] = [value and sys.intern(value) for value in frame[column]]
+    for column in NUMBER_COLUMNS:
+        frame[column] = pd.to_numeric(frame[column]).astype(float)
     return frame
 
 
@@ -171,25 +184,44 @@ def _find_duplicates(frame: pd.DataFrame) -> None:
 def _find_near_duplicates(frame: pd.DataFrame, bits: int) -> None:
     readable = frame[frame["phash"].notna()]
     for _, part in readable.groupby("category"):
-        hashes = np.array([int(text, 16) for text in part["phash"]], np.uint64)
-        tone = part[["brightness", "contrast"]].to_numpy()
-        names, shas = part["path"].to_numpy(), part["sha256"].to_numpy()
-        for start in range(0, len(part), _BLOCK):
-            near = _is_near(hashes, tone, slice(start, start + _BLOCK), bits)
-            near &= shas[start : start + _BLOCK, None] != shas[None]
-            rows = part.index[start : start + _BLOCK]
-            for path, others in zip(rows, near, strict=True):
-                if others.any():
-                    other = names[int(others.argmax())]
-                    frame.loc[path, "near_duplicate"] = f"nearly the same picture as {other}"
+        others = find_alike(
+            np.array([int(text, 16) for text in part["phash"]], np.uint64),
+            part[["brightness", "contrast"]].to_numpy(),
+            pd.factorize(part["sha256"])[0],
+            bits,
+        )
+        has_other = others < len(part)
+        names = part["path"].to_numpy()[others[has_other]]
+        frame.loc[part.index[has_other], "near_duplicate"] = [
+            f"nearly the same picture as {name}" for name in names
+        ]
 
 
-def _is_near(
-    hashes: NDArray[np.uint64], tone: NDArray[np.float64], rows: slice, bits: int
-) -> NDArray[np.bool_]:
-    """Which images after each of `rows` look like it: [rows, N] bool."""
-    near = np.bitwise_count(hashes[rows, None] ^ hashes[None]) <= bits
-    for column in range(tone.shape[1]):
-        near &= np.abs(tone[rows, None, column] - tone[None, :, column]) < NEAR_LEVEL
-    after = np.arange(len(hashes))[None] > np.arange(len(hashes))[rows, None]
-    return np.asarray(near & after, np.bool_)
+def find_alike(
+    hashes: NDArray[np.uint64],
+    tone: NDArray[np.float64],
+    files: NDArray[np.intp],
+    bits: int,
+) -> NDArray[np.intp]:
+    """For each of N images the first after it that looks like it, and is another file; N if none does.
+
+    Only images of nearly its brightness are compared with it, so many at a time.
+    """
+    count = len(hashes)
+    found = np.full(count, count)
+    order = np.argsort(tone[:, 0], kind="stable")
+    levels = tone[order, 0]
+    for start in range(0, count, _ROWS):
+        rows = order[start : start + _ROWS, None]
+        low, high = levels[start] - NEAR_LEVEL, levels[start + len(rows) - 1] + NEAR_LEVEL
+        first, last = np.searchsorted(levels, low), np.searchsorted(levels, high, "right")
+        for left in range(first, last, _COLUMNS):
+            columns = order[None, left : min(left + _COLUMNS, last)]
+            near = np.bitwise_count(hashes[rows] ^ hashes[columns]) <= bits
+            near &= columns > rows
+            for values in tone.T:
+                near &= np.abs(values[rows] - values[columns]) < NEAR_LEVEL
+            near &= files[rows] != files[columns]
+            best = np.where(near, columns, count).min(axis=1)
+            found[rows[:, 0]] = np.minimum(found[rows[:, 0]], best)
+    return found

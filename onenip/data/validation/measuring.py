@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from onenip.data.labels import GOOD, check_category, clean_label, find_masked_stem
+from onenip.data.labels import GOOD, check_category, clean_label, find_masked_stem, fold
 from onenip.data.manifest import format_range, match_masks
 from onenip.errors import DataError, ImageError
 from onenip.folders import walk_files
@@ -59,7 +59,7 @@ Row = dict[str, str | int | float | None]
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Found:
     """A file of the data folder and the role that its place gives it.
 
@@ -103,19 +103,17 @@ def list_files(data_dir: Path) -> list[Found]:
 
 def _doubt_masks(files: Sequence[Found]) -> list[Found]:
     """The same with test images that are called as a mask of their neighbour named as such."""
-    stems: dict[str, set[str]] = {}
+    stems: dict[str, dict[str, str]] = {}
     for file in files:
-        stems.setdefault(str(PurePosixPath(file.path).parent), set()).add(
-            PurePosixPath(file.path).stem
-        )
+        path = PurePosixPath(file.path)
+        stems.setdefault(str(path.parent), {})[fold(path.stem)] = path.stem
     found = []
     for file in files:
         path = PurePosixPath(file.path)
-        others = stems[str(path.parent)] - {path.stem}
         is_mask = (
             file.split == "test"
             and not file.stray
-            and find_masked_stem(path.name, others) in others
+            and find_masked_stem(path.name, stems[str(path.parent)], own=path.stem) != ""
         )
         stray = (
             f"a mask by its name; it belongs in {file.category}/ground_truth/{path.parent.name}/"
@@ -155,10 +153,12 @@ def decide_ranges(
         for file in files
         if file.split == "train" and file.label == GOOD and ranges[file.category] is None
     ]
-    measured = list(_map(partial(_measure_extent, data_dir=data_dir), normals, workers))
+    extents: dict[str, list[SampleExtent]] = {file.category: [] for file in normals}
+    measured = _map(partial(_measure_extent, data_dir=data_dir), normals, workers)
+    for file, extent in zip(normals, measured, strict=True):
+        extents[file.category] += [extent] if extent else []
     doubts = {}
-    for category in {file.category for file in normals}:
-        own = [e for f, e in zip(normals, measured, strict=True) if f.category == category and e]
+    for category, own in extents.items():
         ranges[category] = decide_range(own)
         if own and (text := _describe_range(own, ranges[category], category)):
             doubts[category] = text
@@ -201,7 +201,7 @@ def _describe_range(
     )
 
 
-def measure(files: list[Found], data_dir: Path, *, workers: int, progress: bool) -> list[Row]:
+def measure(files: list[Found], data_dir: Path, *, workers: int, progress: bool) -> Iterator[Row]:
     """A row of measurements per file, in the files' order.
 
     Args:
@@ -211,15 +211,8 @@ def measure(files: list[Found], data_dir: Path, *, workers: int, progress: bool)
         progress: whether to show a bar.
     """
     work = partial(measure_file, data_dir=data_dir)
-    return list(
-        tqdm(
-            _map(work, files, workers),
-            total=len(files),
-            desc="validate",
-            disable=not progress,
-            unit="image",
-        )
-    )
+    rows = _map(work, files, workers)
+    yield from tqdm(rows, total=len(files), desc="validate", disable=not progress, unit="image")
 
 
 def measure_file(file: Found, *, data_dir: Path) -> Row:
