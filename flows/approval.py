@@ -34,9 +34,11 @@ from pydantic import Field
 
 from flows.failures import notify_failure
 from flows.pictures import to_data_uri
+from onenip.data.outputs import OUTPUTS
 from onenip.errors import RegistryError
 from onenip.evaluation.counts import COUNT_NAMES, describe_wrong
 from onenip.operation.notices import Kind, notify
+from onenip.operation.threshold_change import recount
 from onenip.params import NotifyParams, Params
 from onenip.printing import plain
 from onenip.registry import approval as decisions
@@ -134,7 +136,8 @@ def show_comparison(version: Version) -> str:
         A short form of the same, in Markdown, for the form itself.
     """
     champion = versions.champion(version.category)
-    rows = [("challenger", version)] + ([("champion", champion)] if champion else [])
+    counted = recount([version, *([champion] if champion else [])])
+    rows = list(zip(("challenger", "champion"), counted, strict=False))
     slug = "".join(c if c.isalnum() else "-" for c in version.category.lower())
     create_table_artifact(
         key=f"comparison-{slug}",
@@ -187,15 +190,19 @@ def notify_waiting(version: Version, result: GateResult | None, params: NotifyPa
         params: where notices go.
     """
     facts: dict[str, Any] = {"category": version.category, "version": version.number}
+    pictures = sorted((OUTPUTS.evaluation / "heatmaps" / version.category).glob("*.png"))
+    picture = next((one for one in pictures if one.stem.startswith("miss")), None)
     text = f"{version.category}: version {version.number} "
     if result is None:
-        notify("challenger-waits", f"{text}waits for approval", facts=facts, params=params)
+        said = f"{text}waits for approval"
+        notify("challenger-waits", said, facts=facts, params=params, picture=picture)
         return
     facts |= {"verdict": result.verdict, "reasons": list(result.reasons)}
     failed = result.verdict == "reject"
     text += "failed the gate" if failed else f"waits for approval (gate: {result.verdict})"
     kind: Kind = "gate-failed" if failed else "challenger-waits"
-    notify(kind, f"{text}: {result.reasons[0]}", facts=facts, params=params)
+    said = f"{text}: {result.reasons[0]}"
+    notify(kind, said, facts=facts, params=params, picture=picture)
 
 
 def ask_people(waiting: Sequence[Version], *, again: str = "") -> None:

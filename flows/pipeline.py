@@ -38,7 +38,11 @@ from onenip.errors import OneNIPError, SourceError, UnreachableError
 from onenip.evaluation.counts import VerdictCounts, describe_wrong
 from onenip.evaluation.results import group_figures, load_metrics
 from onenip.operation import retraining
-from onenip.operation.champion_report import find_champion_report, write_champion_report
+from onenip.operation.champion_report import (
+    evaluate_champions,
+    find_decision_report,
+    write_decision_report,
+)
 from onenip.params import Params
 from onenip.printing import open_console, plain
 from onenip.registry.evaluations import publish_report
@@ -116,35 +120,36 @@ def register() -> State[Any]:
 
 @network_task("compare with champions")
 def compare_with_champions() -> State[Any]:
-    """Evaluate the champions on the same images, and write the report that shows both."""
+    """Evaluate the champions on the same images, for the report that shows both."""
 
     def work() -> str:
-        report = write_champion_report(
+        folders = evaluate_champions(
             Params.load(),
             model_dir=OUTPUTS.model,
             evaluation_dir=OUTPUTS.evaluation,
             manifest=OUTPUTS.manifest,
-            synthesis_dir=OUTPUTS.synthesis,
-            training_dir=OUTPUTS.curves,
         )
-        return f"in {report}" if report else "there is none yet"
+        return ", ".join(folder.name for folder in folders) or "there is none yet"
 
     return _settle("compare with champions", work)
 
 
 @network_task("link report")
 def link_report() -> State[Any]:
-    """Log the report with the model's run, and attach a link to it to this one."""
+    """Write the report to sign, log it with the model's run, and attach a link to it to this one."""
 
     def work() -> str:
-        compared = find_champion_report(OUTPUTS.model)
-        address = publish_report(
-            OUTPUTS.model, compared, experiment=Params.load().register_.experiment
+        report = write_decision_report(
+            model_dir=OUTPUTS.model,
+            evaluation_dir=OUTPUTS.evaluation,
+            synthesis_dir=OUTPUTS.synthesis,
+            training_dir=OUTPUTS.curves,
         )
-        path = (compared or OUTPUTS.report).resolve()
-        text = "Champion beside challenger" if compared else "Report of the evaluation"
-        create_link_artifact(key="report", link=address or path.as_uri(), link_text=text)
-        return str(compared or OUTPUTS.report)
+        experiment = Params.load().register_.experiment
+        address = publish_report(OUTPUTS.model, report, experiment=experiment)
+        link = address or report.resolve().as_uri()
+        create_link_artifact(key="report", link=link, link_text="Report to sign")
+        return str(report)
 
     return _settle("link report", work)
 
@@ -190,7 +195,7 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
             return Failed(message=state.message)
     try:
         known = {(version.category, version.number) for version in list_waiting()}
-        for one in (compare_with_champions, register, link_report):
+        for one in (compare_with_champions, register):
             state = one(return_state=True)
             if not state.is_completed():
                 return Failed(message=state.message)
@@ -199,6 +204,9 @@ def pipeline(request: dict[str, Any]) -> State[Any]:
         for version in new:
             if version.category in results:
                 retraining.store_gate(version, results[version.category])
+        state = link_report(return_state=True)
+        if not state.is_completed():
+            return Failed(message=state.message)
     except OneNIPError as error:
         return Failed(message=f"register: {error}")
     show()
@@ -275,9 +283,7 @@ def print_summary() -> None:
     counts = [VerdictCounts(**row) for row in content["verdicts"].values()]
     wrong = describe_wrong(sum(counts[1:], start=counts[0]).to_dict())
     console.print("; ".join(f"{title}: {text}" for title, text in wrong.items()))
-    console.print(f"report  {OUTPUTS.report}")
-    if compared := find_champion_report(OUTPUTS.model):
-        console.print(f"        {compared}, beside the champions")
+    console.print(f"report  {find_decision_report(OUTPUTS.model) or OUTPUTS.report}")
     console.print(
         "next    `onenip inspect` shows heat maps and the form to approve at http://127.0.0.1:8501,"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from onenip.registry.audit import Entry
     from onenip.registry.tags import Version
+    from onenip.registry.versions import Standing
 
 SHOWN_METRICS = ("image_auroc", "pixel_ap", "aupro")
 
@@ -76,13 +77,14 @@ def status() -> None:
     table = _table(
         "category", "", "version", *describe_wrong({}), *SHOWN_METRICS, "gate", "since (UTC)"
     )
+    counted = _recount(standings)
     for standing in standings:
         name = standing.category
         rows = [("champion", standing.champion), ("challenger", standing.challenger)]
         if standing.champion is None and standing.provisional is not None:
             rows.insert(0, ("provisional", standing.provisional))
         for role, version in rows:
-            table.add_row(name, role, *_describe(version))
+            table.add_row(name, role, *_describe(version and counted.get(version.uri, version)))
             name = ""
         table.add_section()
     console.print(table)
@@ -169,8 +171,6 @@ def threshold(
     Shows first what would change on the version's test images and on recent predictions. Nothing is
     trained; a running server follows.
     """
-    import tempfile
-
     from onenip.operation.threshold_change import choose_value, load_tested, preview
     from onenip.registry import approval
     from onenip.registry.champions import load_candidate
@@ -188,8 +188,7 @@ def threshold(
         false_alarm_rate=_to_share(false_alarms, "--false-alarms"),
         recall=_to_share(recall, "--recall"),
     )
-    with tempfile.TemporaryDirectory() as temporary:
-        tested = load_tested(version, Path(temporary))
+    tested = load_tested(version)
     scores = [a.facts["score"] for a in Answers(recent).list_latest(category=category)]
     found = preview(spec, category, chosen, tested=tested, recent_scores=scores)
     typer.echo(f"{category} version {version.number} ({alias})")
@@ -273,6 +272,17 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def _recount(standings: Iterable[Standing]) -> dict[str, Version]:
+    """Versions for which a threshold was decided on, with their verdicts counted at it, by address."""
+    every = [v for one in standings for v in (one.champion, one.challenger) if v is not None]
+    decided = [version for version in every if version.threshold is not None]
+    if not decided:
+        return {}
+    from onenip.operation.threshold_change import recount  # imports torch
+
+    return {version.uri: version for version in recount(decided)}
 
 
 def _describe(version: Version | None) -> list[str]:

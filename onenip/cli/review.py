@@ -126,13 +126,23 @@ def show(
     limit: Annotated[int, typer.Option(metavar="COUNT", min=1, help="At most so many.")] = 50,
 ) -> None:
     """List images that wait for a person, those that help most first."""
-    for item in _open_queue().list_items(category=category, limit=limit):
+    from onenip.review.items import WAITING
+
+    queue = _open_queue()
+    items = queue.list_items(category=category, limit=limit)
+    for item in items:
         state = "" if item.state == "open" else f" ({item.state})"
         problem = f"; {item.problem}" if item.problem else ""
         line = (
             f"{item.id} {item.category} {item.reason}{state}: {item.detail}{problem} {item.image}"
         )
         typer.echo(show_text(line))
+    counts = queue.count().items()
+    total = sum(
+        n for (name, _, state), n in counts if state in WAITING and category in (None, name)
+    )
+    if total > len(items):
+        typer.echo(f"and {total - len(items)} more: --limit {total}, or --category", err=True)
 
 
 def decide(
@@ -173,11 +183,14 @@ def history(
     limit: Annotated[int, typer.Option(metavar="COUNT", min=1, help="At most so many.")] = 50,
 ) -> None:
     """List who said what about which image, the latest first."""
-    for said in _open_queue().history(item=item, limit=limit):
+    found = _open_queue().history(item=item, limit=limit + 1)
+    for said in found[:limit]:
         undone = f", taken back by {said.undone_by}" if said.undone_by else ""
         words = " ".join(filter(None, [said.label, said.kind, said.note]))
         line = f"{said.id} {said.at:%Y-%m-%d %H:%M} {said.by} ({said.role}): {words}{undone}"
         typer.echo(show_text(f"{line} {said.item}"))
+    if len(found) > limit:
+        typer.echo(f"and earlier ones: --limit {2 * limit}", err=True)
 
 
 def apply(*, params: ParamsOption = PARAMS) -> None:
@@ -221,11 +234,15 @@ def summary(
     from onenip.review.answers import Answers
     from onenip.review.summary import summarize
 
-    loaded = Params.load(params)
+    loaded, queue = Params.load(params), _open_queue()
     since = datetime.now(tz=UTC) - timedelta(hours=hours)
-    lines = summarize(_open_queue(), Answers(loaded.review.answers or OUTPUTS.recent), since=since)
+    lines = summarize(queue, Answers(loaded.review.answers or OUTPUTS.recent), since=since)
     typer.echo("\n".join(lines))
-    if send and not notify("summary", "\n".join(lines), facts={}, params=loaded.notify):
+    if not send:
+        return
+    picture = next((one.image for one in queue.list_items(limit=1)), None)  # what helps most
+    text = "\n".join(lines)
+    if not notify("summary", text, facts={}, params=loaded.notify, picture=picture):
         raise NoticeError("nobody took the summary; see notify.webhook and notify.addresses")
 
 

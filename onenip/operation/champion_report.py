@@ -30,6 +30,7 @@ from onenip.registry.tags import Version
 from onenip.registry.versions import read_snapshot
 from onenip.version import hash_code
 
+_CHAMPIONS = "champions"  # folder of their evaluations
 # what figures depend on beside model, images and params
 _CODE = ("data", "detector", "evaluation", "images.py", "model")
 _LIBRARIES = ("numpy", "pillow", "scikit-learn", "scipy", "timm", "torch")
@@ -37,17 +38,15 @@ _LIBRARIES = ("numpy", "pillow", "scikit-learn", "scipy", "timm", "torch")
 log = logging.getLogger(__name__)
 
 
-def write_champion_report(
+def evaluate_champions(
     params: Params,
     *,
     model_dir: Path,
     evaluation_dir: Path,
     manifest: Path,
-    synthesis_dir: Path | None = None,
-    training_dir: Path | None = None,
     out_dir: Path = OUTPUTS.champion_report,
-) -> Path | None:
-    """Evaluate the champions on the current test images, and write the report that shows both.
+) -> list[Path]:
+    """Evaluate the champions on the current test images, for the report that shows them beside a new model.
 
     A category whose champion, threshold and test images are as they were is not evaluated again.
 
@@ -56,12 +55,11 @@ def write_champion_report(
         model_dir: the new model.
         evaluation_dir: what `evaluate` wrote about it.
         manifest: CSV that `validate` wrote.
-        synthesis_dir: what `synthesize` wrote.
-        training_dir: curves that `train` wrote.
-        out_dir: gets the champions' evaluation and the report.
+        out_dir: gets the champions' evaluation.
 
     Returns:
-        The report; None where no category with test images has another approved champion than this model.
+        Folders of the evaluations; none of a category without test images, or without another approved
+        champion than this model.
 
     Raises:
         RegistryError: if the registry cannot be reached.
@@ -76,16 +74,37 @@ def write_champion_report(
     found = {name: champions.version(name) for name in tested}
     serving = {name: v for name, v in found.items() if v is not None and v.digest != new}
     detectors = _load(serving, champions)
-    if not detectors:
-        return None
-    samples = load_manifest(manifest, DATA_DIR)
+    samples = load_manifest(manifest, DATA_DIR) if detectors else []
     folders = [
-        _evaluate(params, detector, serving[name], samples, out_dir=out_dir / "champions")
+        _evaluate(params, detector, serving[name], samples, out_dir=out_dir / _CHAMPIONS)
         for name, detector in sorted(detectors.items())
     ]
-    for other in {*(out_dir / "champions").iterdir()} - {*folders}:
+    for other in {*out_dir.glob(f"{_CHAMPIONS}/*")} - {*folders}:
         shutil.rmtree(other) if other.is_dir() else other.unlink()
-    report = _name_report(out_dir, new)
+    return folders
+
+
+def write_decision_report(
+    *,
+    model_dir: Path,
+    evaluation_dir: Path,
+    synthesis_dir: Path | None = None,
+    training_dir: Path | None = None,
+    out_dir: Path = OUTPUTS.champion_report,
+) -> Path:
+    """Write the report to sign of a registered model: with its versions, the gate's word, and the champions.
+
+    Args:
+        model_dir: the new model.
+        evaluation_dir: what `evaluate` wrote about it.
+        synthesis_dir: what `synthesize` wrote.
+        training_dir: curves that `train` wrote.
+        out_dir: holds what `evaluate_champions` wrote, and gets the report.
+
+    Raises:
+        DataError: if the evaluation is not as promised.
+    """
+    report = _name_report(out_dir, hash_model(model_dir))
     for other in {*out_dir.glob(f"*-{REPORT}")} - {report}:
         other.unlink()
     write_report(
@@ -95,7 +114,7 @@ def write_champion_report(
         data_dir=DATA_DIR,
         synthesis_dir=synthesis_dir,
         training_dir=training_dir,
-        champion=folders,
+        champion=sorted(out_dir.glob(f"{_CHAMPIONS}/*")),
         decision=describe_decision(model_dir),
     )
     return report
@@ -133,7 +152,7 @@ def describe_decision(model_dir: Path) -> Decision:
     return Decision(facts, names, gate)
 
 
-def find_champion_report(
+def find_decision_report(
     model_dir: Path, *, out_dir: Path = OUTPUTS.champion_report
 ) -> Path | None:
     """The report that was written for this model, None if there is none."""

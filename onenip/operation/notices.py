@@ -175,7 +175,10 @@ def _tell(addresses: Sequence[str], kind: Kind, message: str, picture: Path | No
         box = apprise.Apprise()
         attach = str(picture) if picture is not None and picture.is_file() else None
         title = f"onenip: {kind.replace('-', ' ')}"
-        if box.add(address) and box.notify(title=title, body=message, attach=attach):
+        form = apprise.NotifyFormat.TEXT  # a name's < is none of HTML, and lines stay lines
+        if box.add(address) and box.notify(
+            title=title, body=message, attach=attach, body_format=form
+        ):
             taken.append(number)
         else:
             log.warning("notify.addresses, number %d, did not take: %s", number, message)

@@ -1,19 +1,20 @@
-"""What another threshold of a registered version would change, before anybody decides on it."""
+"""What the threshold of a registered version does on its test images, and what another would change."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cache
 
 from onenip.detector.operating_points import describe_point, find_threshold, move
 from onenip.errors import DataError, RegistryError
-from onenip.evaluation.counts import VerdictCounts, describe_wrong
-from onenip.evaluation.results import ImageResult, load_scores
+from onenip.evaluation.counts import COUNT_NAMES, VerdictCounts, describe_wrong
+from onenip.evaluation.metrics import VERDICT_NAMES, Undefined, verdict_figures
+from onenip.evaluation.results import ImageResult
 from onenip.model.file import CategorySpec, DetectorSpec, OperatingPoint
-from onenip.registry.evaluations import fetch_evaluation
-from onenip.registry.tags import PREFIX, Version
+from onenip.registry.evaluations import fetch_scores
+from onenip.registry.tags import Version
 
 log = logging.getLogger(__name__)
 
@@ -112,16 +113,55 @@ def _count(results: Sequence[ImageResult], threshold: float) -> VerdictCounts:
     return VerdictCounts.count((item.is_defective, item.score > threshold) for item in results)
 
 
-def load_tested(version: Version, folder: Path) -> list[ImageResult]:
-    """Results of a version's own test images; none, and a warning, where no evaluation is kept with it.
+def load_tested(version: Version) -> list[ImageResult]:
+    """Results of a version's own test images, at the threshold that counts now.
+
+    None, and a warning, where no evaluation is kept with it.
 
     Args:
         version: registered.
-        folder: where its evaluation is fetched to.
     """
-    address = f"models:/{PREFIX}{version.category}/{version.number}"
+    return _choose(_fetch(version.run_id), version)
+
+
+def recount(versions: Iterable[Version]) -> list[Version]:
+    """Versions whose figures of verdicts are those at the threshold that counts now.
+
+    Where a threshold was decided, the scores of the version's own evaluation are counted again, each run's
+    fetched once; without an evaluation these figures are left out.
+    """
+    fetch = cache(_fetch)
+    return [
+        one if one.threshold is None else count_again(one, _choose(fetch(one.run_id), one))
+        for one in versions
+    ]
+
+
+def count_again(version: Version, tested: Sequence[ImageResult]) -> Version:
+    """A version with the figures of verdicts that `load_tested` gives, if a threshold was decided on."""
+    if version.threshold is None:
+        return version
+    names = {*COUNT_NAMES, *VERDICT_NAMES}
+    metrics = {name: value for name, value in version.metrics.items() if name not in names}
+    if tested:
+        truths = [one.is_defective for one in tested]
+        verdicts = [one.is_anomalous for one in tested]
+        metrics |= VerdictCounts.count(zip(truths, verdicts, strict=True)).to_dict()
+        found = verdict_figures(verdicts, truths)
+        metrics |= {k: v for k, v in found.items() if not isinstance(v, Undefined)}
+    return version.model_copy(update={"metrics": metrics})
+
+
+def _choose(results: Sequence[ImageResult], version: Version) -> list[ImageResult]:
+    """A version's own results, under the threshold that somebody decided on, if anybody did."""
+    own = [one for one in results if one.category == version.category]
+    value = version.threshold
+    return own if value is None else [replace(one, threshold=value) for one in own]
+
+
+def _fetch(run_id: str) -> list[ImageResult]:
     try:
-        return load_scores(fetch_evaluation(address, folder) / "scores.csv")
+        return fetch_scores(run_id)
     except (RegistryError, DataError) as error:
         log.warning("no test images to count on: %s", error)
         return []

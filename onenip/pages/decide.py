@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import streamlit as st
 
 from onenip.data.manifest import DATA_DIR
 from onenip.detector.operating_points import describe_doubts, describe_point, find_threshold
+from onenip.errors import OneNIPError
 from onenip.evaluation import curves
-from onenip.evaluation.counts import (
-    COUNT_NAMES,
-    VerdictCounts,
-    describe_share,
-    describe_wrong,
-)
+from onenip.evaluation.counts import COUNT_NAMES, describe_share, describe_wrong
 from onenip.evaluation.report.pictures import describe_verdict
 from onenip.evaluation.results import ImageResult
-from onenip.operation.threshold_change import Preview, load_tested, preview
+from onenip.operation.threshold_change import Preview, count_again, load_tested, preview
 from onenip.pages import charts
 from onenip.pages.common import (
     CACHE_SECONDS,
@@ -39,6 +33,7 @@ from onenip.registry.tags import GateVerdict, Version
 from onenip.registry.versions import CHALLENGER, CHAMPION
 
 _DONE = "decided"
+_FAILED = "not decided"
 _SHOWN = 24
 _GATE_COLOURS: dict[GateVerdict, Literal["green", "orange", "red"]] = {
     "promote": "green",
@@ -56,6 +51,8 @@ def draw() -> None:
     st.title(category, anchor=False)
     if _DONE in st.session_state:
         st.success(plain(st.session_state.pop(_DONE)))
+    if _FAILED in st.session_state:
+        st.error(plain(st.session_state.pop(_FAILED)))
     found = {one.role: one for one in load_candidates(category) if one.version is not None}
     champion, challenger = found.get(CHAMPION), found.get(CHALLENGER)
     if not found:
@@ -71,7 +68,8 @@ def draw() -> None:
         f"{role} {one.version.number}": one.version for role, one in found.items() if one.version
     }
     tested = {title: _load_tested(version) for title, version in versions.items()}
-    st.dataframe(compare_wrong(versions, tested), hide_index=True)
+    versions = {title: count_again(one, tested[title]) for title, one in versions.items()}
+    st.dataframe(compare_wrong(versions), hide_index=True)
     if challenger is not None:
         _draw_challenger(category, challenger, by)
     if len(tested) == 2:
@@ -82,24 +80,17 @@ def draw() -> None:
     _draw_threshold(category, candidates, tested, by)
     if champion is not None and by:
         with st.expander("Roll back: undo the last threshold, else the last approval"):
-            _draw_rollback(category, by)
+            _draw_rollback(category, champion.version, by)
     st.subheader("History", divider="gray")
     _draw_history(category)
 
 
-def compare_wrong(
-    versions: Mapping[str, Version], tested: Mapping[str, Sequence[ImageResult]]
-) -> list[dict[str, str]]:
-    """A row for each version: wrong verdicts on its test images at its threshold, where it comes from."""
-    counts = {
-        title: VerdictCounts.count((r.is_defective, r.is_anomalous) for r in results).to_dict()
-        for title, results in tested.items()
-        if results
-    }
+def compare_wrong(versions: Mapping[str, Version]) -> list[dict[str, str]]:
+    """A row for each version: wrong verdicts on its test images, where it comes from."""
     return [
         {
             "version": title,
-            **describe_wrong(counts.get(title, one.metrics)),
+            **describe_wrong(one.metrics),
             "since (UTC)": f"{one.decided_at or one.created_at:%Y-%m-%d %H:%M}",
             "by": one.approver or "-",
             "model": one.digest[:12],
@@ -127,17 +118,7 @@ def compare_figures(versions: Mapping[str, Version]) -> list[dict[str, str]]:
 
 @st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner="Fetching the evaluation…")
 def _load_tested(version: Version) -> list[ImageResult]:
-    with tempfile.TemporaryDirectory() as folder:
-        results = load_tested(version, Path(folder))
-    own = [one for one in results if one.category == version.category]
-    return apply_decided(own, version.threshold)
-
-
-def apply_decided(results: Sequence[ImageResult], threshold: float | None) -> list[ImageResult]:
-    """Results under a threshold that somebody decided on, if anybody did."""
-    if threshold is None:
-        return list(results)
-    return [ImageResult(r.name, r.category, r.label, r.score, threshold) for r in results]
+    return load_tested(version)
 
 
 def _draw_challenger(category: str, challenger: Candidate, by: str) -> None:
@@ -164,12 +145,19 @@ def _draw_challenger(category: str, challenger: Candidate, by: str) -> None:
         with st.container(horizontal=True):
             approved = st.form_submit_button("Approve", type="primary")
             rejected = st.form_submit_button("Reject")
+    number = version.number
     if approved:
-        approval.approve(category, by=by, reason=reason, version=version.number, override=override)
-        _finish(f"Version {version.number} was approved by {by}.")
+        _decide(
+            lambda: approval.approve(
+                category, by=by, reason=reason, version=number, override=override
+            ),
+            f"Version {number} was approved by {by}.",
+        )
     if rejected:
-        approval.reject(category, by=by, reason=reason, version=version.number)
-        _finish(f"Version {version.number} was rejected by {by}.")
+        _decide(
+            lambda: approval.reject(category, by=by, reason=reason, version=number),
+            f"Version {number} was rejected by {by}.",
+        )
 
 
 def _draw_changes(before: Sequence[ImageResult], after: Sequence[ImageResult]) -> None:
@@ -239,9 +227,13 @@ def _draw_threshold(
         reason = st.text_input("Reason", key="threshold/reason")
         pressed = st.form_submit_button(f"Set threshold {value:.4g}", type="primary")
     if pressed:
-        role = titles[title].role
-        approval.set_threshold(category, value=value, by=by, reason=reason, alias=role)
-        _finish(f"The threshold of {title} is {value:.4g}, set by {by}.")
+        one = titles[title]
+        _decide(
+            lambda: approval.set_threshold(
+                category, value=value, by=by, reason=reason, alias=one.role, seen=one.version
+            ),
+            f"The threshold of {title} is {value:.4g}, set by {by}.",
+        )
 
 
 def _draw_preview(found: Preview) -> None:
@@ -264,13 +256,15 @@ def _draw_count(title: str, before: int, after: int, count: int) -> None:
     st.metric(title, describe_share(after, count), delta or None, delta_color="inverse")
 
 
-def _draw_rollback(category: str, by: str) -> None:
+def _draw_rollback(category: str, champion: Version | None, by: str) -> None:
     with st.form("rollback"):
         reason = st.text_input("Reason", key="rollback/reason")
         pressed = st.form_submit_button("Roll back")
     if pressed:
-        now = approval.rollback(category, by=by, reason=reason)
-        _finish(f"Version {now.number} serves as it did before, rolled back by {by}.")
+        _decide(
+            lambda: approval.rollback(category, by=by, reason=reason, seen=champion),
+            f"The last decision was rolled back by {by}.",
+        )
 
 
 @st.cache_data(ttl=CACHE_SECONDS / 3, show_spinner="Reading the audit trail…")
@@ -304,8 +298,13 @@ def _find_report(run_id: str) -> str | None:
     return find_report(run_id)
 
 
-def _finish(text: str) -> None:
-    """Show what was decided on the page as it is now."""
-    st.session_state[_DONE] = text
+def _decide(work: Callable[[], Version], text: str) -> None:
+    """Decide, and show that, or why not, on the page as it is now."""
+    try:
+        work()
+    except OneNIPError as error:
+        st.session_state[_FAILED] = str(error)
+    else:
+        st.session_state[_DONE] = text
     forget()
     st.rerun()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import streamlit as st
@@ -14,6 +15,7 @@ from onenip.data.outputs import OUTPUTS
 from onenip.evaluation.counts import describe_wrong
 from onenip.images import IMAGE_SUFFIXES
 from onenip.operation.drift import DriftMemory
+from onenip.operation.threshold_change import recount
 from onenip.pages.common import (
     CACHE_SECONDS,
     draw_link,
@@ -22,15 +24,15 @@ from onenip.pages.common import (
     plain,
     read_registry,
 )
+from onenip.registry.tags import Version
 from onenip.registry.versions import Standing
 from onenip.review.answers import Answer
-from onenip.review.items import Item, State
+from onenip.review.items import WAITING, Reason, State
 from onenip.review.queue import ReviewQueue
 
 _STATE = Path(".onenip")
 _ANSWERS = 1000  # of late
-_REVIEWED = 2000
-_STATES: tuple[State, ...] = ("open", "disputed", "unsure", "decided")
+_REVIEWED_DAYS = 30
 _WIDTH_PX = 260
 _SORTS = ("what waits", "alarms", "name")
 
@@ -43,8 +45,8 @@ class Tile:
         standing: its versions.
         alarms: alarms of late.
         answers: answers of late.
-        missed: defects that the model passed and a person found.
-        false_alarms: alarms that a person called good.
+        missed: parts of late that the model passed and a person called defective.
+        false_alarms: alarms of late that a person called good.
         held: arrivals that are held for a person.
         to_review: all images that wait for a person.
         is_drifting: whether arrivals drifted from those at approval.
@@ -97,9 +99,12 @@ def draw() -> None:
     chosen = choose_tiles(waiting if shown == "waiting" else tiles, text=text, order=order)
     if not chosen:
         st.info("No category is left: clear the filter.")
+    champions = [one for one in (tile.standing.champion for tile in chosen) if one is not None]
+    counted = {one.uri: one for one in _recount(champions)}
     with st.container(horizontal=True):
         for tile in chosen:
-            _draw_tile(tile)
+            champion = tile.standing.champion
+            _draw_tile(tile, None if champion is None else counted[champion.uri])
 
 
 def choose_tiles(tiles: Sequence[Tile], *, text: str, order: str) -> list[Tile]:
@@ -112,7 +117,8 @@ def choose_tiles(tiles: Sequence[Tile], *, text: str, order: str) -> list[Tile]:
 def make_tiles(
     standings: Sequence[Standing],
     answers: Sequence[Answer],
-    items: Sequence[Item],
+    waiting: Mapping[tuple[str, Reason, State], int],
+    wrong: Mapping[tuple[str, str], int],
     drifting: Mapping[str, str],
 ) -> list[Tile]:
     """Tiles of registered categories, sorted by name.
@@ -120,7 +126,8 @@ def make_tiles(
     Args:
         standings: of the registry.
         answers: of late.
-        items: of the review queue.
+        waiting: of the review queue, as it counts them.
+        wrong: reviewed parts that were judged wrongly, by category and what they are.
         drifting: digest of the champion that people were notified about, by title of the drift.
     """
     counts: Counter[tuple[str, str]] = Counter()
@@ -128,19 +135,17 @@ def make_tiles(
         category = answer.facts["category"]
         counts[category, "answers"] += 1
         counts[category, "alarms"] += answer.facts["verdict"] == "anomalous"
-    for item in items:
-        is_open = item.state in ("open", "disputed", "unsure")
-        counts[item.category, "open"] += is_open
-        counts[item.category, "held"] += is_open and item.reason == "held"
-        counts[item.category, "missed"] += item.label == "defect" and item.verdict == "normal"
-        counts[item.category, "false"] += item.label == "good" and item.verdict == "anomalous"
+    for (category, reason, state), number in waiting.items():
+        if state in WAITING:
+            counts[category, "open"] += number
+            counts[category, "held"] += number * (reason == "held")
     return [
         Tile(
             standing=one,
             alarms=counts[one.category, "alarms"],
             answers=counts[one.category, "answers"],
-            missed=counts[one.category, "missed"],
-            false_alarms=counts[one.category, "false"],
+            missed=wrong.get((one.category, "defect"), 0),
+            false_alarms=wrong.get((one.category, "good"), 0),
             held=counts[one.category, "held"],
             to_review=counts[one.category, "open"],
             is_drifting=one.champion is not None
@@ -152,18 +157,25 @@ def make_tiles(
 
 
 def _read_tiles() -> list[Tile]:
-    items = []
+    waiting, wrong = {}, {}
     if OUTPUTS.review.is_dir():
-        items = ReviewQueue().list_items(states=_STATES, limit=_REVIEWED)
+        queue, since = ReviewQueue(), datetime.now(tz=UTC) - timedelta(days=_REVIEWED_DAYS)
+        waiting, wrong = queue.count(), queue.count_wrong(since=since)
     return make_tiles(
         [*read_registry().standings.values()],
         list_answers(limit=_ANSWERS),
-        items,
+        waiting,
+        wrong,
         DriftMemory(_STATE / "drift.json").read(),
     )
 
 
-def _draw_tile(tile: Tile) -> None:
+@st.cache_data(ttl=10 * CACHE_SECONDS, show_spinner="Fetching evaluations…")
+def _recount(champions: list[Version]) -> list[Version]:
+    return recount(champions)
+
+
+def _draw_tile(tile: Tile, champion: Version | None) -> None:
     category = tile.standing.category
     with st.container(border=True, width=_WIDTH_PX, gap="xsmall"):
         left, right = st.columns([1, 2.4], gap="small")
@@ -182,7 +194,7 @@ def _draw_tile(tile: Tile) -> None:
                 st.badge(f"{tile.held} held", color="violet")
             if tile.is_drifting:
                 st.badge("drifts", color="red")
-        st.caption(_describe_late(tile))
+        st.caption(_describe_late(tile, champion))
 
 
 def _describe_champion(standing: Standing) -> str:
@@ -195,13 +207,13 @@ def _describe_champion(standing: Standing) -> str:
     return f"version {one.number}{since}, by {one.approver or 'nobody known'}"
 
 
-def _describe_late(tile: Tile) -> str:
+def _describe_late(tile: Tile, champion: Version | None) -> str:
     parts = [f"{tile.alarms} alarms of {tile.answers} parts of late"] if tile.answers else []
     if tile.missed or tile.false_alarms:
         parts.append(f"reviewed: {tile.missed} missed, {tile.false_alarms} false alarms")
-    if tile.standing.champion is not None and not parts:
-        wrong = describe_wrong(tile.standing.champion.metrics)
-        parts = [f"{title} {text}" for title, text in wrong.items() if text != "-"]
+    if champion is not None:
+        wrong = describe_wrong(champion.metrics)
+        parts += [f"test images: {title} {text}" for title, text in wrong.items() if text != "-"]
     return "; ".join(parts) or "no parts judged of late"
 
 

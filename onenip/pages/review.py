@@ -16,7 +16,7 @@ from onenip.images import load_mask, resize_image
 from onenip.pages.common import find_thumbnail, load_candidates, plain, take_image
 from onenip.pages.people import ask_person, may
 from onenip.pages.viewer import Panel, draw_viewer
-from onenip.review.items import REASONS, Item, Label, Reason, State
+from onenip.review.items import REASONS, WAITING, Item, Label, Reason, State
 from onenip.review.marks import load_map
 from onenip.review.queue import ReviewQueue
 from onenip.serving.people import Person
@@ -33,7 +33,7 @@ def draw() -> None:
     st.title("Review", anchor=False)
     queue = ReviewQueue()
     counts = queue.count() if OUTPUTS.review.is_dir() else {}
-    waiting = {key: n for key, n in counts.items() if key[2] in ("open", "disputed", "unsure")}
+    waiting = {key: n for key, n in counts.items() if key[2] in WAITING}
     if not waiting:
         st.info(
             "Nothing waits for you. The queue fills with held arrivals, alarms, near misses and what "
@@ -44,10 +44,17 @@ def draw() -> None:
     category, reason = _choose(waiting)
     items = queue.list_items(category=category, reason=reason)
     person = ask_person()
-    single, many, record = st.tabs([f"One by one ({len(items)})", "Many at once", "Who said what"])
+    found = sum(
+        n
+        for (name, why, _), n in waiting.items()
+        if category in (None, name) and reason in (None, why)
+    )
+    single, many, record = st.tabs([f"One by one ({found})", "Many at once", "Who said what"])
     with single:
         _draw_one(queue, items, person)
     with many:
+        if found > len(items):
+            st.caption(f"The first {len(items)} of {found}.")
         _draw_many(queue, items, person)
     with record:
         _draw_record(queue)
@@ -86,25 +93,27 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], person: Person | None) 
         st.button("Skip", shortcut="S", on_click=skipped.append, args=(item.id,))
         return
     _describe(item)
-    boxes = _draw_pictures(item, image)
+    boxes = _draw_pictures(queue, item, image)
     if may(person, "inspector", [item.category]) and person is not None:
         _draw_buttons(queue, item, person.name, boxes)
     _draw_said(queue, item)
 
 
 def _draw_buttons(queue: ReviewQueue, item: Item, by: str, boxes: Sequence[Sequence[int]]) -> None:
-    kinds = sorted(
-        {one.kind for one in queue.list_items(category=item.category, states=("decided",))} - {""}
-    )
+    said = [one.kind for one in queue.history(item=item.id) if not one.undone_by]
+    named = next(filter(None, said), "")
+    decided = queue.list_items(category=item.category, states=("decided",))
+    kinds = sorted({named, *(one.kind for one in decided)} - {""})
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button("Good", shortcut="G", on_click=_say, args=(queue, item, "good", by))
         kind = st.selectbox(
             "Kind of defect",
             kinds,
-            index=None,
+            index=kinds.index(named) if named else None,
             accept_new_options=True,
             placeholder="not named",
             width=220,
+            key=f"kind/{item.id}",
         )
         st.button(
             "Defect",
@@ -142,7 +151,7 @@ def _describe(item: Item) -> None:
         st.caption(f"{item.at:%Y-%m-%d %H:%M} UTC; {plain(item.detail)}")
 
 
-def _draw_pictures(item: Item, image: NDArray[np.uint8]) -> list[list[int]]:
+def _draw_pictures(queue: ReviewQueue, item: Item, image: NDArray[np.uint8]) -> list[list[int]]:
     """Image, heat map and nearest normal; gives the boxes that a person drew."""
     size = (image.shape[0], image.shape[1])
     panels = [Panel("the part", image, can_mark=True)]
@@ -159,9 +168,11 @@ def _draw_pictures(item: Item, image: NDArray[np.uint8]) -> list[list[int]]:
             regions = find_regions(score_map, threshold=pixel_threshold, min_area_px=_MIN_AREA_PX)
         heat = draw_heat(image, score_map, pixel_threshold=pixel_threshold)
         panels.append(Panel("heat map", image, heat=heat, regions=regions))
-    if item.mask is not None and item.mask.is_file():
+    said = [one for one in queue.history(item=item.id) if one.mask and not one.undone_by]
+    if said and said[0].mask is not None and said[0].mask.is_file():
         try:
-            panels.append(Panel("marked", load_mask(item.mask).astype(np.uint8) * 255))
+            marked = load_mask(said[0].mask).astype(np.uint8) * 255
+            panels.append(Panel(f"marked by {said[0].by}", marked))
         except ImageError as error:
             st.caption(f"What was marked cannot be shown: {plain(error.reason)}")
     nearest = _find_nearest(item.category, image)

@@ -100,7 +100,7 @@ def reject(category: str, *, by: str, reason: str, version: int | None = None) -
     return find_version(category, target.number)
 
 
-def rollback(category: str, *, by: str, reason: str) -> Version:
+def rollback(category: str, *, by: str, reason: str, seen: Version | None = None) -> Version:
     """Undo the last decision about what serves: a threshold that was changed, else the champion.
 
     A champion that is taken down counts as rejected; the one before it serves again.
@@ -109,12 +109,13 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
         category: the product category.
         by: who rolls back.
         reason: why, kept with the version that is taken down and in the audit trail.
+        seen: the champion as it was looked at; None: as it is.
 
     Returns:
         The version that serves now.
 
     Raises:
-        RegistryError: if there is no champion, or nothing to roll back to.
+        RegistryError: if there is no champion, nothing to roll back to, or somebody decided since.
     """
     _require(by=by, reason=reason)
     require_category(category)
@@ -126,6 +127,7 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
         if CHAMPION not in aliases:
             raise RegistryError(f"{category}: nothing to roll back, there is no champion")
         bad = find_version(category, aliases[CHAMPION])
+        _check_seen(bad, seen)
         if _is_threshold_last(bad):
             held.carry_out(_change(bad, "rollback", bad.thresholds[:-1], by=by, reason=reason))
             return find_version(category, bad.number)
@@ -144,7 +146,13 @@ def rollback(category: str, *, by: str, reason: str) -> Version:
 
 
 def set_threshold(
-    category: str, *, value: float | None, by: str, reason: str, alias: str = CHAMPION
+    category: str,
+    *,
+    value: float | None,
+    by: str,
+    reason: str,
+    alias: str = CHAMPION,
+    seen: Version | None = None,
 ) -> Version:
     """Decide from which image score on a version calls an image anomalous.
 
@@ -157,10 +165,11 @@ def set_threshold(
         by: who decides.
         reason: why, kept in the audit trail.
         alias: champion or challenger.
+        seen: the version as it was looked at; None: as it is.
 
     Raises:
-        RegistryError: if no version has that alias, the value is no positive number, or the registry
-            cannot be reached.
+        RegistryError: if no version has that alias, the value is no positive number, somebody decided
+            since, or the registry cannot be reached.
     """
     _require(by=by, reason=reason)
     require_category(category)
@@ -178,6 +187,7 @@ def set_threshold(
         if number is None:
             raise RegistryError(f"{category} has no {alias}; see `onenip status`")
         target = find_version(category, number)
+        _check_seen(target, seen)
         if target.threshold == value:
             return target
         changes = (*target.thresholds, ThresholdChange(value=value, at=audit.now()))
@@ -255,6 +265,16 @@ def _choose(category: str, number: int | None) -> Version:
             f"{category} version {number} was replaced by version {newest.number}; look at that one"
         )
     return target
+
+
+def _check_seen(now: Version, seen: Version | None) -> None:
+    if seen is None or (now.number, now.thresholds) == (seen.number, seen.thresholds):
+        return
+    at = "its own threshold" if now.threshold is None else f"threshold {now.threshold:.4g}"
+    raise RegistryError(
+        f"{now.category}: somebody decided since you looked; now it is version {now.number} at {at}. "
+        "Look again"
+    )
 
 
 def _last_decision(versions: list[Version]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
-from onenip.evaluation.results import REPORT
+from onenip.evaluation.results import REPORT, ImageResult, load_scores
 from onenip.model.file import hash_model
 from onenip.registry import runs, store
 from onenip.registry.versions import find_addressed
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "evaluation"
 CHAMPION_REPORT = "champion_report"
+SCORES = "scores.csv"
 
 
 def fetch_evaluation(reference: str, folder: Path) -> Path:
@@ -38,12 +40,27 @@ def fetch_evaluation(reference: str, folder: Path) -> Path:
         return Path(client.download_artifacts(run_id, ARTIFACTS, str(folder)))
 
 
-def publish_report(model_dir: Path, compared: Path | None, *, experiment: str) -> str | None:
-    """Log the report that shows the champions beside a model, and say where its report can be seen.
+def fetch_scores(run_id: str) -> list[ImageResult]:
+    """Scores of the test images in a run's evaluation.
+
+    Raises:
+        RegistryError: if the run has no evaluation, or the store cannot be reached.
+        DataError: if they are not what `onenip evaluate` writes.
+    """
+    client = store.connect()
+    with tempfile.TemporaryDirectory() as folder, store.refusals(f"evaluation of run {run_id}"):
+        names = client.list_artifacts(run_id, ARTIFACTS) if run_id else []
+        if not any(Path(one.path).name == SCORES for one in names):
+            raise RegistryError(f"run {run_id or 'unknown'} holds no scores of an evaluation")
+        return load_scores(Path(client.download_artifacts(run_id, f"{ARTIFACTS}/{SCORES}", folder)))
+
+
+def publish_report(model_dir: Path, report: Path, *, experiment: str) -> str | None:
+    """Log the report to sign of a model, and say where it can be seen.
 
     Args:
         model_dir: the model, registered.
-        compared: the HTML file, None if nothing else serves.
+        report: the HTML file.
         experiment: MLflow experiment of the model's run.
 
     Returns:
@@ -57,15 +74,14 @@ def publish_report(model_dir: Path, compared: Path | None, *, experiment: str) -
     run_id = runs.find_run(client, digest, experiment=experiment)
     if run_id is None:
         raise RegistryError(f"no run of model {digest[:12]} in experiment {experiment}")
-    if compared is not None:
-        with store.refusals(f"report of run {run_id}"):
-            text = compared.read_text(encoding="utf-8")
-            client.log_text(run_id, text, f"{CHAMPION_REPORT}/{REPORT}")
+    with store.refusals(f"report of run {run_id}"):
+        text = report.read_text(encoding="utf-8")
+        client.log_text(run_id, text, f"{CHAMPION_REPORT}/{REPORT}")
     return find_report(run_id)
 
 
 def find_report(run_id: str) -> str | None:
-    """Address of a run's report in MLflow's pages, of the one with the champions if there is one.
+    """Address of a run's report in MLflow's pages, of the one to sign if there is one.
 
     None where MLflow has no server, or the run holds no report.
 

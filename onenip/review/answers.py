@@ -16,6 +16,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 import random
 import re
 import secrets
@@ -42,6 +43,8 @@ from onenip.sources.files import Files, open_files
 MAX_DAYS = 92  # that an answer can be kept
 _PASSING = "passing-"
 _PASSING_SECONDS = 3600.0
+_TRIM_SECONDS = 300.0  # between two looks at what has no time or room left
+_FREED = 0.05  # of the room
 _NEAR = 0.9  # of the threshold: a score above it is a near miss
 _FEEDBACK = "feedback"
 _ID = re.compile(r"[0-9]{20}-[0-9a-f]{8}")  # as `new_id` makes them: such a name leads nowhere else
@@ -166,11 +169,12 @@ class Answers:
 
     def __init__(self, address: str | Path) -> None:
         self._files: Files = open_files(address)
+        self._trimmed_at, self._room = -math.inf, 0.0  # s of the steady clock, bytes
 
     def keep(
         self, answer: Mapping[str, Any], content: bytes, found: Prediction | None, keeping: Keeping
     ) -> None:
-        """Keep an answer with its image and map.
+        """Keep an answer with its image and map; what has no room or time left goes first.
 
         Args:
             answer: as the client gets it; its `id` is one of `new_id`.
@@ -178,16 +182,23 @@ class Answers:
             found: for the map.
             keeping: the policy.
         """
+        now = time.monotonic()
+        if now - self._trimmed_at > _TRIM_SECONDS or self._room < 0:
+            self._trimmed_at = now
+            self.trim(keeping)  # before, so that a full disk can become free
         is_kept = keeping.which == "all" or is_doubtful(answer) or random.random() < keeping.sample
         name = f"{_day(answer['id'])}/{answer['id']}"
         mark = "" if is_kept else _PASSING
-        self._files.write(f"{name}.{mark}image", content)
+        parts = {f"{name}.{mark}image": content}
         if found is not None:
             packed = BytesIO()
             save_map(packed, found.input_map, found.pixel_threshold)
-            self._files.write(f"{name}.{mark}npz", packed.getvalue())
+            parts[f"{name}.{mark}npz"] = packed.getvalue()
         # last: an answer is complete from the moment that it can be seen
-        self._files.write(f"{name}.json", json.dumps(dict(answer)).encode())
+        parts[f"{name}.json"] = json.dumps(dict(answer)).encode()
+        for part, packed_bytes in parts.items():
+            self._files.write(part, packed_bytes)
+            self._room -= len(packed_bytes)
 
     def list_latest(self, *, category: str | None = None, limit: int = 200) -> list[Answer]:
         """Answers, the latest first; only of a category, if it is given."""
@@ -235,7 +246,10 @@ class Answers:
         return None if packed is None else load_map(BytesIO(packed))
 
     def trim(self, keeping: Keeping) -> None:
-        """Delete what the policy does not keep, or not any longer, or has no room for."""
+        """Delete what the policy does not keep, or not any longer, or has no room for.
+
+        What is above the room goes with a twentieth more, so that the next answers find room.
+        """
         now = time.time()
         kept = []
         for name, size in self._files.list_names():
@@ -250,12 +264,15 @@ class Answers:
                 self._files.delete(name)
             else:
                 kept.append((name, size))
-        room = keeping.gigabytes * 1e9 - sum(size for _, size in kept)
+        room = limit = keeping.gigabytes * 1e9
+        room -= sum(size for _, size in kept)
+        wanted = _FREED * limit if room < 0 else 0.0
         for name, size in kept:
-            if room >= 0:
+            if room >= wanted:
                 break
             self._files.delete(name)
             room += size
+        self._room = room
 
     def give_feedback(self, feedback: Feedback) -> None:
         """Note what somebody says about an answer; `onenip review` takes it into the queue.

@@ -18,6 +18,7 @@ from onenip.errors import DataError
 Reason = Literal["feedback", "disagreement", "near", "held", "outlier", "alarm", "drift"]
 Label = Literal["good", "defect", "unsure"]
 State = Literal["open", "disputed", "unsure", "decided", "expired"]
+WAITING: tuple[State, ...] = ("open", "disputed", "unsure")  # for a person
 REASONS: tuple[Reason, ...] = get_args(Reason)  # what helps most first
 
 DEFECT = "defect"  # kind of a defect that nobody named

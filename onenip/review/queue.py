@@ -30,6 +30,7 @@ from onenip.review.items import (
     LINE,
     REASONS,
     REVIEWER,
+    WAITING,
     Candidate,
     Item,
     Label,
@@ -124,7 +125,7 @@ class ReviewQueue:
         *,
         category: str | None = None,
         reason: Reason | None = None,
-        states: Sequence[State] = ("open", "disputed", "unsure"),
+        states: Sequence[State] = WAITING,
         limit: int = 500,
     ) -> list[Item]:
         """Items, those that help most first: disputed, then by reason (`REASONS`), then by doubt.
@@ -165,6 +166,21 @@ class ReviewQueue:
         with self._open() as db:
             rows = db.execute("SELECT category, reason, state, COUNT(*) FROM item GROUP BY 1, 2, 3")
             return {(row[0], row[1], row[2]): row[3] for row in rows}
+
+    def count_wrong(self, *, since: datetime) -> dict[tuple[str, str], int]:
+        """Parts that were judged and are otherwise, by category and what they are: good or defect.
+
+        Args:
+            since: when the parts were judged, at the earliest.
+        """
+        verdict = "json_extract(answer, '$.verdict')"
+        with self._open() as db:
+            rows = db.execute(
+                f"SELECT category, label, COUNT(*) FROM item WHERE at >= ? AND ((label = 'defect' AND "
+                f"{verdict} = 'normal') OR (label = 'good' AND {verdict} = 'anomalous')) GROUP BY 1, 2",
+                (since.isoformat(),),
+            )
+            return {(row[0], row[1]): row[2] for row in rows}
 
     def decide(
         self,
@@ -460,18 +476,21 @@ def _find(db: sqlite3.Connection, item: str) -> sqlite3.Row:
 
 
 def _settle(db: sqlite3.Connection, item: str) -> None:
-    """Bring an item's state to what its reviewers say: the last word of each, a majority if they differ."""
+    """Bring an item's state to what its reviewers say: the last word of each, a majority if they differ.
+
+    Kind and mask that no reviewer gave are those that the line gave, if it said the same.
+    """
     rows = db.execute(
-        "SELECT * FROM opinion WHERE item = ? AND role = ? AND undone_by = '' ORDER BY id",
-        (item, REVIEWER),
+        "SELECT * FROM opinion WHERE item = ? AND undone_by = '' ORDER BY id", (item,)
     ).fetchall()
-    last = {row["by"]: row for row in rows}
+    last = {row["by"]: row for row in rows if row["role"] == REVIEWER}
     votes = Counter(row["label"] for row in last.values() if row["label"] != "unsure")
     label, count = max(votes.items(), key=lambda one: one[1], default=("", 0))
     state: State = "unsure" if last else "open"
     if votes:
         state = "decided" if 2 * count > votes.total() else "disputed"
-    agreeing = [row for row in last.values() if state == "decided" and row["label"] == label]
+    said = [*(row for row in rows if row["role"] == LINE), *last.values()]
+    agreeing = [row for row in said if state == "decided" and row["label"] == label]
     db.execute(
         "UPDATE item SET state = ?, label = ?, kind = ?, mask = ?, problem = '' "
         "WHERE id = ? AND state != 'expired'",

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from datetime import datetime
 
 from onenip.review.answers import Answers, first_id
-from onenip.review.items import LINE
+from onenip.review.items import LINE, WAITING
 from onenip.review.queue import ReviewQueue
 
 _MAX_OPINIONS = 10_000
@@ -29,7 +29,7 @@ def summarize(queue: ReviewQueue, answers: Answers, *, since: datetime) -> list[
             key = "said on the line" if said.role == LINE else "reviewed"
             facts[queue.find(said.item).category][key] += 1
     for (category, _, state), count in queue.count().items():
-        if state in ("open", "disputed", "unsure"):
+        if state in WAITING:
             facts[category]["waiting for review"] += count
     lines = [
         f"{category}: " + ", ".join(f"{count} {what}" for what, count in facts[category].items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -55,7 +54,6 @@ from onenip.version import __version__
 
 # the guard asks for the key before a body is read; this one describes it at /docs
 _DESCRIBED_KEY = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
-_TRIM_SECONDS = 300.0
 _DRAWN_AT_ONCE = 2  # heat maps: each takes up to a gigabyte where an image has 100 megapixels
 _TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
 
@@ -182,7 +180,6 @@ class _Kept:
         self._keeping = keeping
         self.answers = None if keeping is None else Answers(keeping.address)
         self._works = True
-        self._trimmed_at = 0.0
 
     async def keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
         try:
@@ -229,13 +226,8 @@ class _Kept:
             ) from error
 
     def _keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
-        if self.answers is None or self._keeping is None:
-            return
-        now = time.monotonic()
-        if not self._trimmed_at or now - self._trimmed_at > _TRIM_SECONDS:
-            self._trimmed_at = now
-            self.answers.trim(self._keeping)  # before, so that a full disk can become free
-        self.answers.keep(answer, content, found, self._keeping)
+        if self.answers is not None and self._keeping is not None:
+            self.answers.keep(answer, content, found, self._keeping)
 
 
 def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import email
+import socketserver
+import threading
+
 import pytest
 from PIL import Image
 
@@ -55,6 +59,48 @@ def test_people_get_a_notice_once_with_its_picture(tmp_path):
     )
     assert told.content["attachments"][0]["filename"] == "part.png"
     assert second.content["message"] == "cap drifts"
+
+
+class Mailbox(socketserver.StreamRequestHandler):
+    """Takes mail; the server's `letters` hold it."""
+
+    def handle(self):
+        """Take one letter."""
+        self.wfile.write(b"220 here\r\n")
+        while line := self.rfile.readline().upper().strip():
+            if line == b"DATA":
+                self.wfile.write(b"354 go on\r\n")
+                content = b"".join(iter(self.rfile.readline, b".\r\n"))
+                self.server.letters.append(email.message_from_bytes(content))
+            self.wfile.write(b"250 well\r\n")
+            if line == b"QUIT":
+                return
+
+
+def test_a_mail_keeps_lines_signs_and_picture(tmp_path):
+    """A summary by mail reads as in the terminal, whatever a category is called."""
+    picture = tmp_path / "part.png"
+    Image.new("RGB", (4, 4)).save(picture)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mailbox) as server:
+        server.letters, server.daemon_threads = [], True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"mailto://127.0.0.1:{server.server_address[1]}?from=a@b.example&to=c@d.example"
+        text, params = "bottle: 3\n<cap> & *x*: 2", NotifyParams(addresses=(address,))
+        sent = notify(
+            "summary", text, facts={}, params=params, picture=picture, memory=tmp_path / "sent"
+        )
+        server.shutdown()
+
+    assert sent
+    parts = {
+        part.get_content_type(): part.get_payload(decode=True)
+        for part in server.letters[0].walk()
+        if not part.is_multipart()
+    }
+    assert parts["text/plain"].decode().split() == text.split()
+    assert b"3<br" in parts["text/html"]
+    assert b"&lt;cap&gt;" in parts["text/html"]
+    assert parts["image/png"] == picture.read_bytes()
 
 
 def test_addresses_are_secrets():

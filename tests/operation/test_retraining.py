@@ -14,7 +14,11 @@ import pytest
 from onenip import Detector
 from onenip.ingestion.journal import Journal
 from onenip.operation import retraining
-from onenip.operation.champion_report import find_champion_report, write_champion_report
+from onenip.operation.champion_report import (
+    evaluate_champions,
+    find_decision_report,
+    write_decision_report,
+)
 from onenip.operation.drift import look_for_drift
 from onenip.operation.notices import NoticeError, emit, notify
 from onenip.params import NotifyParams, Params
@@ -162,6 +166,7 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
     detector.spec = detector.spec.model_copy(update={"provenance": {"note": "another"}})
     detector.save(tmp_path / "new")
     options = {"model_dir": tmp_path / "new", "evaluation_dir": tmp_path / "scored"}
+    asked = options | {"manifest": manifest}
     evaluate.run(
         params,
         model_dir=tmp_path / "new",
@@ -170,25 +175,32 @@ def test_the_champion_stands_beside_the_new_model_in_the_report(
         out_dir=tmp_path / "scored",
     )
 
-    assert write_champion_report(params, manifest=manifest, **options) is None
+    assert evaluate_champions(params, **asked) == []
     versions.set_alias("stripes", versions.CHAMPION, 1)  # by hand, approved by nobody
-    assert write_champion_report(params, manifest=manifest, **options) is None
+    assert evaluate_champions(params, **asked) == []
     approval.approve("disc", by="Ada", reason="good")
-    report = write_champion_report(params, manifest=manifest, **options)
+    folders = evaluate_champions(params, **asked)
     monkeypatch.setattr("onenip.operation.champion_report.evaluate_test_set", None)
-    again = write_champion_report(params, manifest=manifest, **options)
+    assert [folder.name for folder in folders] == ["disc"]
+    assert evaluate_champions(params, **asked) == folders
+    publishing.publish(**options, params={}, facts={"git_commit": "abc"})
+    retraining.store_gate(versions.challenger("disc"), PROMOTE)
+    report = write_decision_report(**options)
 
-    assert report == again == find_champion_report(tmp_path / "new")
+    assert report == find_decision_report(tmp_path / "new")
     text = report.read_text()
     assert "version 1, approved by Ada" in text
+    assert "Gate: <b>promote</b>: better." in text
+    assert "version 2 (challenger)" in text
     assert text.count("judges every one of these images alike") == 1
     assert "on the 6 images that both have scored" in text.replace("\n", " ")
-    assert find_champion_report(tiny_model) is None
+    assert find_decision_report(tiny_model) is None
     metrics = tmp_path / "scored/metrics.json"
     values = json.loads(metrics.read_text())
     values["images"]["disc"] = {"good": 0, "defective": 0, "without_mask": 0}
     metrics.write_text(json.dumps(values))  # as of a set without test images
-    assert write_champion_report(params, manifest=manifest, **options) is None
+    assert evaluate_champions(params, **asked) == []
+    assert not folders[0].exists()
 
 
 def test_a_webhook_gets_a_sentence_and_facts(monkeypatch):

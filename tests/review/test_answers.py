@@ -58,6 +58,18 @@ def test_room_is_made_from_the_oldest(tmp_path):
     assert len(list(answers.take_feedback())) == 1
 
 
+def test_who_keeps_answers_keeps_to_the_room(tmp_path):
+    """However many come at once, and whoever judges, no more than the room and one answer are there."""
+    policy = Keeping(str(tmp_path), gigabytes=100e-6)
+    answers, sizes = Answers(tmp_path), []
+    for age in range(60, 0, -1):
+        keep(answers, GOOD, policy, age=age, content=bytes(9_000))
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*.*")))
+
+    assert max(sizes) < 100_000 + 10_000
+    assert sizes[-1] > 80_000
+
+
 @pytest.mark.slow
 def test_answers_meet_in_a_bucket(s3_server, monkeypatch):
     """A bucket holds the same as a folder."""

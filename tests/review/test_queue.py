@@ -1,11 +1,14 @@
 """The review queue: what comes first, whose word counts, and what is kept."""
 
 import io
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from onenip.cli import app
 from onenip.errors import DataError
 from onenip.images import load_mask
 from onenip.review.items import LINE, Candidate
@@ -133,3 +136,50 @@ def test_images_go_after_their_time_and_words_stay(queue):
     with pytest.raises(DataError, match="nobody looked in time"):
         queue.decide([told.id], "good", by="Ada")
     assert add(queue, 2).state == "open"  # it came again
+
+
+def test_what_the_line_said_counts_where_a_reviewer_agrees(queue):
+    """A reviewer who confirms takes over kind and mask, unless they give their own; a false alarm is none."""
+    item, other = add(queue, 1), add(queue, 2)
+    for one in (item, other):
+        queue.decide([one.id], "defect", by="Line 3", kind="dent", boxes=[[2, 3, 4, 5]], role=LINE)
+    assert queue.find(item.id).state == "open"
+
+    queue.decide([item.id], "defect", by="Ada")
+    queue.decide([other.id], "good", by="Ada")
+
+    confirmed = queue.find(item.id)
+    assert (confirmed.kind, load_mask(confirmed.mask).sum()) == ("dent", 20)
+    assert (queue.find(other.id).kind, queue.find(other.id).mask) == ("", None)
+    queue.decide([item.id], "defect", by="Ada", kind="scratch")
+    assert queue.find(item.id).kind == "scratch"
+
+
+def test_wrong_verdicts_that_people_found_are_counted(queue):
+    """A part that passed and is defective, an alarm that is good; not what was judged rightly or long ago."""
+    now = datetime.now(tz=UTC)
+    judged = ["normal defect 0", "anomalous good 0", "normal good 0", "normal defect 40"]
+    for seed, (verdict, label, days) in enumerate(one.split() for one in judged):
+        item = add(queue, seed, answer={"verdict": verdict}, at=now - timedelta(days=int(days)))
+        queue.decide([item.id], label, by="Ada")
+
+    found = queue.count_wrong(since=now - timedelta(days=30))
+
+    assert found == {("bottle", "defect"): 1, ("bottle", "good"): 1}
+
+
+def test_a_list_says_how_many_it_leaves_out(tmp_path, monkeypatch):
+    """Nobody takes the first page of the queue, or of its history, for all of it."""
+    monkeypatch.chdir(tmp_path)
+    own = ReviewQueue()
+    items = [add(own, seed).id for seed in range(4)]
+    own.decide(items[:1], "good", by="Ada")
+    own.decide(items[:1], "good", by="Bo")
+
+    shown = CliRunner().invoke(app, ["review", "list", "--limit", "1"]).output
+    whole = CliRunner().invoke(app, ["review", "list", "--limit", "3"]).output
+    said = CliRunner().invoke(app, ["review", "history", "--limit", "1"]).output
+
+    assert "and 2 more: --limit 3" in shown
+    assert "more" not in whole
+    assert "and earlier ones" in said
