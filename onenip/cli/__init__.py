@@ -190,17 +190,13 @@ def configure(
     """Set up logging before any command runs."""
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines hold passwords of addresses
-    if not verbose:
-        for name in (
-            "alembic",
-            "great_expectations",
-            "mlflow",
-            "botocore",
-            "matplotlib",
-            "PIL",
-        ):
+    if verbose:
+        for name in ("onenip", "flows"):
+            logging.getLogger(name).setLevel(logging.DEBUG)
+    else:
+        for name in ("alembic", "great_expectations", "mlflow", "botocore", "matplotlib", "PIL"):
             logging.getLogger(name).setLevel(logging.WARNING)
         for name in (
             "urllib3",

@@ -148,7 +148,7 @@ def run(
         apply_preset(preset, PARAMS)
     check_architecture(Params.load().model)
     require_current()
-    is_verbose = logging.getLogger().level <= logging.DEBUG
+    is_verbose = logging.getLogger("onenip").level == logging.DEBUG
     if not is_verbose:  # read when Prefect is imported: its lines go to its server alone
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.command import require_server
