@@ -81,7 +81,8 @@ def main() -> int:
             parser.error(f"no benchmark {name!r}; there are {', '.join(known)}")
     if not options.names:
         print(
-            "left out: soak, a server's memory; it needs a model, see `python -m benchmarks.soak --help`"
+            "left out, as they need a model: soak, a server's memory, and lines, a hundred clients; "
+            "see `python -m benchmarks.soak --help`"
         )
     failed = []
     for name in options.names or list(known):
