@@ -22,8 +22,12 @@ def draw_score(
         "data": {"values": [{"score": one} for one in normal_scores]},
         "mark": {"type": "bar", "color": _GREY},
         "encoding": {
-            "x": {"field": "score", "bin": {"maxbins": 14}, "title": "image score"},
-            "y": {"aggregate": "count", "title": f"of {len(normal_scores)} normals"},
+            "x": {
+                "field": "score",
+                "bin": {"maxbins": 14},
+                "title": f"image score, among those of {len(normal_scores)} normals",
+            },
+            "y": {"aggregate": "count", "title": None},
         },
     }
     lines = [
@@ -72,7 +76,11 @@ def draw_operating_points(
             "axis": {"format": "%"},
         },
     }
-    legend = {"title": None, "labelLimit": 0}  # a row for each: side by side the last entry is cut
+    legend = {
+        "title": None,
+        "labelLimit": 0,
+        "columns": 1,
+    }  # a row for each: side by side the last entry is cut
     colour = {"scale": {"range": [_BLUE, _ORANGE]}, "legend": {"orient": "top", **legend}}
     line = {
         "data": {"values": rows},

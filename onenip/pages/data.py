@@ -72,7 +72,11 @@ def _draw_versions() -> None:
     old = right.selectbox("compared with", names, index=1, format_func=titles.__getitem__)
     if new == old:
         return
-    change = compare_versions(old, new, root=Path())
+    try:
+        change = compare_versions(old, new, root=Path())
+    except VersioningError as error:
+        st.info(f"They cannot be compared: {plain(str(error))}")
+        return
     parts = {"added": change.added, "removed": change.removed, "changed": change.changed}
     parts["moved"] = tuple(f"{before} → {after}" for before, after in change.moved)
     for tab, (word, paths) in zip(

@@ -29,6 +29,7 @@ _WORDS: dict[Verdict, str] = {
 _STYLE = """
 <style>
 [data-testid="stHeader"], [data-testid="stSidebar"] {display: none}
+[data-stale] {opacity: 1 !important}
 .block-container {padding: .6rem 1rem 0; max-width: none}
 .part {display: flex; flex-direction: column; height: calc(100vh - 7rem); border-radius: 1rem; color: #fff;
   padding: 1rem; gap: 1rem}

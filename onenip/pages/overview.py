@@ -33,7 +33,7 @@ from onenip.review.queue import ReviewQueue
 _STATE = Path(".onenip")
 _ANSWERS = 1000  # of late
 _REVIEWED_DAYS = 30
-_WIDTH_PX = 260
+_WIDTH_PX, _PICTURE_PX, _GAPS_PX = 260, 56, 60  # of a tile, its picture, all gaps in it
 _SORTS = ("what waits", "alarms", "name")
 
 
@@ -178,11 +178,11 @@ def _recount(champions: list[Version]) -> list[Version]:
 def _draw_tile(tile: Tile, champion: Version | None) -> None:
     category = tile.standing.category
     with st.container(border=True, width=_WIDTH_PX, gap="xsmall"):
-        left, right = st.columns([1, 2.4], gap="small")
-        with left:
+        with st.container(horizontal=True, gap="small"):  # also on a narrow screen
             if source := find_thumbnail(_find_picture(category)):
-                st.image(source, alt=f"a normal image of {category}")
-        with right:
+                st.image(source, alt=f"a normal image of {category}", width=_PICTURE_PX)
+            head = st.container(width=_WIDTH_PX - _PICTURE_PX - _GAPS_PX)
+        with head:
             draw_link("Decide", f"**{plain(category)}**", category=category)
             st.caption(plain(_describe_champion(tile.standing)))
         with st.container(horizontal=True, gap="xsmall"):

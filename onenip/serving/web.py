@@ -6,8 +6,10 @@ import asyncio
 import base64
 import logging
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from onenip.errors import (
     ForeignImageError,
     ImageError,
     OneNIPError,
+    SourceError,
     UnknownCategoryError,
 )
 from onenip.images import SampleRange, load_image
@@ -54,6 +57,8 @@ from onenip.version import __version__
 
 # the guard asks for the key before a body is read; this one describes it at /docs
 _DESCRIBED_KEY = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
+_KEEP_SECONDS = 1.0  # that an answer waits until it is kept
+_KEPT_AT_ONCE, _LATE = 2, 16  # answers; what comes when so many are late is not kept
 _DRAWN_AT_ONCE = 2  # heat maps: each takes up to a gigabyte where an image has 100 megapixels
 _TOO_LARGE, _UNPROCESSABLE, _BUSY, _NOT_FOUND = 413, 422, 503, 404
 
@@ -174,23 +179,39 @@ class _Judge:
 
 
 class _Kept:
-    """Keeps answers and feedback, where an address was given; a full disk stops no answer."""
+    """Keeps answers and feedback, where an address was given; no full disk or slow S3 stops an answer."""
 
     def __init__(self, keeping: Keeping | None) -> None:
         self._keeping = keeping
         self.answers = None if keeping is None else Answers(keeping.address)
         self._works = True
+        self._threads = ThreadPoolExecutor(_KEPT_AT_ONCE, "keep")
+        self._late: set[asyncio.Future[None]] = set()
 
     async def keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
-        try:
-            await asyncio.to_thread(self._keep, content, answer, found)
-        except Exception as error:  # whatever refuses, answers go on
-            if self._works:
-                is_expected = isinstance(error, (OSError, OneNIPError))
-                log.warning("answers are not kept: %s", error, exc_info=not is_expected)
-            self._works = False
-        else:
-            self._works = True
+        """Keep an answer, which waits for that a moment at most."""
+        if self.answers is None or self._keeping is None:
+            return
+        if len(self._late) >= _LATE:
+            self._note(SourceError(f"{self._keeping.address} does not follow"))
+            return
+        work = partial(self.answers.keep, answer, content, found, self._keeping)
+        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._late.add(done)
+        done.add_done_callback(self._finish)
+        await asyncio.wait([done], timeout=_KEEP_SECONDS if self._works else 0.0)
+
+    def _finish(self, done: asyncio.Future[None]) -> None:
+        self._late.discard(done)
+        if not done.cancelled():
+            self._note(done.exception())
+
+    def _note(self, error: BaseException | None) -> None:
+        """Log why answers are not kept, once."""
+        if error is not None and self._works:
+            is_expected = isinstance(error, (OSError, OneNIPError))
+            log.warning("answers are not kept: %s", error, exc_info=None if is_expected else error)
+        self._works = error is None
 
     async def take(self, feedback: Feedback) -> None:
         """Note feedback.
@@ -224,10 +245,6 @@ class _Kept:
             raise HTTPException(
                 _BUSY, "kept answers cannot be reached", {"Retry-After": "20"}
             ) from error
-
-    def _keep(self, content: bytes, answer: dict[str, Any], found: Prediction) -> None:
-        if self.answers is not None and self._keeping is not None:
-            self.answers.keep(answer, content, found, self._keeping)
 
 
 def build_app(champions: Follower, settings: ServeSettings) -> FastAPI:

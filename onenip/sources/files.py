@@ -113,9 +113,9 @@ class S3Files:
         from botocore.config import Config
 
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 3},
-            connect_timeout=5,
-            read_timeout=20,
+            retries={"mode": "standard", "total_max_attempts": 2},
+            connect_timeout=3,  # seconds: a server or a page waits for it
+            read_timeout=5,
         )
         return boto3.client("s3", config=config)
 

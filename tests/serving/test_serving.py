@@ -278,6 +278,25 @@ def test_a_disk_that_refuses_stops_no_answer(tiny_model, image_file, tmp_path):
     assert codes == [200, 200]
 
 
+def test_a_store_that_hangs_stops_no_answer(tiny_model, image_file, monkeypatch, caplog):
+    """Images are judged while an S3 server takes connections and says nothing; that is logged in time."""
+    body = {"image": encode(image_file.read_bytes()), "category": "disc"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            monkeypatch.setenv(name, "none")
+        settings = ServeSettings(keeping=Keeping("s3://bucket/served"))
+        with TestClient(build_app(Follower.of_folder(tiny_model), settings)) as client:
+            answer = client.post("/predict", json=body)
+            is_known = "answers are not kept" in caplog.text
+            silent.close()  # refuses from now on
+            while "answers are not kept" not in caplog.text:
+                time.sleep(0.05)
+            again = client.post("/predict", json=body)
+
+    assert (answer.status_code, again.status_code, is_known) == (200, 200, False)
+
+
 def test_without_a_champion_nothing_is_answered(tmp_path, monkeypatch, image_file):
     """An empty registry: not ready, and 503 for a request."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
