@@ -139,7 +139,10 @@ def describe_decision(model_dir: Path) -> Decision:
         for role, version in (("champion", standing.champion), ("challenger", standing.challenger)):
             if version is None or version.digest != digest:
                 continue
-            names[standing.category] = f"version {version.number} ({role})"
+            changed = version.threshold
+            names[standing.category] = f"version {version.number} ({role})" + (
+                "" if changed is None else f"; threshold {changed:.4g} was decided on since"
+            )
             commits.add(version.git_commit)
             if version.gate is not None:
                 gate[standing.category] = version.gate.verdict, version.gate.reasons

@@ -12,7 +12,7 @@ import streamlit as st
 
 from onenip.data.manifest import DATA_DIR
 from onenip.data.outputs import OUTPUTS
-from onenip.evaluation.counts import describe_wrong
+from onenip.evaluation.counts import COUNT_NAMES
 from onenip.images import IMAGE_SUFFIXES
 from onenip.operation.drift import DriftMemory
 from onenip.operation.threshold_change import recount
@@ -211,9 +211,11 @@ def _describe_late(tile: Tile, champion: Version | None) -> str:
     parts = [f"{tile.alarms} alarms of {tile.answers} parts of late"] if tile.answers else []
     if tile.missed or tile.false_alarms:
         parts.append(f"reviewed: {tile.missed} missed, {tile.false_alarms} false alarms")
-    if champion is not None:
-        wrong = describe_wrong(champion.metrics)
-        parts += [f"test images: {title} {text}" for title, text in wrong.items() if text != "-"]
+    if champion is not None and set(COUNT_NAMES) <= champion.metrics.keys():
+        missed, defective, alarms, good = (round(champion.metrics[name]) for name in COUNT_NAMES)
+        parts.append(
+            f"test images: {missed} of {defective} missed, {alarms} of {good} false alarms"
+        )
     return "; ".join(parts) or "no parts judged of late"
 
 
