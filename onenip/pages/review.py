@@ -39,6 +39,7 @@ def draw() -> None:
             "Nothing waits for you. The queue fills with held arrivals, alarms, near misses and what "
             "people report on the line."
         )
+        _draw_done(queue)
         _draw_record(queue)
         return
     category, reason = _choose(waiting)
@@ -61,11 +62,15 @@ def draw() -> None:
 
 
 def _choose(waiting: dict[tuple[str, Reason, State], int]) -> tuple[str | None, Reason | None]:
+    """What to look at; it stays chosen when nothing of it is left, so that no key meets another image."""
     everything = "all"
-    categories = [everything, *sorted({key[0] for key in waiting})]
+    asked = {**st.query_params, **st.session_state}
+    known = {key[0] for key in waiting} | {str(asked.get("category", everything))}
+    categories = [everything, *sorted(known - {everything})]
     category = st.sidebar.selectbox("Category", categories, key="category", bind="query-params")
     own = [key for key in waiting if category in (everything, key[0])]
-    reasons = [one for one in REASONS if one in {key[1] for key in own}]
+    there = {key[1] for key in own} | {asked.get("reason", everything)}
+    reasons = [one for one in REASONS if one in there]
     reason = st.sidebar.selectbox(
         "Reason", [everything, *reasons], key="reason", bind="query-params"
     )
@@ -78,13 +83,11 @@ def _choose(waiting: dict[tuple[str, Reason, State], int]) -> tuple[str | None, 
 def _draw_one(queue: ReviewQueue, items: Sequence[Item], person: Person | None) -> None:
     skipped = st.session_state.setdefault(_SKIPPED, [])
     left = [one for one in items if one.id not in skipped]
-    if done := st.session_state.get(_DONE):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.success(plain(done[2]))
-            st.button("Undo", shortcut="U", on_click=_undo, args=(queue, done[0], done[1]))
+    _draw_done(queue)
     if not left:
         st.info(
-            "You went through all of them. Skipped ones come again when the page is opened anew."
+            "You went through all of them. Skipped ones come again when the page is opened anew; "
+            "other categories and reasons are on the left."
         )
         return
     item = left[0]
@@ -97,6 +100,14 @@ def _draw_one(queue: ReviewQueue, items: Sequence[Item], person: Person | None) 
     if may(person, "inspector", [item.category]) and person is not None:
         _draw_buttons(queue, item, person.name, boxes)
     _draw_said(queue, item)
+
+
+def _draw_done(queue: ReviewQueue) -> None:
+    """What was said last, and the way back."""
+    if done := st.session_state.get(_DONE):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.success(plain(done[2]))
+            st.button("Undo", shortcut="U", on_click=_undo, args=(queue, done[0], done[1]))
 
 
 def _draw_buttons(queue: ReviewQueue, item: Item, by: str, boxes: Sequence[Sequence[int]]) -> None:
