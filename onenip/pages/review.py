@@ -64,13 +64,15 @@ def draw() -> None:
 def _choose(waiting: dict[tuple[str, Reason, State], int]) -> tuple[str | None, Reason | None]:
     """What to look at; it stays chosen when nothing of it is left, so that no key meets another image."""
     everything = "all"
-    asked = {**st.query_params, **st.session_state}
-    known = {key[0] for key in waiting} | {str(asked.get("category", everything))}
+    asked = {
+        name: str(st.session_state.get(name, st.query_params.get(name, everything)))
+        for name in ("category", "reason")
+    }
+    known = {key[0] for key in waiting} | {asked["category"]}
     categories = [everything, *sorted(known - {everything})]
     category = st.sidebar.selectbox("Category", categories, key="category", bind="query-params")
     own = [key for key in waiting if category in (everything, key[0])]
-    there = {key[1] for key in own} | {asked.get("reason", everything)}
-    reasons = [one for one in REASONS if one in there]
+    reasons = [one for one in REASONS if one in {asked["reason"], *(key[1] for key in own)}]
     reason = st.sidebar.selectbox(
         "Reason", [everything, *reasons], key="reason", bind="query-params"
     )
