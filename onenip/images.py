@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from onenip.errors import ImageError, RangeError
 from onenip.folders import walk_files
@@ -53,6 +55,9 @@ _OTHER_FORMATS = (
 _HEAD_BYTES = 8
 # tags of TIFF, and values of the last three
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
+_DESCRIPTION, _COLOUR_MAP, _DEPTH = 270, 320, 32997
+# pictures behind the first one that are no pages of their own, as ImageJ and tifffile describe them
+_STACK = re.compile(r'ImageJ=.*?^images=(\d+)|\{"shape": \[(\d+),.*"truncated": true', re.M | re.S)
 _WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, 2
 _COLOUR_16_BIT = ("16B", "16L", "16N")  # ends of the raw modes
 _UINT8_MAX = 255
@@ -67,6 +72,8 @@ _MAX_FRAMES = 100  # that are counted
 _MAX_SCANS, _SCAN = 64, b"\xff\xda"  # usual are 1 or 10, and a few for thumbnails
 _MAX_SIDE = 1 << 18  # px; each row costs memory of its own: 1 x 100,000,000 px took 3.4 GB
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
+_NOISE = 8  # compression leaves so much around black and around white
+_INNER = 0.1  # of the pixels of a class lie within it
 
 
 def load_image(
@@ -128,6 +135,7 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArr
     Raises:
         ImageError: if the range of its values cannot be known, or they are beyond the one that is given.
     """
+    _mend(image)
     samples = _read_samples(image)
     image = ImageOps.exif_transpose(image)
     if samples is not None:
@@ -318,6 +326,7 @@ def _decode(
             raise ImageError(name, f"it holds {frames} frames; save each as an image of its own")
         if image.format in ("JPEG", "MPO") and _has_many_scans(image):
             raise ImageError(name, f"a JPEG of more than {_MAX_SCANS} scans; save it anew")
+        _mend(image)
         return convert(image)
 
 
@@ -361,7 +370,9 @@ def _count_frames(image: Image.Image) -> int:
             if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1:  # type: ignore[attr-defined]  # a TIFF's
                 full.append(index)
     image.seek(full[0] if full else 0)
-    return max(len(full), 1)
+    tags = image.tag_v2  # type: ignore[attr-defined]  # a TIFF's
+    stack = _STACK.match(str(tags.get(_DESCRIPTION, "")))
+    return max(len(full), 1, int(tags.get(_DEPTH, 1)), int((stack and stack[stack.lastindex]) or 1))
 
 
 def _has_many_scans(image: Image.Image) -> bool:
@@ -374,6 +385,20 @@ def _has_many_scans(image: Image.Image) -> bool:
         last = part[-1:]
     file.seek(at)
     return count > _MAX_SCANS
+
+
+def _mend(image: Image.Image) -> None:
+    """Have Pillow read a TIFF aright that is not loaded yet.
+
+    It maps an uncompressed file by its upright size, which garbles one that is turned; and it takes the upper
+    bytes of a palette, where there are none in files that have 8 bits.
+    """
+    if not isinstance(image, TiffImageFile) or not image.tile:
+        return
+    image.filename = ""  # what is not named is not mapped
+    colours = image.tag_v2.get(_COLOUR_MAP, ())
+    if image.mode == "P" and colours and max(colours) <= _UINT8_MAX:
+        image.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
 
 
 def _find_raw_mode(image: Image.Image) -> str:
@@ -543,6 +568,7 @@ def _to_mask(image: Image.Image) -> NDArray[np.bool_]:
 def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
     """Value of each pixel of a mask, [H, W], and whether compression may have blurred it."""
     is_lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
+    may_be_lossy = image.format == "WEBP"
     samples = _read_samples(image)
     image = ImageOps.exif_transpose(image)
     colours: NDArray[Any]
@@ -562,24 +588,31 @@ def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
     if alpha is not None and (alpha != alpha[:1, :1]).any():
         is_plain = (colours == colours[:1, :1]).all()
         levels = alpha if is_plain else np.where(alpha > 0, levels, 0)
-    return levels, is_lossy
+    return levels, is_lossy or (may_be_lossy and bool(levels.max() > _UINT8_MAX / 2))
 
 
 def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.generic]:
-    """Values of several classes of defects, sorted; empty if there is one class, or soft edges.
+    """Values of several classes of defects, sorted; empty if there is one class, soft edges, or noise.
 
-    A class has an interior: somewhere nine pixels of one value lie together, as they never do in the edge of
-    a soft mask. Small numbers are classes in any case.
+    Small numbers are classes. A class has an interior: somewhere nine pixels of one value lie together, as
+    they never do in the edge of a soft mask. Beside a single large value, such as that of borders left open,
+    small numbers are classes if many of their pixels lie so; beside several, they are noise of compression.
     """
     values = np.unique(levels[levels != 0])
     if is_lossy or not 2 <= len(values) <= _MAX_CLASSES:
         return values[:0]
+    if values[-1] <= _MAX_CLASSES:
+        return values
     row = (levels[:, 2:] == levels[:, 1:-1]) & (levels[:, 1:-1] == levels[:, :-2])
     inner = levels[1:-1, 1:-1]
     is_inner = row[2:] & row[1:-1] & row[:-2]
     is_inner &= (levels[2:, 1:-1] == inner) & (levels[:-2, 1:-1] == inner)
-    found = np.unique(inner[is_inner & (inner != 0)])
-    return values if len(found) >= 2 or values[-1] <= _MAX_CLASSES else values[:0]
+    found = np.unique(inner[is_inner & (inner > _NOISE)])
+    is_small = (inner > 0) & (inner <= _NOISE)
+    if is_small.any():
+        is_noise = (values >= values[-1] - _NOISE).sum() > 1 or is_inner[is_small].mean() < _INNER
+        return values[:0] if is_noise else values
+    return values if len(found) >= 2 else values[:0]
 
 
 _NO_IMAGE = "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"

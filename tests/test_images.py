@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin
@@ -166,6 +167,43 @@ def test_a_reduced_copy_before_the_picture_is_passed_over():
             pages.newFrame()
 
         assert (load_image(buffer.getvalue()) == RAMP[:, :, None]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_a_turned_tiff_is_the_same_from_a_file_and_from_bytes(orientation, turns, dtype, tmp_path):
+    """Uncompressed, too, where Pillow maps the file."""
+    path, values = tmp_path / "turned.tif", RAMP.astype(dtype) * dtype(np.iinfo(dtype).max // 255)
+    tifffile.imwrite(path, values, extratags=[(274, "H", 1, orientation, True)])
+
+    for source in (path, path.read_bytes()):
+        assert (load_image(source) == np.rot90(RAMP, turns)[:, :, None]).all()
+        assert (load_mask(source) == load_mask(path.read_bytes())).all()
+        assert read_size(source) == np.rot90(RAMP, turns).shape
+    assert (to_rgb(Image.open(path)) == load_image(path)).all()
+
+
+def test_a_palette_of_eight_bits_in_a_tiff_is_not_black():
+    """Some programs write its colours as 0..255, where the format says 0..65535."""
+    stream = io.BytesIO()
+    colours = np.tile(np.arange(256, dtype=np.uint16), (3, 1))
+    tifffile.imwrite(stream, RAMP, photometric="palette", colormap=colours)
+
+    assert (load_image(stream.getvalue()) == RAMP[:, :, None]).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"imagej": True, "truncate": True}, {"truncate": True}, {"volumetric": True, "tile": (16, 16, 16)}],
+    ids=["ImageJ", "tifffile", "a volume"],
+)  # fmt: skip
+def test_pictures_behind_the_only_page_of_a_tiff_are_frames(options):
+    """A stack that has one page is not read as its first picture."""
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, np.stack([RAMP] * 16), **options)
+
+    with pytest.raises(ImageError, match="it holds 16 frames"):
+        load_image(stream.getvalue())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
@@ -353,6 +391,29 @@ def test_a_soft_mask_counts_from_half_of_its_range(kind):
     assert load_mask_classes(encode(soft, kind)) == []
     empty = Image.fromarray(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8))
     assert not load_mask(encode(empty, "JPEG")).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "quality"), [("WEBP", 60), ("WEBP", 90), ("JPEG", 95), ("JPEG", 100)]
+)
+def test_what_compression_leaves_is_no_class(kind, quality):
+    """Values around black and around white, in areas, also where a JPEG was saved as PNG since."""
+    large = Image.fromarray(np.kron(SQUARE, np.ones((9, 9), bool)).astype(np.uint8) * 255)
+    packed = encode(large.convert("RGB"), kind, quality=quality)
+
+    for content in (packed, encode(Image.open(io.BytesIO(packed))))[: 1 + (kind == "JPEG")]:
+        assert load_mask_classes(content) == []
+        assert np.mean(load_mask(content) != (np.asarray(large) > 0)) < 0.003
+
+
+def test_a_border_left_open_does_not_hide_the_class():
+    """1 is the defect, and 255 its border: both count; single pixels of 1 and 2 beside 255 are noise."""
+    mask = np.pad(np.ones((8, 8), np.uint8), 1, constant_values=255)
+    noise = np.random.default_rng(0).integers(0, 3, (64, 64), np.uint8)
+
+    assert load_mask(encode(Image.fromarray(np.pad(mask, 3)))).sum() == 100
+    noise[9:19, 9:19] = 255
+    assert load_mask(encode(Image.fromarray(noise))).sum() == 100
 
 
 @pytest.mark.parametrize("background", ["black", "white"])

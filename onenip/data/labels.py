@@ -14,19 +14,22 @@ from typing import Literal
 from onenip.errors import DataError
 
 GOOD = "good"
-# as `_to_word` leaves them
+# as `_to_word` leaves them, in the singular; `_find_meaning` knows their negations
 NORMAL_WORDS = frozenset(
-    {"good", "goods", "ok", "okay", "normal", "pass", "passed", "io", "inordnung", "gut", "0",
-     "nodefect", "nodefects", "defectfree", "nondefective", "accept", "accepted", "fehlerfrei",
-     "einwandfrei", "bon", "bonne", "conforme", "bueno", "buono", "goed", "良", "良品", "良好", "合格",
-     "合格品", "正常", "양품", "정상"}
+    {"good", "ok", "okay", "normal", "pass", "passed", "io", "inordnung", "gut", "gute", "gutteil",
+     "gutteile", "0", "accept", "accepted", "acceptable", "einwandfrei", "conform", "conforming", "intact",
+     "clean", "healthy", "nominal", "undamaged", "perfect", "bon", "bonne", "conforme", "bueno", "buena",
+     "buono", "goed", "goede", "dobry", "норма", "годен", "良", "良品", "良好", "合格", "合格品", "正常",
+     "正常品", "ok品", "無欠陥", "異常なし", "양품", "정상"}
 )  # fmt: skip
 DEFECT_WORDS = frozenset(
-    {"ng", "nok", "nio", "notok", "notgood", "nogood", "nichtok", "nichtio", "nichtinordnung",
-     "defect", "defective", "defects", "bad", "fail", "failed", "faulty", "1", "anomaly", "anomalous",
-     "anomalies", "abnormal", "reject", "rejected", "schlecht", "defekt", "fehlerhaft", "ausschuss",
-     "mauvais", "nonconforme", "malo", "difettoso", "不良", "不良品", "不合格", "不合格品", "异常",
-     "異常", "缺陷", "欠陥", "불량"}
+    {"ng", "nok", "nio", "ko", "def", "defect", "defective", "bad", "fail", "failed", "failure", "fault",
+     "faulty", "1", "anomaly", "anomalie", "anomalous", "abnormal", "reject", "rejected", "scrap", "flaw",
+     "flawed", "error", "damage", "damaged", "broken", "schlecht", "schlechte", "schlechtteil",
+     "schlechtteile", "defekt", "defekte", "fehler", "mangel", "fehlerhaft", "ausschuss", "mauvais",
+     "défaut", "defaut", "défectueux", "rebut", "malo", "mala", "defecto", "difetto", "difettoso",
+     "wadliwy", "брак", "不良", "不良品", "不合格", "不合格品", "异常", "異常", "缺陷", "欠陥", "ng品",
+     "불량"}
 )  # fmt: skip
 _UNCLEAR_WORDS = frozenset(
     {"true", "false", "yes", "no", "positive", "negative", "pos", "neg", "wahr", "falsch", "ja", "nein",
@@ -37,6 +40,9 @@ UNSORTED = "unsorted"  # shelf folder of arrivals without a category, never a ca
 _SPLITS = frozenset({"train", "test", "ground_truth", "validation"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of Windows
 _MAX_BYTES = 100  # of a name in UTF-8: it stands in names of files, too
+_NOT = re.compile(r"^(without|nicht|ohne|keine?|senza|sans|sin|non|not|no)(?=..)|(free|less|frei)$")
+_PARTS = re.compile(r"(parts?|teile?|images?|imgs?|bilder|samples?)$")
+_DIGITS = "0123456789"
 _FILLERS = re.compile(r"[\s._-]+")
 _ZERO_OR_ONE = re.compile(r"([01])[.,]0+")  # as tables write numbers
 _WORD = r"\(?(?:masks?|gt|ground[ _-]?truth|labels?|maske|msk|seg|segmentation|anno|annotation)\)?"
@@ -51,21 +57,26 @@ def clean_name(text: str) -> str:
 
 
 def is_normal_label(label: str) -> bool:
-    """Whether a label says that an image is normal, in any of the usual words and spellings (`i.O.`)."""
-    return _to_word(label) in NORMAL_WORDS
+    """Whether a label says that an image is normal, in any usual word and spelling (`i.O.`, `OK_parts 2`)."""
+    return "normal" in (_find_meaning(_to_word(label)), _find_meaning(_bare(label)))
 
 
 def is_label(word: str) -> bool:
-    """Whether a word is a label, of normal images or of defects, so that it names no category."""
-    return _to_word(word) in NORMAL_WORDS | DEFECT_WORDS or _is_unclear(word)
+    """Whether a word is a label, of normal images or of defects, so that it names no category.
+
+    So are `NG_2` and `bad parts`; `OK 2` may be a product.
+    """
+    is_defective = _find_meaning(_bare(word)) == "defective"
+    return is_defective or bool(_find_meaning(_to_word(word))) or _is_unclear(word)
 
 
 def hints_at(name: str) -> Literal["normal", "defective", ""]:
     """What a word within a name says of the images, as in `NG_images` or `ok_front`; empty if nothing."""
-    words = {_to_word(word) for word in _FILLERS.split(name)} - {"0", "1", ""}
-    if words & DEFECT_WORDS or {"no", "not"} & words:
+    words = {_bare(word) for word in _FILLERS.split(name)}
+    found = {_find_meaning(word) for word in words}
+    if "defective" in found or {"no", "not"} & words:
         return "defective"
-    return "normal" if words & NORMAL_WORDS else ""
+    return "normal" if "normal" in found else ""
 
 
 def clean_label(label: str) -> str:
@@ -149,6 +160,23 @@ def _to_word(label: str) -> str:
     number = _ZERO_OR_ONE.fullmatch(word)
     bare = re.sub(r"[\W_]+", "", word)
     return number[1] if number else _FILLERS.sub("", word) if bare.isdigit() else bare
+
+
+def _bare(label: str) -> str:
+    """A label as `_to_word` leaves it, without numbers and nouns around it, as in `OK_parts 2`."""
+    return _PARTS.sub("", _to_word(label).strip(_DIGITS))
+
+
+def _find_meaning(word: str) -> Literal["normal", "defective", ""]:
+    """What a word of `_to_word` says, also in the plural, and denied: `rejects`, `notgood`, `anomalyfree`."""
+    rest = _NOT.sub("", word)
+    for one, is_denied in ((word, False), (rest, True)):
+        forms = {one, one.removesuffix("s") if len(one) > 4 else one}  # `kos01` is no plural of KO
+        if forms & NORMAL_WORDS:
+            return "defective" if is_denied else "normal"
+        if forms & DEFECT_WORDS:
+            return "normal" if is_denied else "defective"
+    return ""
 
 
 def _is_unclear(label: str) -> bool:

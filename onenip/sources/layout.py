@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
-_VALIDATION = frozenset(
-    {"validation", "valid", "val"}
-)  # normal images, as of MVTec LOCO: they train
+# of its images the normal ones train, as of MVTec LOCO, and the others are tests
+_VALIDATION = frozenset({"validation", "valid", "val"})
+# what other tools call their files beside an image, and what tables end with
+_BESIDE = {".xml": "Pascal VOC or CVAT", ".txt": "YOLO", ".json": "another tool"}
+_TABLES = frozenset({".csv", ".tsv", ".jsonl", ".xlsx", ".xls"})
 _PRIVATE = "test_private"  # images of MVTec AD 2 without labels
 _NO_PRODUCT = frozenset({"images", "image", "imgs", "img", "default", "jpegimages"})
 _SHOWN = 5
@@ -137,6 +139,7 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
             for place in _find_mask_folders(placements)
         ]
     )
+    _doubt_normals(placements, files)
     _report(left_out, placements, origin)
     check_clashes([place.target for place in placements], origin)
     return sorted(placements, key=lambda place: place.target)
@@ -153,6 +156,35 @@ def _doubt_categories(names: Sequence[str]) -> None:
             f"the folders {hints['normal']} and {hints['defective']} look like labels of one product; "
             "call them good and the kind of defect, below a folder of the product's name"
         )
+
+
+def _doubt_normals(placements: Sequence[Placement], files: Sequence[Parts]) -> None:
+    """Refuse masks among normal images, and files that may say what is defective where no folder does."""
+    stems: dict[str, dict[str, str]] = defaultdict(dict)
+    normals = [place for place in placements if f"/train/{GOOD}/" in place.target]
+    for place in normals:
+        if _is_image((place.path,)):
+            path = PurePosixPath(place.path)
+            stems[str(path.parent)][fold(path.stem)] = path.stem
+    for place in normals:
+        path = PurePosixPath(place.path)
+        others = stems[str(path.parent)]
+        if _is_image((place.path,)) and find_masked_stem(path.name, others, own=path.stem):
+            raise DataError(
+                f"{place.path} lies among normal images, but is a mask by its name; {_EXPECTED}"
+            )
+    if all(is_normal_label(PurePosixPath(place.path).parent.name) for place in normals):
+        return
+    called = {stem for several in stems.values() for stem in several}
+    for *_, file in files:
+        suffix = PurePosixPath(file).suffix.lower()
+        is_beside = suffix in _BESIDE and fold(file.split(".")[0]) in called
+        if is_beside or suffix in _TABLES:
+            what = f"annotations of {_BESIDE[suffix]}" if is_beside else "a table"
+            raise DataError(
+                f"{file} seems to be {what}, which is not read with a folder, and no folder says which "
+                "images are normal: lay them out as OK/ and NG/, or name a CSV with path, category and label"
+            )
 
 
 def check_clashes(targets: Sequence[str], origin: str) -> None:
@@ -219,6 +251,8 @@ def _place_category(group: Sequence[Parts], depth: int, category: str) -> list[P
     inside = [parts for parts in group if len(parts) > depth + 1]
     if any(parts[depth] in ("train", "test") for parts in inside):
         known = SPLITS | _MASK_FOLDERS
+        splits = [p for p in inside if p[depth] in ("train", "test")]
+        _doubt_labels({parts[depth + 1] for parts in splits if len(parts) > depth + 2})
         return [_place_split(p, depth, category) for p in inside if p[depth].casefold() in known]
     if any(is_label(parts[depth]) for parts in inside):
         return _place_labels(inside, depth, category)
@@ -249,10 +283,7 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
     words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
     folded = {fold(word): word for word in words}
     words -= {word for word in words if find_masked_stem(word, folded, own=word)}
-    if not any(map(is_normal_label, words)):
-        for word in words:
-            if hints_at(word) == "normal":
-                raise DataError(f"the folder {word} seems to hold normal images; call it good")
+    _doubt_labels(words)
     for parts in group:
         path, (word, *deeper, file) = "/".join(parts), parts[depth:]
         if word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
@@ -270,6 +301,14 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
         ", ".join(sorted(word for word in words if not is_normal_label(word))) or "none",
     )
     return placements
+
+
+def _doubt_labels(words: Collection[str]) -> None:
+    """Refuse labels of which none says normal, but one seems to."""
+    if not any(map(is_normal_label, words)):
+        for word in words:
+            if hints_at(word) == "normal":
+                raise DataError(f"the folder {word} seems to hold normal images; call it good")
 
 
 def _place_images(group: Sequence[Parts], category: str) -> list[Placement]:

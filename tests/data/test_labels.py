@@ -22,7 +22,8 @@ NAMES = (CASES / "category-names/names.txt").read_text(encoding="utf-8").splitli
     ["good", "Good", "GOOD ", " ok", "OK", "normal", "goods", "io", "IO", "gut", "pass", "0", "i.O.",
      "i. O.", "O.K.", "no_defect", "defect-free", "0.0", "0,0", "In Ordnung",
      "\uff2f\uff4b", "\uff10", "(ok)", "OK!", '"good"',
-     "good\u200b", "\ufeffgood", "fehlerfrei", "conforme", "良品", "合格", "정상"],
+     "Gut-Teile", "OK1", "good (2)", "ok_parts", "Normals", "without defects", "not damaged", "anomaly-free",
+     "keine Fehler", "good\u200b", "\ufeffgood", "fehlerfrei", "conforme", "良品", "合格", "정상"],
 )  # fmt: skip
 def test_every_usual_word_for_normal_is_good(word):
     """In any case, with white space around it."""
@@ -52,6 +53,12 @@ def test_other_words_stay_kinds_of_defects(word):
         "Non conforme",
         "不良品",
         "불량",
+        "K.O.",
+        "NG_2",
+        "rejects",
+        "Schlechtteile",
+        "not accepted",
+        "NOT-NORMAL",
     ],
 )
 def test_every_usual_word_for_defects_names_no_category(word):

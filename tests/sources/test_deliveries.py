@@ -55,6 +55,21 @@ def test_one_product_of_ok_and_ng():
     assert all(("/NG/" in path) == ("/NG/" in target) for path, target in placed.items())
 
 
+@pytest.mark.parametrize(
+    ("normal", "defective"),
+    [("OK_images", "NG_images"), ("0_ok", "1_ng"), ("good parts", "bad parts"), ("OK1", "NG1"),
+     ("Gutteile", "KO"), ("keine Fehler", "Fehler (2)"), ("no_anomaly", "scrap"), ("OK_Bilder", "Ausschuss")],
+)  # fmt: skip
+def test_folders_of_one_product_in_other_words(normal, defective):
+    """Numbers, nouns, plurals and denials around a label change nothing; none of them becomes a product."""
+    paths = [f"p/{normal}/1.png", f"p/{defective}/2.png"]
+
+    placed = {place.path: place.target for place in arrange(paths, name="nut", origin="x")}
+
+    assert placed[paths[0]] == "p/train/good/1.png"
+    assert placed[paths[1]] == f"p/test/{defective}/2.png"
+
+
 def test_folders_of_labels_with_masks():
     """good, crack and mask/crack beside one another, for one or for several products."""
     paths = ["good/0.png", "crack/1.png", "mask/crack/1.png"]
@@ -90,14 +105,17 @@ def test_masks_are_found_in_other_places(image, mask, target):
     assert sum("/test/" in place for place in placed.values()) == 1
 
 
-def test_a_mask_among_the_test_images_of_the_data_is_named(tiny_data, tmp_path):
+def test_a_mask_among_the_images_of_the_data_is_named(tiny_data, tmp_path):
     """Where nobody sorted it out before, validation does not take it for a defective part."""
     data = Path(shutil.copytree(tiny_data, tmp_path / "data"))
-    shutil.move(data / "disc/ground_truth/spot/000_mask.png", data / "disc/test/spot/000_mask.png")
+    mask = data / "disc/ground_truth/spot/000_mask.png"
+    shutil.copy(mask, data / "disc/train/good")
+    shutil.move(mask, data / "disc/test/spot/000_mask.png")
 
     found = {file.path: file for file in list_files(data)}
 
     assert "a mask by its name" in found["disc/test/spot/000_mask.png"].stray
+    assert "a mask by its name" in found["disc/train/good/000_mask.png"].stray
     assert found["disc/test/spot/000.png"].label == "spot"
 
 
@@ -463,21 +481,35 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         (["OK/nut/1.png", "NG/nut/2.png"], "category 'NG': it is a label"),
         (["nut/True/1.png", "nut/False/2.png"], "label 'False'"),
         (["NG/train/good/1.png"], "category 'NG': it is a label"),
-        (["p/OK_images/1.png", "p/NG_images/2.png"], "OK_images and NG_images look like labels"),
-        (["p/0_ok/1.png", "p/1_ng/2.png"], "0_ok and 1_ng look like labels"),
-        (["p/good parts/1.png", "p/bad parts/2.png"], "good parts and bad parts look like labels"),
+        (
+            ["p/nice good ones/1.png", "p/the bad ones/2.png"],
+            "good ones and the bad ones look like labels",
+        ),
+        (["train/ok_front/1.png", "train/def_front/2.png"], "ok_front seems to hold normal images"),
+        (["kos01/Part0.png", "kos01/Part0_label.png"], "Part0_label.png lies among normal images"),
+        (["images/train/1.jpg", "labels/train/1.txt"], "1.txt seems to be annotations of YOLO"),
+        (["IMAGES/1.jpg", "ANNOTATIONS/1.xml"], "1.xml seems to be annotations of Pascal VOC"),
+        (
+            ["ds/img/1.jpg", "ds/ann/1.jpg.json"],
+            "1.jpg.json seems to be annotations of another tool",
+        ),
+        (["train_images/1.jpg", "train.csv"], "train.csv seems to be a table"),
         (["images/1.png", "labels/1.png"], "images beside others names no product"),
         (["nut/1.png", "masks/1.png"], "masks beside others names no product"),
-        (["OK_Bilder/1.png", "Ausschuss/2.png"], "OK_Bilder seems to hold normal images"),
+        (["OK_from line 3/1.png", "Ausschuss/2.png"], "OK_from line 3 seems to hold normal images"),
     ],
     ids=[
         "real-iad",
         "labels above products",
         "true and false",
         "label as product",
-        "images of labels",
-        "numbered",
         "sentences",
+        "splits of labels",
+        "masks of normal images",
+        "boxes of YOLO",
+        "boxes of Pascal VOC",
+        "annotations of Supervisely",
+        "a table beside",
         "images and labels",
         "masks as product",
         "normal by hint",
@@ -491,6 +523,16 @@ def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
 
     with pytest.raises(SourceError, match=reason):
         fetch(tmp_path / "set", tmp_path)
+
+
+def test_what_folders_call_normal_is_so_beside_any_file():
+    """Notes of a camera, and a table, do not matter where the folder says what its images are."""
+    paths = ["nut/OK/1.png", "nut/OK/1.txt", "nut/train.csv", "cap/train/good/1.png"]
+
+    placed = {place.path: place.target for place in arrange(paths, name="x", origin="set")}
+
+    assert placed["nut/OK/1.png"] == "nut/train/good/1.png"
+    assert placed["cap/train/good/1.png"] == "cap/train/good/1.png"
 
 
 def test_visa_as_it_unpacks(tmp_path):

@@ -102,7 +102,7 @@ def list_files(data_dir: Path) -> list[Found]:
 
 
 def _doubt_masks(files: Sequence[Found]) -> list[Found]:
-    """The same with test images that are called as a mask of their neighbour named as such."""
+    """The same with images that are called as a mask of their neighbour named as such."""
     stems: dict[str, dict[str, str]] = {}
     for file in files:
         path = PurePosixPath(file.path)
@@ -111,7 +111,7 @@ def _doubt_masks(files: Sequence[Found]) -> list[Found]:
     for file in files:
         path = PurePosixPath(file.path)
         is_mask = (
-            file.split == "test"
+            bool(file.split)
             and not file.stray
             and find_masked_stem(path.name, stems[str(path.parent)], own=path.stem) != ""
         )
