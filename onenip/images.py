@@ -55,7 +55,7 @@ _OTHER_FORMATS = (
 _HEAD_BYTES = 8
 # tags of TIFF, and values of the last three
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 254, 258, 262, 284, 339
-_DESCRIPTION, _COLOUR_MAP, _DEPTH = 270, 320, 32997
+_DESCRIPTION, _ORIENTATION, _COLOUR_MAP, _DEPTH = 270, 274, 320, 32997
 # pictures behind the first one that are no pages of their own, as ImageJ and tifffile describe them
 _STACK = re.compile(r'ImageJ=.*?^images=(\d+)|\{"shape": \[(\d+),.*"truncated": true', re.M | re.S)
 _WHITE_IS_ZERO, _APART, _SIGNED = 0, 2, 2
@@ -125,7 +125,7 @@ def read_size(source: Path | str | bytes) -> tuple[int, int]:
     Raises:
         ImageError: as `load_image`, but for the range of its samples.
     """
-    width, height = _decode(source, MAX_PIXELS, lambda image: ImageOps.exif_transpose(image).size)
+    width, height = _decode(source, MAX_PIXELS, lambda image: _turn_upright(image).size)
     return height, width
 
 
@@ -137,7 +137,7 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArr
     """
     _mend(image)
     samples = _read_samples(image)
-    image = ImageOps.exif_transpose(image)
+    image = _turn_upright(image)
     if samples is not None:
         scaled = Image.fromarray(_to_uint8(samples, sample_range))
         if samples.alpha is not None:
@@ -148,6 +148,8 @@ def to_rgb(image: Image.Image, sample_range: SampleRange | None = None) -> NDArr
         least, most = image.getchannel("A").getextrema()
         if least != most:
             image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    if image.mode == "L":
+        return np.repeat(np.asarray(image)[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 
@@ -372,7 +374,8 @@ def _count_frames(image: Image.Image) -> int:
     image.seek(full[0] if full else 0)
     tags = image.tag_v2  # type: ignore[attr-defined]  # a TIFF's
     stack = _STACK.match(str(tags.get(_DESCRIPTION, "")))
-    return max(len(full), 1, int(tags.get(_DEPTH, 1)), int((stack and stack[stack.lastindex]) or 1))
+    count = int(stack[1] or stack[2]) if stack else 1
+    return max(len(full), count, int(tags.get(_DEPTH, 1)))
 
 
 def _has_many_scans(image: Image.Image) -> bool:
@@ -399,6 +402,12 @@ def _mend(image: Image.Image) -> None:
     colours = image.tag_v2.get(_COLOUR_MAP, ())
     if image.mode == "P" and colours and max(colours) <= _UINT8_MAX:
         image.putpalette(np.reshape(colours, (3, -1)).T.astype(np.uint8).tobytes())
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """The image as its orientation says; the same, not a copy, where it is upright."""
+    is_turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return ImageOps.exif_transpose(image) if is_turned else image
 
 
 def _find_raw_mode(image: Image.Image) -> str:
@@ -442,7 +451,7 @@ def _read_samples(image: Image.Image) -> _Samples | None:
     is_signed_byte = image.mode == "L" and max(tags.get(_SAMPLE_FORMAT, (1,))) == _SIGNED
     if not (image.mode.startswith("I") or image.mode == "F" or is_signed_byte):
         return None
-    values: NDArray[np.generic] = np.asarray(ImageOps.exif_transpose(image))
+    values: NDArray[np.generic] = np.asarray(_turn_upright(image))
     if is_signed_byte:
         values = values.view(np.int8)
     elif raw_mode.startswith("I;16") and raw_mode.endswith("S"):
@@ -477,7 +486,7 @@ def _read_colour(image: Image.Image, raw_mode: str) -> _Samples:
         tile._replace(args=other if isinstance(tile.args, str) else (other, *(tile.args or ())[1:]))
         for tile in lower.tile
     ]
-    high, low = (np.asarray(ImageOps.exif_transpose(i)).astype(np.uint16) for i in (image, lower))
+    high, low = (np.asarray(_turn_upright(i)).astype(np.uint16) for i in (image, lower))
     if raw_mode.startswith("LA"):
         return _Samples(low[:, :, 0] << 8 | low[:, :, 1], alpha=low[:, :, 2].astype(np.uint8))
     alpha = high[:, :, 3].astype(np.uint8) if raw_mode.startswith("RGBA") else None
@@ -570,7 +579,7 @@ def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
     is_lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
     may_be_lossy = image.format == "WEBP"
     samples = _read_samples(image)
-    image = ImageOps.exif_transpose(image)
+    image = _turn_upright(image)
     colours: NDArray[Any]
     alpha: NDArray[np.uint8] | None = None
     if samples is not None:
@@ -604,7 +613,7 @@ def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.gen
     if values[-1] <= _MAX_CLASSES:
         return values
     row = (levels[:, 2:] == levels[:, 1:-1]) & (levels[:, 1:-1] == levels[:, :-2])
-    inner = levels[1:-1, 1:-1]
+    inner: NDArray[Any] = levels[1:-1, 1:-1]
     is_inner = row[2:] & row[1:-1] & row[:-2]
     is_inner &= (levels[2:, 1:-1] == inner) & (levels[:-2, 1:-1] == inner)
     found = np.unique(inner[is_inner & (inner > _NOISE)])

@@ -103,6 +103,8 @@ def find_category_problem(name: str) -> str:
         return "it is a label; name the product"
     if name.casefold() in _SPLITS | {UNSORTED}:
         return "it has a meaning of its own; name the product"
+    if name.startswith("-"):
+        return "it begins with a dash, as options of commands do"
     return _find_folder_problem(name)
 
 

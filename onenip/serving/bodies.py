@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
+import re
 from typing import TypeVar
+from urllib.parse import unquote
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ValidationError
@@ -50,7 +53,12 @@ async def read_model(request: Request, model: type[Model], advice: str = "") -> 
     """
     advice = advice or f"send {', '.join(model.model_fields)} as application/json"
     _check_address(request, "application/json", advice)
-    body = b"".join([part async for part in request.stream()])
+    body = b"".join([part async for part in request.stream()]).removeprefix(codecs.BOM_UTF8)
+    for name in model.model_fields:
+        if (
+            len(re.findall(rb'"%s"\s*:' % name.encode(), body)) > 1
+        ):  # the last one alone would count
+            raise HTTPException(_UNUSABLE, f"{name}: given twice; {advice}")
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -76,6 +84,8 @@ async def read_form(request: Request) -> tuple[bytes, str | None]:
         form = await parser.parse()
     except (MultiPartException, FormParserError, ValueError, LookupError) as error:
         problem = str(getattr(error, "message", "not a form")).rstrip(".")
+        if "maximum size" in problem:
+            problem = "the image needs a file name, as curl gives it with -F file=@part.png"
         raise HTTPException(_UNUSABLE, f"form: {problem}; {_USE_FORM}") from None
     for name in form:
         if name not in ("file", "category"):
@@ -94,8 +104,9 @@ def decode_base64(text: str) -> bytes:
     Raises:
         HTTPException: 422, if it is not base64.
     """
+    text = text.strip("\ufeff\u00a0 \t\r\n")
     if text[:5].lower() == "data:":
-        text = text.partition(",")[2]
+        text = unquote(text.partition(",")[2])
     try:
         packed = b"".join(text.encode("ascii").split()).translate(_URL_SAFE).rstrip(b"=")
         return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
@@ -109,6 +120,8 @@ def _check_address(request: Request, kind: str, advice: str) -> None:
         if (name, value) == MAP_OPTION and request.url.path.startswith("/predict"):
             continue
         detail = f"{_shorten(name)}: not taken from the address; put it into the body"
+        if name == MAP_OPTION[0]:
+            detail = "map: an answer to /predict may have map=png, and no other"
         raise HTTPException(_UNUSABLE, detail)
     sent = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if sent != kind:

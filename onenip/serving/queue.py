@@ -85,16 +85,20 @@ class JudgingQueue:
 
     async def _work(self) -> None:
         while True:
-            batch = [await self._jobs.get()]
-            while len(batch) < self._batch_size and not self._jobs.empty():
-                batch.append(self._jobs.get_nowait())
-            for jobs in _group(batch):
-                found = await asyncio.to_thread(self._judge_together, jobs)
-                for job, one in zip(jobs, found, strict=True):
-                    if not job.answer.cancelled():
-                        _settle(job.answer, one)
-            for _ in batch:
-                self._jobs.task_done()
+            await self._answer_next()
+
+    async def _answer_next(self) -> None:
+        """Answer the next batch, and keep nothing of it: a map of 100 megapixels takes 400 MB."""
+        batch = [await self._jobs.get()]
+        while len(batch) < self._batch_size and not self._jobs.empty():
+            batch.append(self._jobs.get_nowait())
+        for jobs in _group(batch):
+            found = await asyncio.to_thread(self._judge_together, jobs)
+            for job, one in zip(jobs, found, strict=True):
+                if not job.answer.cancelled():
+                    _settle(job.answer, one)
+        for _ in batch:
+            self._jobs.task_done()
 
     def _judge_together(self, jobs: list[_Job]) -> list[Prediction | BaseException]:
         """Predictions of images of one model and category; an error is the answer of its own image."""

@@ -91,7 +91,7 @@ def test_names_that_people_give_are_taken(name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("", "empty"), (" . ", "empty"), ("..", "empty"), (".git", "begins with a dot"),
+        ("", "empty"), (" -x", "dash"), (" . ", "empty"), ("..", "empty"), (".git", "begins with a dot"),
         ("a/b", "separator"), ("a\\b", "separator"), ("a\x00b", "cannot be seen"),
         ("a\u2028b", "cannot be seen"), ("a\u202eb", "cannot be seen"), ("CON", "reserved"),
         ("nul.txt", "reserved"), ("x" * 101, "longer than"), ("NG", "label"), ("Gut", "label"),

@@ -46,16 +46,17 @@ def ask(client, path, content, kind):
     return client.post(path, content=content, headers={"Content-Type": kind})
 
 
-@pytest.mark.parametrize("form", ["plain", "lines", "data", "url-safe", "unpadded"])
+@pytest.mark.parametrize("form", ["lines", "data", "url-safe", "unpadded", "marked", "percent"])
 def test_base64_is_taken_in_its_usual_forms(client, image, form):
     """Line breaks, a data: prefix, the URL-safe alphabet and missing padding give the same image."""
     text = base64.b64encode(image).decode()
     texts = {
-        "plain": text,
         "lines": base64.encodebytes(image).decode(),
         "data": f"data:image/png;base64,{text}",
         "url-safe": base64.urlsafe_b64encode(image).decode(),
         "unpadded": text.rstrip("="),
+        "marked": f"\ufeff {text}\u00a0",
+        "percent": f" data:image/png;base64,{text.replace('+', '%2B').replace('=', '%3D')}",
     }
 
     answer = client.post("/predict", json={"image": texts[form], "category": "disc"})
@@ -77,6 +78,7 @@ def test_base64_is_taken_in_its_usual_forms(client, image, form):
         (b'{"image": "QUJD", "category": 7}', "application/json", 422, "category"),
         (b'{"image": "QUJD", "categroy": "disc"}', "application/json", 422, "categroy: unknown"),
         (b'{"image": "%%%"}', "application/json", 422, "not base64"),
+        (b'{"image": "QUJD", "image" : "QUJE"}', "application/json", 422, "image: given twice"),
         (b'{"image": "\xc3\xa4"}', "application/json", 422, "not base64"),
         (b"[" * 100_000, "application/json", 422, "Invalid JSON"),
         (b'{"image": "QUJD", "category": "' + b"x" * 200_000 + b'"}', "application/json", 422, "255"),
@@ -113,7 +115,7 @@ def make_form(*parts, charset=""):
         ([("picture", "a.png", b"1")], "picture: unknown field"),
         ([("category", None, b"disc")], "file: missing"),
         ([("file", None, b"no file")], "file: missing"),
-        ([("file", None, b"x" * 100_000)], "exceeded maximum size"),
+        ([("file", None, b"x" * 100_000)], "needs a file name"),
         ([("file", "a.png", b"1"), ("category", None, b"x" * 300)], "category"),
     ],
 )
@@ -123,6 +125,13 @@ def test_odd_forms_are_refused_in_a_sentence(client, parts, words):
 
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
+
+
+def test_a_byte_order_mark_before_json_is_passed_over(client, image):
+    """As PowerShell writes it."""
+    answer = ask(client, "/predict", b"\xef\xbb\xbf" + to_json(image).encode(), "application/json")
+
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "rot13", "no-such"])

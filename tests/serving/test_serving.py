@@ -1,12 +1,15 @@
 """`onenip serve`: the same answers as everywhere, and never a wrong one."""
 
+import asyncio
 import base64
+import gc
 import io
 import socket
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -21,6 +24,7 @@ from onenip import Detector
 from onenip.registry import approval, store
 from onenip.review.answers import Answers, Keeping
 from onenip.serving.champions import Follower, Roster, Serving
+from onenip.serving.queue import JudgingQueue
 from onenip.serving.web import ServeSettings, build_app
 from tests.tiny import write_figures
 
@@ -387,6 +391,23 @@ def test_two_hundred_clients_at_once(tiny_model, image_file):
     assert codes <= {200, 503}
     assert 200 in codes
     assert len(scores) == 1
+
+
+def test_the_queue_keeps_nothing_of_an_answer(tiny_model, image_file):
+    """A map is as large as its image: the next one finds its memory free."""
+    model = Follower.of_folder(tiny_model).roster.model
+
+    async def judge_one():
+        queue = JudgingQueue(max_waiting=1, batch_size=1)
+        queue.start()
+        found = weakref.ref(await queue.judge(model, image_file.read_bytes(), "disc"))
+        await asyncio.sleep(0.01)
+        gc.collect()
+        kept = found()
+        await queue.stop()
+        return kept
+
+    assert asyncio.run(judge_one()) is None
 
 
 def test_batches_answer_each_request_by_itself(tiny_model, tiny_detector, tiny_data):
