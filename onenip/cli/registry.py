@@ -189,7 +189,8 @@ def threshold(
         recall=_to_share(recall, "--recall"),
     )
     tested = load_tested(version)
-    scores = [a.facts["score"] for a in Answers(recent).list_latest(category=category)]
+    answers = Answers(recent).list_latest(category=category)
+    scores = [a.facts["score"] for a in answers if a.facts.get("digest") == version.digest]
     found = preview(spec, category, chosen, tested=tested, recent_scores=scores)
     typer.echo(f"{category} version {version.number} ({alias})")
     for line in found.describe():

@@ -206,7 +206,9 @@ def _draw_threshold(
     if wanted != min(max(now, 0.5), 50.0):
         value = find_threshold(spec.categories, category, false_alarm_rate=wanted / 100)
     own = tested.get(title, [])
-    scores = [one.facts["score"] for one in list_answers(category=category)]
+    answers = list_answers(category=category)
+    digest = titles[title].detector.digest  # another model's scores say nothing here
+    scores = [one.facts["score"] for one in answers if one.facts.get("digest") == digest]
     found = preview(spec, category, value, tested=own, recent_scores=scores)
     left, right = st.columns([3, 2])
     with left:
