@@ -37,12 +37,15 @@ def select_coreset(tokens: Tensor, *, count: int, generator: torch.Generator) ->
         return pool
     projection = torch.randn(tokens.shape[1], _PROJECTED, generator=generator) / _PROJECTED**0.5
     points = tokens[pool].float() @ projection.to(tokens.device)  # [T, 64]
+    lengths = points.square().sum(1)
     picks = torch.empty(count, dtype=torch.int64)
     picks[0] = int(torch.randint(len(pool), (), generator=generator))
-    distance = (points - points[picks[0]]).square().sum(1)
+    distance = torch.full_like(lengths, torch.inf)  # squared, to the nearest pick
     for i in range(1, count):
+        last = points[picks[i - 1]]
+        squared = torch.addmv(lengths, points, last, alpha=-2).add_(last.square().sum())
+        torch.minimum(distance, squared, out=distance)
         picks[i] = distance.argmax()
-        distance = torch.minimum(distance, (points - points[picks[i]]).square().sum(1))
     return pool[picks].sort().values
 
 
