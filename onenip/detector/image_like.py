@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onenip.errors import DataError
-from onenip.images import SampleRange, decide_range, load_image, measure_samples, to_rgb
+from onenip.images import MAX_PIXELS, SampleRange, decide_range, load_image, measure_samples, to_rgb
 
 _GREY_AXES = 2
 _RANGE_SLACK = 1e-2  # resizing may overshoot 0..1 by this
@@ -58,15 +58,17 @@ def to_array(image: ImageLike, sample_range: SampleRange | None = None) -> NDArr
 
     Raises:
         ImageError: if a path cannot be read, or a PIL image not be scaled.
-        DataError: if an array or tensor has another shape or type.
+        DataError: if an array or tensor has another shape or type, or an image has too many pixels.
     """
     if isinstance(image, (str, Path)):
         return load_image(image, sample_range=sample_range)
     if isinstance(image, Image.Image):
+        _check_size(image.height, image.width)
         return to_rgb(image, sample_range)
     if _is_tensor(image):
         return _tensor_to_array(image.detach().cpu())
     array = np.asarray(image)
+    _check_size(*array.shape[:2])
     if array.ndim == _GREY_AXES:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
@@ -85,6 +87,12 @@ def decide_given(images: Iterable[ImageLike]) -> SampleRange | None:
     return decide_range(measure_samples(i) for i in images if isinstance(i, (str, Path)))
 
 
+def _check_size(height: int = 0, width: int = 0) -> None:
+    """Refuse what no file may hold either."""
+    if height * width > MAX_PIXELS:
+        raise DataError(f"an image has at most {MAX_PIXELS:,} pixels, not {width} x {height}")
+
+
 def _is_tensor(image: object) -> TypeGuard[TensorLike]:
     torch = sys.modules.get("torch")  # who has a tensor has imported torch
     return torch is not None and isinstance(image, torch.Tensor)
@@ -94,6 +102,7 @@ def _tensor_to_array(tensor: TensorLike) -> NDArray[np.uint8]:
     values = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
     if values.ndim != 3 or values.shape[0] != 3 or not values.size:
         raise DataError(f"an image tensor must be [3, H, W], not {list(values.shape)}")
+    _check_size(*values.shape[1:])
     if np.issubdtype(values.dtype, np.floating):
         low, high = float(values.min()), float(values.max())
         if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # NaN is neither

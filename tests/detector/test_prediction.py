@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 
+from onenip.detector.image_like import to_array
 from onenip.detector.prediction import find_regions, make_prediction, resize_map
-from onenip.errors import CheckpointError
+from onenip.errors import CheckpointError, DataError
 from onenip.inference.edge import ExportedCategory
 
 
@@ -120,3 +122,12 @@ def test_what_is_not_a_number_is_never_normal(score):
             category_inferred=False,
             seconds=0.0,
         )
+
+
+def test_what_no_file_may_hold_no_array_may_hold():
+    """One limit of pixels for files, arrays, PIL images and tensors, before anything is copied."""
+    grey = np.broadcast_to(np.uint8(0), (10_001, 10_000))
+    tensor = torch.zeros(1, dtype=torch.uint8).expand(3, *grey.shape)
+    for image in (grey, Image.new("1", grey.shape[::-1]), tensor):
+        with pytest.raises(DataError, match="at most 100,000,000 pixels"):
+            to_array(image)
