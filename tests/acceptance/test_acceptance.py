@@ -283,7 +283,9 @@ def wait_for_retraining(api: str) -> None:
 
     def is_done() -> bool:
         runs = httpx.post(
-            f"{api}/flow_runs/filter", json={"flows": {"name": {"any_": ["retrain"]}}}
+            f"{api}/flow_runs/filter",
+            json={"flows": {"name": {"any_": ["retrain"]}}},
+            timeout=60,
         )
         states = [run["state_type"] for run in runs.raise_for_status().json()]
         assert "FAILED" not in states
@@ -348,5 +350,5 @@ def fill_in_form(api: str) -> None:
 def find_suspended(api: str) -> str | None:
     """Id of the flow run that waits for a form."""
     body = {"flow_runs": {"state": {"name": {"any_": ["Suspended"]}}}}
-    found = httpx.post(f"{api}/flow_runs/filter", json=body).raise_for_status().json()
+    found = httpx.post(f"{api}/flow_runs/filter", json=body, timeout=60).raise_for_status().json()
     return found[0]["id"] if found else None

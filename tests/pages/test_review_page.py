@@ -1,6 +1,7 @@
 """The page *Review* as Streamlit runs it, without a browser."""
 
 import io
+import sys
 
 from PIL import Image
 from streamlit.testing.v1 import AppTest
@@ -24,6 +25,8 @@ def make_image(level):
 def test_no_key_meets_an_image_that_was_not_asked_for(tmp_path, monkeypatch):
     """When the last image of a reason was decided, the page says so instead of showing another reason's."""
     monkeypatch.chdir(tmp_path)
+    # Streamlit puts the page there, and new processes of later tests would run it
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     queue = ReviewQueue()
     reasons = {1: "feedback", 2: "near"}
     queue.add([Candidate("disc", why, make_image(at), ".png") for at, why in reasons.items()])
