@@ -11,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -25,10 +22,8 @@ import numpy as np
 import psutil
 
 from benchmarks.machine import print_heading
-from benchmarks.soak import wait_until_ready
+from benchmarks.soak import KEY, serving
 from onenip.data.manifest import list_placed
-
-_KEY = "lines"
 
 
 def main() -> None:
@@ -49,7 +44,7 @@ def main() -> None:
     print("|---" * 7 + "|")
     for servers in options.servers:
         with ExitStack() as stack:
-            started = [stack.enter_context(serving(options.model)) for _ in range(servers)]
+            started = [stack.enter_context(serving(model=options.model)) for _ in range(servers)]
             for count in options.lines:
                 print_row(started, parts, count, options.every, options.seconds)
 
@@ -62,24 +57,6 @@ def read_parts(data: Path) -> list[tuple[str, list[bytes]]]:
             found.setdefault(one.category, []).append(one.path.read_bytes())
     rng = np.random.default_rng(0)
     return [(name, [own[i] for i in rng.permutation(len(own))]) for name, own in found.items()]
-
-
-@contextmanager
-def serving(model: str) -> Iterator[tuple[str, psutil.Process]]:
-    """Address and process of a server of the model, for the length of a block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, "-m", "onenip", "serve", "--model", model, "--port", address[17:]]
-    process = subprocess.Popen(
-        command, env=os.environ | {"ONENIP_API_KEY": _KEY}, stderr=subprocess.DEVNULL
-    )
-    try:
-        wait_until_ready(address, process)
-        yield address, psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 def print_row(
@@ -100,7 +77,7 @@ def print_row(
         category, own = parts[number % len(parts)]
         address = servers[number % len(servers)][0]
         due = started_at + starts[number]
-        with httpx.Client(timeout=600, headers={"X-API-Key": _KEY}, trust_env=False) as client:
+        with httpx.Client(timeout=600, headers={"X-API-Key": KEY}, trust_env=False) as client:
             for turn in range(len(own)):
                 if due > started_at + seconds:
                     return

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,7 +27,7 @@ from PIL import Image
 
 from onenip.images import IMAGE_SUFFIXES
 
-_KEY = "soak"
+KEY = "benchmark"  # of the interface
 _CLIENTS = 8
 _SAMPLES = 10
 _MIB = 1 << 20
@@ -39,24 +41,30 @@ def main() -> None:
     parser.add_argument("--category", required=True)
     parser.add_argument("--requests", type=int, default=10_000)
     options = parser.parse_args()
+    with serving("--max-mb", "4", model=options.model) as (address, process):
+        bodies = make_bodies(options.images)
+        run(address, options.category, bodies, options.requests, process)
+
+
+@contextmanager
+def serving(*options: str, model: str | None) -> Iterator[tuple[str, psutil.Process]]:
+    """Address and process of `onenip serve` with a model, or the registry's champions, for a block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "onenip", "serve", "--port", str(port), "--max-mb", "4"]
-    if options.model:
-        command += ["--model", options.model]
-    process = subprocess.Popen(command, env=os.environ | {"ONENIP_API_KEY": _KEY})
+    command = [sys.executable, "-m", "onenip", "serve", "--port", str(port), *options]
+    command += ["--model", model] if model else []
+    process = subprocess.Popen(command, env=os.environ | {"ONENIP_API_KEY": KEY})
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_until_ready(address, process)
-        bodies = make_bodies(options.images)
-        run(address, options.category, bodies, options.requests, psutil.Process(process.pid))
+        _wait_until_ready(address, process)
+        yield address, psutil.Process(process.pid)
     finally:
         process.terminate()
         process.wait(60)
 
 
-def wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
+def _wait_until_ready(address: str, process: subprocess.Popen[bytes]) -> None:
     """Wait for the first champion."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
@@ -105,7 +113,7 @@ def run(
             f"{address}/predict/file",
             files={"file": contents[number % len(contents)]},
             data={"category": "nothing" if kind == "unknown category" else category},
-            headers={} if kind == "no key" else {"X-API-Key": _KEY},
+            headers={} if kind == "no key" else {"X-API-Key": KEY},
         )
         answers[kind, found.status_code] += 1
 

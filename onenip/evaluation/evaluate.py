@@ -26,7 +26,7 @@ from onenip.evaluation import curves, summary
 from onenip.evaluation.category import CategoryScores, CategorySummary, summarize_images
 from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.gallery import Gallery, Picture, write_index
-from onenip.evaluation.results import ImageResult, write_grids, write_scores
+from onenip.evaluation.results import SCORES, ImageResult, write_grids, write_scores
 from onenip.images import load_mask, resize_mask
 from onenip.params import EvaluateParams
 
@@ -224,9 +224,7 @@ def _save_map(path: Path, score_map: NDArray[np.float32]) -> None:
 def _write(folder: Path, content: dict[str, Any], scored: _Scored) -> None:
     summary.write_metrics(folder / "metrics.json", content)
     summary.write_metrics(folder / "overview.json", summary.summarise(content))
-    write_scores(
-        folder / "scores.csv", [item for items in scored.results.values() for item in items]
-    )
+    write_scores(folder / SCORES, [item for items in scored.results.values() for item in items])
     write_grids(
         folder / "pixel_counts.npz",
         {

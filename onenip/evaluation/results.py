@@ -19,7 +19,7 @@ from onenip.evaluation.counts import VerdictCounts
 from onenip.evaluation.metrics.resampling import PixelGrid
 
 SCORE_COLUMNS = ("image", "category", "label", "score", "threshold", "verdict")
-REPORT = "report.html"
+REPORT, SCORES = "report.html", "scores.csv"
 ANOMALOUS, NORMAL = "anomalous", "normal"
 
 _GRID_DTYPES = {
@@ -93,7 +93,7 @@ class Evaluation:
                 for key in ("categories", "champions")
             }
             metrics = {**own, **by_category}
-            results += load_scores(folder / "scores.csv")
+            results += load_scores(folder / SCORES)
             grids |= _load_grids(folder / "pixel_counts.npz")
         return cls(folders[0], metrics, tuple(results), grids)
 

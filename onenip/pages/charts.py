@@ -76,11 +76,8 @@ def draw_operating_points(
             "axis": {"format": "%"},
         },
     }
-    legend = {
-        "title": None,
-        "labelLimit": 0,
-        "columns": 1,
-    }  # a row for each: side by side the last entry is cut
+    # a row for each: side by side the last entry is cut
+    legend = {"title": None, "labelLimit": 0, "columns": 1}
     colour = {"scale": {"range": [_BLUE, _ORANGE]}, "legend": {"orient": "top", **legend}}
     line = {
         "data": {"values": rows},

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from onenip.errors import RegistryError
-from onenip.evaluation.results import REPORT, ImageResult, load_scores
+from onenip.evaluation.results import REPORT, SCORES, ImageResult, load_scores
 from onenip.model.file import hash_model
 from onenip.registry import runs, store
 from onenip.registry.versions import find_addressed
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 ARTIFACTS = "evaluation"
 CHAMPION_REPORT = "champion_report"
-SCORES = "scores.csv"
 
 
 def fetch_evaluation(reference: str, folder: Path) -> Path:

@@ -55,9 +55,8 @@ async def read_model(request: Request, model: type[Model], advice: str = "") -> 
     _check_address(request, "application/json", advice)
     body = b"".join([part async for part in request.stream()]).removeprefix(codecs.BOM_UTF8)
     for name in model.model_fields:
-        if (
-            len(re.findall(rb'"%s"\s*:' % name.encode(), body)) > 1
-        ):  # the last one alone would count
+        # the last one alone would count
+        if len(re.findall(rb'"%s"\s*:' % name.encode(), body)) > 1:
             raise HTTPException(_UNUSABLE, f"{name}: given twice; {advice}")
     try:
         return model.model_validate_json(body)

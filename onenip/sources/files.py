@@ -117,7 +117,8 @@ class S3Files:
             connect_timeout=3,  # seconds: a server or a page waits for it
             read_timeout=5,
         )
-        return boto3.client("s3", config=config)
+        # the default session would keep old credentials
+        return boto3.Session().client("s3", config=config)
 
     def write(self, name: str, content: bytes) -> None:
         """See `Files`."""

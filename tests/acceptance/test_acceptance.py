@@ -124,7 +124,7 @@ def test_twelve_arrivals_become_a_champion_and_a_decision(tmp_path, monkeypatch,
         # twelve images arrive; schedule and event do the rest
         assert "retrain/retrain" in plant.run([*PYTHON, "flows.deploy"], checkout, env).split()
         stack.enter_context(plant.workers(checkout, env, POOLS))
-        client = boto3.client("s3")
+        client = boto3.Session().client("s3")
         drop_twelve(client, products, checkout / "data")
         plant.run([*PYTHON, "onenip", "notify", first], checkout, env)
         wait_for_notice(hook, second)
@@ -192,7 +192,7 @@ def test_kills_at_ten_random_moments_end_as_an_undisturbed_run(tmp_path, monkeyp
         follow(servers, monkeypatch)
         products = make_plant(checkout, env, webhook=None)
         plant.run([*PYTHON, "flows.deploy"], checkout, env)
-        drop_twelve(boto3.client("s3"), products, checkout / "data")
+        drop_twelve(boto3.Session().client("s3"), products, checkout / "data")
     folders = (checkout, team, servers_folder)
     for folder in folders:
         shutil.copytree(folder, plain / folder.name, symlinks=True)
@@ -306,7 +306,7 @@ def describe(checkout: Path, products: plant.Products) -> dict[str, object]:
             "challenger": (waits.number, waits.digest, waits.gate.verdict) if waits else None,
             "audit": [entry.action for entry in audit.read_trail(name)],
         }
-    listed = boto3.client("s3").list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")
+    listed = boto3.Session().client("s3").list_objects_v2(Bucket=plant.BUCKET, Prefix="inbox")
     keys = [entry["Key"] for entry in listed["Contents"]]
     return {
         "data": dvc.read_version_at("onenip/arrivals", root=checkout),

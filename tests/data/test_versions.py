@@ -184,7 +184,7 @@ def remote(request, tmp_path, monkeypatch):
         server = request.getfixturevalue("s3_server")
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
-        client = boto3.client("s3")
+        client = boto3.Session().client("s3")
         for name, body in files.items():
             client.put_object(Bucket="images", Key=f"kills/{name}", Body=body)
         yield "s3://images/kills"

@@ -457,7 +457,7 @@ def test_the_inbox_in_s3_does_as_a_folder(checkout, tmp_path, s3_server, monkeyp
         monkeypatch.setenv(name, value)
     local = tmp_path / "local"
     fill(local, checkout / "data")
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     for path in local.rglob("*.*"):
         key = f"line1/inbox/{path.relative_to(local).as_posix()}"
         client.upload_file(str(path), "images", key)

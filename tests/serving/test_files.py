@@ -164,7 +164,7 @@ def test_images_of_s3_are_answered_by_their_address(
     for key, value in s3_server.environment.items():
         monkeypatch.setenv(key, value)
     path = sorted((test_folder / "spot").glob("*.png"))[0]
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     client.upload_file(str(path), "images", "line/7/part.png")
     client.put_object(Bucket="images", Key="line/7/notes.txt", Body=b"not meant")
 

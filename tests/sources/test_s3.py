@@ -27,7 +27,7 @@ def s3(s3_server, monkeypatch):
     """A client of the real server; the environment holds its credentials."""
     for name, value in s3_server.environment.items():
         monkeypatch.setenv(name, value)
-    return boto3.client("s3")
+    return boto3.Session().client("s3")
 
 
 @pytest.fixture

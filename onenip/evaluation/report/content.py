@@ -27,7 +27,7 @@ from onenip.evaluation.report.pictures import (
     show_outliers,
     show_prompts,
 )
-from onenip.evaluation.results import ImageResult, load_metrics, load_scores
+from onenip.evaluation.results import SCORES, ImageResult, load_metrics, load_scores
 from onenip.folders import write_whole
 from onenip.model.file import CategorySpec
 from onenip.version import __version__
@@ -113,7 +113,7 @@ def write_report(
     beside = (
         ChampionSide.load(champion, folder, confidence=metrics["confidence"]) if champion else None
     )
-    results = load_scores(folder / "scores.csv")
+    results = load_scores(folder / SCORES)
     detector = Detector.load(model_dir) if model_dir is not None else None
     pictures = load_index(folder)
     categories = sorted(metrics["categories"])

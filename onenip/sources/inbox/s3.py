@@ -140,7 +140,8 @@ class S3Inbox(Inbox):
     @cached_property
     def _client(self) -> Any:
         config = Config(retries={"mode": "standard", "total_max_attempts": 5}, connect_timeout=10)
-        return boto3.client("s3", config=config)
+        # the default session would keep old credentials
+        return boto3.Session().client("s3", config=config)
 
     def _version(self, key: str) -> str | None:
         try:
