@@ -12,7 +12,6 @@ from torch import Tensor
 
 _PROJECTED = 64  # dimensions in which the coreset is chosen
 _POOL_LIMIT = 200_000  # tokens that the coreset is chosen from, at most
-_TOGETHER = 784  # query tokens: 28 x 28; more at once would ask the system for memory each time
 _EXCLUDED = 1e9  # squared distance of a token that may not be matched
 
 
@@ -63,14 +62,9 @@ def match_tokens(
     Returns:
         Distances [N] float and indices [N] int64.
     """
-    if excluded is not None and bool(excluded.all()):
-        excluded = None
-    lengths, found = memory.square().sum(1)[None], []
-    for part in query.split(_TOGETHER):
-        squared = torch.addmm(lengths, part, memory.T, alpha=-2)  # [at most _TOGETHER, M]
-        if excluded is not None:
-            squared = squared.masked_fill(excluded[None], _EXCLUDED)
-        found.append(squared.min(dim=1))
-    nearest = torch.cat([values for values, _ in found])
+    squared = torch.addmm(memory.square().sum(1)[None], query, memory.T, alpha=-2)  # [N, M]
+    if excluded is not None and not bool(excluded.all()):
+        squared = squared.masked_fill(excluded[None], _EXCLUDED)
+    nearest, index = squared.min(dim=1)
     distance = (nearest + query.square().sum(1)).clamp_min(0).sqrt()
-    return distance, torch.cat([indices for _, indices in found])
+    return distance, index
