@@ -4,14 +4,16 @@ Of real photographs in MVTec layout. Images: the normal ones of two categories, 
 light and noise, go through validation, synthesis, embedding, some steps of training with calibration, and
 embedding again with 20 new images, each in a process of its own. Above 20,000 images only what training
 draws is embedded, as it is drawn. Categories: the sets cut apart into 1, 10 and 100, added to a
-detector without training. One thread, processor time, since a shared machine slows the clock on the wall;
-memory is the peak of the process.
+detector without training. With --before, the stages' commands run on the same images in a checkout of
+earlier code, too. One thread, processor time, since a shared machine slows the clock on the wall; memory
+is the peak of the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -189,6 +192,55 @@ def compare_images(data: Path, counts: Sequence[int], steps: int, side: int) -> 
                     write_images(folder / "data", photographs, range(count, count + NEW), side)
 
 
+def compare_code(checkout: Path, data: Path, counts: Sequence[int], steps: int, side: int) -> None:
+    """Print processor time and memory of the stages' commands in an earlier checkout and in this one."""
+    photographs = read_photographs(data)[:SETS]
+    checkouts = (checkout.resolve(), Path(__file__).resolve().parents[1])
+    print("| images | stage | processor s, before | now | before / now | peak MiB, before | now |")
+    print("|---" * 7 + "|")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as temporary:
+            folders = [Path(temporary) / name for name in ("before", "now")]
+            for folder, code in zip(folders, checkouts, strict=True):
+                folder.mkdir()
+                write_params(folder / "params.yaml", code, steps)
+            for numbers in (range(count), range(count, count + NEW)):
+                title = f", {NEW} new" if numbers.start else ""
+                for folder in folders:
+                    write_images(folder / "data", photographs, numbers, side)
+                for stage in ("validate", "synthesize", "train"):
+                    old, new = (
+                        time_command(code, folder, stage)
+                        for code, folder in zip(checkouts, folders, strict=True)
+                    )
+                    print(
+                        f"| {count} | {stage}{title} | {old[0]:.1f} | {new[0]:.1f} | {old[0] / new[0]:.1f} "
+                        f"| {old[1]:.0f} | {new[1]:.0f} |",
+                        flush=True,
+                    )
+
+
+def write_params(path: Path, checkout: Path, steps: int) -> None:
+    """A checkout's own preset `cpu`, for some steps."""
+    time_command(checkout, path.parent, "preset", "cpu")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values["train"] |= {"max_steps": steps, "selection_trials": 1}
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def time_command(checkout: Path, folder: Path, *arguments: str) -> tuple[float, float]:
+    """Processor seconds and peak MiB of a command of a checkout's code, run in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "onenip", *arguments]
+    log = folder / "log.txt"
+    with log.open("w", encoding="utf-8") as told:
+        started = subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=told)
+        _, status, used = os.wait4(started.pid, 0)
+    if status:
+        raise SystemExit(f"{checkout}: {command} failed:\n{log.read_text(encoding='utf-8')}")
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
 def compare_categories(data: Path, counts: Sequence[int]) -> None:
     """Print what loading and judging cost with some numbers of categories."""
     import torch
@@ -270,6 +322,9 @@ def main() -> None:
     parser.add_argument("--categories", type=int, nargs="*", default=[1, 10, 100])
     parser.add_argument("--side", type=int, default=SIDE, help="of the images in px")
     parser.add_argument("--steps", type=int, default=100, help="of training")
+    parser.add_argument(
+        "--before", type=Path, help="checkout of earlier code: compare the images' stages with it"
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -280,6 +335,9 @@ def main() -> None:
     if options.data is None:
         parser.error("give --data FOLDER")
     print_heading("benchmarks.scale", threads=1, packages=["torch", "pillow"])
+    if options.before:
+        compare_code(options.before, options.data, options.images, options.steps, options.side)
+        return
     if options.images:
         compare_images(options.data, options.images, options.steps, options.side)
         print()
