@@ -84,7 +84,9 @@ async def read_form(request: Request) -> tuple[bytes, str | None]:
     except (MultiPartException, FormParserError, ValueError, LookupError) as error:
         problem = str(getattr(error, "message", "not a form")).rstrip(".")
         if "maximum size" in problem:
-            problem = "the image needs a file name, as curl gives it with -F file=@part.png"
+            problem = (
+                "a text of over 1,024 bytes; the image needs a file name, as in -F file=@part.png"
+            )
         raise HTTPException(_UNUSABLE, f"form: {problem}; {_USE_FORM}") from None
     for name in form:
         if name not in ("file", "category"):

@@ -526,11 +526,13 @@ def test_data_that_are_not_laid_out_are_not_taken_for_deleted(checkout, tmp_path
         ingest(make_tiny_params(), inbox=box, find_champion=nobody, root=checkout)
 
 
-def test_files_that_still_grow_are_left_alone(tmp_path):
-    """A camera may be writing: a file counts once it has settled."""
+def test_files_that_still_grow_are_left_alone(tmp_path, caplog):
+    """A camera may be writing: a file counts once it has settled, and until then the log says so."""
     path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
 
-    assert list(FolderInbox(tmp_path, settle_seconds=60).list_arrivals()) == []
+    with caplog.at_level("INFO"):
+        assert list(FolderInbox(tmp_path, settle_seconds=60).list_arrivals()) == []
+    assert "1 younger than 60 s, which may still grow, left for the next time" in caplog.text
     os.utime(path, (time.time() - 61,) * 2)
     assert [a.key for a in FolderInbox(tmp_path, settle_seconds=60).list_arrivals()] == [
         "disc/a.png"

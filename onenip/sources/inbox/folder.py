@@ -49,7 +49,8 @@ class FolderInbox(Inbox):
                 return
             raise SourceError(f"retrain.inbox: there is no folder {root}")
         now = datetime.now(tz=UTC).timestamp()
-        undated = []
+        undated: list[Arrival] = []
+        young = 0
         for path in walk_files(root):
             found = _stat(path)
             if found is None:
@@ -63,6 +64,11 @@ class FolderInbox(Inbox):
                 yield arrival
             elif age <= -self._settle_seconds:
                 undated.append(arrival)
+            else:
+                young += 1
+        if young:
+            text = "%s: %d younger than %g s, which may still grow, left for the next time"
+            log.info(text, root, young, self._settle_seconds)
         if undated:
             time.sleep(self._settle_seconds)
         yield from filter(self._is_same, undated)
