@@ -194,6 +194,9 @@ def compare_images(data: Path, counts: Sequence[int], steps: int, side: int) -> 
 
 def compare_code(checkout: Path, data: Path, counts: Sequence[int], steps: int, side: int) -> None:
     """Print processor time and memory of the stages' commands in an earlier checkout and in this one."""
+    os.sched_setaffinity(
+        0, sorted(os.sched_getaffinity(0))[:1]
+    )  # so that no work goes to workers' processes
     photographs = read_photographs(data)[:SETS]
     checkouts = (checkout.resolve(), Path(__file__).resolve().parents[1])
     print("| images | stage | processor s, before | now | before / now | peak MiB, before | now |")

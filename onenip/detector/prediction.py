@@ -17,6 +17,7 @@ from onenip.errors import CheckpointError, ForeignImageError
 
 Verdict = Literal["normal", "review", "anomalous", "unsure"]
 
+_ROWS = 512  # of a map that are measured together
 _EIGHT_CONNECTED = np.ones((3, 3), bool)
 # of training images, from their prompts: farther off is another product in any case
 REACH_SPREADS = 4.0
@@ -307,10 +308,13 @@ def find_regions(
     labels, count = ndimage.label(is_defective, structure=_EIGHT_CONNECTED)
     if not count:
         return ()
-    numbers = labels[is_defective] - 1  # only defective pixels: there are few of them
-    areas = np.bincount(numbers, minlength=count)
+    areas = np.zeros(count, np.int64)
     scores = np.full(count, -np.inf, values.dtype)
-    np.maximum.at(scores, numbers, values[is_defective])
+    for top in range(0, len(values), _ROWS):  # a huge image may be anomalous all over
+        rows = slice(top, top + _ROWS)
+        numbers = labels[rows][is_defective[rows]] - 1
+        areas += np.bincount(numbers, minlength=count)
+        np.maximum.at(scores, numbers, values[rows][is_defective[rows]])
     regions = [
         Region(
             x=box[1].start,
