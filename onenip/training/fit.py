@@ -171,8 +171,10 @@ def calibrate_detector(
     selects = params.train.selection_trials > 0
     embedder = Embedder(network, data.cache)
     zooms = choose_zooms(samples, params.model)
+    present = list_categories(samples)
     with torch.inference_mode():
-        for number, category in enumerate(list_categories(samples)):
+        for number, category in enumerate(present):
+            log.info("%s: thresholds, category %d of %d", category, number + 1, len(present))
             zoom = zooms[category]
             state, names = choose_state(folded, data, category, prompts=params.calibrate.prompts)
             held_out = split_held_out(samples, category, selects=selects).calibration
