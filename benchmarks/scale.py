@@ -194,9 +194,8 @@ def compare_images(data: Path, counts: Sequence[int], steps: int, side: int) -> 
 
 def compare_code(checkout: Path, data: Path, counts: Sequence[int], steps: int, side: int) -> None:
     """Print processor time and memory of the stages' commands in an earlier checkout and in this one."""
-    os.sched_setaffinity(
-        0, sorted(os.sched_getaffinity(0))[:1]
-    )  # so that no work goes to workers' processes
+    # on one core no work goes to other processes, whose time nobody would count
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     photographs = read_photographs(data)[:SETS]
     checkouts = (checkout.resolve(), Path(__file__).resolve().parents[1])
     print("| images | stage | processor s, before | now | before / now | peak MiB, before | now |")
