@@ -108,6 +108,7 @@ def ingest(
     ):
         steps = _Steps(params, inbox, find_champion, cache(find_unified), root, journal)
         steps.branch.require_current(has_placed=bool(journal.list_items(state="placed", limit=1)))
+        steps.data_dir.mkdir(exist_ok=True)  # a new workspace has none
         steps.note(inbox.list_arrivals())
         steps.place_judged()
         tally = _Tally()

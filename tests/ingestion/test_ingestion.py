@@ -526,6 +526,22 @@ def test_data_that_are_not_laid_out_are_not_taken_for_deleted(checkout, tmp_path
         ingest(make_tiny_params(), inbox=box, find_champion=nobody, root=checkout)
 
 
+def test_a_workspace_may_begin_with_arrivals(checkout, tmp_path):
+    """Without any data before, what arrives is its first version."""
+    shutil.rmtree(checkout / "data")
+    for command in (["rm", "-q", "data.dvc"], ["commit", "-q", "-m", "No data"]):
+        subprocess.run(["git", *command], cwd=checkout, check=True)
+    inbox = tmp_path / "inbox"
+    drop(inbox, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+
+    result = ingest(
+        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+    )
+
+    assert result.counts == {"disc": {"accepted": 1}}
+    assert dvc.count_files(checkout) == 1
+
+
 def test_files_that_still_grow_are_left_alone(tmp_path, caplog):
     """A camera may be writing: a file counts once it has settled, and until then the log says so."""
     path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
