@@ -346,7 +346,7 @@ def _keep_freed_memory() -> None:
     """Have this process keep what it frees for its next allocations, where the C library is glibc.
 
     Every step allocates and frees the same hundreds of megabytes, which glibc gives back to the kernel, and
-    the kernel fills with zeros anew. Peak memory stays what it was.
+    the kernel fills with zeros anew.
 
     Source: mallopt(3).
     """
