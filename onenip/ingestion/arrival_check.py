@@ -114,10 +114,11 @@ def inspect(
         except ImageError as error:
             return Verdict("quarantine", error.reason, sha256, fingerprint, champion.digest)
         digest = champion.digest
-    elif params.hold_foreign and known.looks_foreign(item.category, fingerprint):
+    near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)
+    is_known = bool(digest or near or is_released)
+    if not is_known and params.hold_foreign and known.looks_foreign(item.category, image):
         outcome, reason = "held", f"it looks like none of the images of {item.category} in the data"
     if outcome == "accepted" or is_released:
-        near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)
         outcome, reason = "accepted", f"{NEAR}{near}" if near else ""
     return Verdict(outcome, reason, sha256, fingerprint, digest, *facts)
 

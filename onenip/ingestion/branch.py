@@ -33,9 +33,16 @@ class DataBranch:
             has_placed: whether files were placed and not committed, by a run that was killed.
 
         Raises:
-            DataError: if branch and checkout went different ways, or a part of the data is not laid out here.
+            DataError: if there is no checkout, branch and checkout went different ways, or a part of the data
+                is not laid out here.
             VersioningError: if Git refuses.
         """
+        if not (dvc.is_checkout(self.root) and git.is_checkout(self.root)):
+            raise DataError(
+                f"{self.root.resolve()}: no checkout of DVC and Git, which version what arrives; "
+                "`onenip init DIR` makes one",
+                path=self.root,
+            )
         if remote := self.params.remote:
             git.follow(self.params.branch, remote=remote, root=self.root)
         self._require_same_line(has_placed=has_placed)

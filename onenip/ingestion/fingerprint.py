@@ -13,20 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from onenip.data.labels import GOOD
 from onenip.data.manifest import format_range, list_placed
 from onenip.errors import ImageError
 from onenip.images import SampleRange, hash_file, load_image
 from onenip.ingestion.journal import Journal
+from onenip.ingestion.likeness import Likeness
 
 _SIDE_PX = 32
 _MAX_BITS = 4  # of 64 in which the hashes of near-duplicates may differ
 _BLOCK_PX = 16  # near-duplicates are compared at their own size, by the means of such blocks
 _MAX_COMPARED = 4  # images of the data that one arrival is compared with at full size
 _CHUNK = 256
-_MIN_TO_COMPARE = 5  # images of a category from which on its spread is known
-_MAX_SPREAD = 64  # images of a category that its spread is measured on
-_FAR_PICTURE, _FAR_GREYS = 2.0, 3.0  # times the distance of the one that lies alone
-_FOREIGN_LEVELS = 16.0  # mean grey difference of thumbnails that light alone may make
 
 Row = tuple[str, str, str, int, bytes]  # stamp, sha256, hash of pixels, perceptual hash, thumbnail
 
@@ -79,6 +77,7 @@ class KnownImages:
         self._by_bytes: dict[str, str] = {}
         self._by_pixels: dict[str, str] = {}
         self._by_category: dict[str, _Gallery] = {}
+        self._likeness = Likeness(self._load)
         cached = journal.read_known()
         fresh: dict[str, Row] = {}
         seen = set()
@@ -125,22 +124,24 @@ class KnownImages:
         gallery = self._by_category.get(category)
         for name in gallery.find(fingerprint, levels=levels) if gallery else ():
             try:
-                sample_range = self._find_range(category)
-                other = load_image(self._data_dir / name, sample_range=sample_range)
+                other = self._load(name)
             except ImageError:
                 continue
             if _measure_difference(image, other) <= levels:
                 return name
         return None
 
-    def looks_foreign(self, category: str, fingerprint: Fingerprint) -> bool:
-        """Whether an image is far from all images of a category, by how far these are from one another.
+    def looks_foreign(self, category: str, image: NDArray[np.uint8]) -> bool:
+        """Whether an image [H, W, 3] uint8 shows another product than a category's normal images.
 
-        Needs no model, and sees only another product: thumbnails are compared. False where the category has
-        too few images to say how much they vary.
+        Needs no model of ours. False where the category has too few images to say how much they vary.
         """
         gallery = self._by_category.get(category)
-        return gallery is not None and gallery.is_foreign(fingerprint.thumbnail)
+        return gallery is not None and self._likeness.is_foreign(category, image, gallery.normals)
+
+    def _load(self, name: str) -> NDArray[np.uint8]:
+        sample_range = self._find_range(name.partition("/")[0])
+        return load_image(self._data_dir / name, sample_range=sample_range)
 
     def _insert(self, name: str, row: Row) -> None:
         _, sha256, pixels, phash, thumbnail = row
@@ -152,9 +153,14 @@ class KnownImages:
 
 
 class _Gallery:
-    """Fingerprints of one category."""
+    """Fingerprints of one category.
+
+    Attributes:
+        normals: names of its normal images.
+    """
 
     def __init__(self) -> None:
+        self.normals: list[str] = []
         self._names: list[str] = []
         self._hashes = np.empty(0, dtype=np.uint64)  # grows by doubling
         self._thumbnails: list[bytes] = []
@@ -165,6 +171,8 @@ class _Gallery:
             self._hashes = np.resize(self._hashes, max(_CHUNK, 2 * size))
         self._hashes[size] = np.int64(phash).astype(np.uint64)
         self._names.append(name)
+        if name.split("/")[2] == GOOD:
+            self.normals.append(name)
         self._thumbnails.append(thumbnail)
 
     def find(self, fingerprint: Fingerprint, *, levels: float) -> list[str]:
@@ -179,31 +187,6 @@ class _Gallery:
             if difference <= levels:
                 found.append((difference, self._names[index]))
         return [name for _, name in sorted(found)[:_MAX_COMPARED]]
-
-    def is_foreign(self, thumbnail: NDArray[np.uint8]) -> bool:
-        """Whether the picture, or its grey values wherever they lie, are unlike all others."""
-        if len(self._thumbnails) < _MIN_TO_COMPARE:
-            return False
-        stored = np.frombuffer(b"".join(self._thumbnails), dtype=np.uint8)
-        known = stored.reshape(len(self._thumbnails), -1).astype(np.int16)
-        one = thumbnail.astype(np.int16)
-        return _is_outlier(one, known, times=_FAR_PICTURE) or _is_outlier(
-            np.sort(one), np.sort(known, axis=1), times=_FAR_GREYS
-        )
-
-
-def _is_outlier(one: NDArray[np.int16], known: NDArray[np.int16], *, times: float) -> bool:
-    """Whether a row is far from the nearest of all rows, by what they are from one another.
-
-    Far is what no two of them are, or so many times as far as the one that lies alone is from its nearest.
-    """
-    nearest = np.abs(known - one).mean(axis=1).min()
-    if nearest <= _FOREIGN_LEVELS:
-        return False
-    some = known[np.linspace(0, len(known) - 1, min(len(known), _MAX_SPREAD), dtype=int)]
-    between = np.abs(some[:, None] - some[None]).mean(axis=2)
-    alone = (between + np.diag(np.full(len(some), np.inf))).min(axis=1).max()
-    return bool(nearest > min(between.max(), times * alone))
 
 
 def _measure_difference(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:

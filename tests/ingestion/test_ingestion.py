@@ -35,7 +35,7 @@ from onenip.errors import (
     VersioningError,
 )
 from onenip.images import hash_file
-from onenip.ingestion.fingerprint import KnownImages, take_fingerprint
+from onenip.ingestion.fingerprint import KnownImages
 from onenip.ingestion.ingest import ingest, open_journal
 from onenip.ingestion.waiting import Waiting, choose_due, count_waiting, list_new_categories
 from onenip.params import RetrainParams
@@ -373,7 +373,7 @@ def test_a_foreign_product_is_held_where_no_champion_could_say_so(tmp_path):
 
     for own, other in (("disc", "stripes"), ("stripes", "disc")):
         for _ in range(8):
-            image = take_fingerprint(draw_normal(own, rng), "0" * 64)
+            image = draw_normal(own, rng)
             assert not known.looks_foreign(own, image)
             assert known.looks_foreign(other, image)
         assert not known.looks_foreign("unknown", image)
@@ -542,6 +542,20 @@ def test_a_workspace_may_begin_with_arrivals(checkout, tmp_path):
     assert dvc.count_files(checkout) == 1
 
 
+def test_nothing_is_placed_where_no_checkout_is(tmp_path):
+    """A folder that Git and DVC do not know keeps no copy of what it cannot version."""
+    drop(tmp_path / "inbox", "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
+
+    with pytest.raises(DataError, match="no checkout of DVC and Git"):
+        ingest(
+            make_tiny_params(),
+            inbox=FolderInbox(tmp_path / "inbox"),
+            find_champion=nobody,
+            root=tmp_path,
+        )
+    assert not (tmp_path / "data").exists()
+
+
 def test_files_that_still_grow_are_left_alone(tmp_path, caplog):
     """A camera may be writing: a file counts once it has settled, and until then the log says so."""
     path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))
@@ -696,7 +710,7 @@ def test_many_arrivals_are_versioned_in_parts(checkout, tmp_path, monkeypatch):
 
 _FULL_DISK = """
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))  # as a full disk: writes end with an error
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # as a full disk: writes end with an error
 """
 _ONE_LINE = """
 import sys
