@@ -368,7 +368,11 @@ def _count_frames(image: Image.Image) -> int:
     full = []
     with suppress(EOFError):  # the last one; a small file may have a million
         for index in range(_MAX_FRAMES):
-            image.seek(index)
+            try:
+                image.seek(index)
+            except SyntaxError as error:  # such as a mask of what is transparent
+                reason = f"its page {index + 1} is of an unsupported kind ({error})"
+                raise ImageError("image", f"{reason}; save its picture alone") from error
             if not int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1:  # type: ignore[attr-defined]  # a TIFF's
                 full.append(index)
     image.seek(full[0] if full else 0)

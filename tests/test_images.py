@@ -216,6 +216,17 @@ def test_several_frames_are_refused(kind):
         load_image(content)
 
 
+def test_a_page_of_an_unsupported_kind_is_named():
+    """A TIFF that keeps transparency in a page of its own says so, instead of a decoder's words."""
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        file.write(np.full((8, 8, 3), 90, np.uint8), photometric="rgb")
+        file.write(np.ones((8, 8), bool), photometric=4, subfiletype=4)
+
+    with pytest.raises(ImageError, match="its page 2 is of an unsupported kind"):
+        load_image(stream.getvalue())
+
+
 def test_the_primary_picture_of_a_multi_picture_jpeg():
     """What phones add to a JPEG is no second image."""
     first, second = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
