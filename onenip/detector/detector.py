@@ -32,7 +32,7 @@ from onenip.detector.category import (
     measure_reach,
     read_state,
 )
-from onenip.detector.devices import choose_device
+from onenip.detector.devices import choose_device, keep_freed_memory
 from onenip.detector.embedding import Embedder
 from onenip.detector.image_like import ImageLike, decide_given, to_array
 from onenip.detector.operating_points import decide_added, move
@@ -112,6 +112,7 @@ class Detector:
         """
         folder = Path(path)
         chosen = choose_device(device)
+        keep_freed_memory()
         spec, tensors, digest = read_model(folder)
         for name in spec.categories:
             if problem := find_category_problem(name):

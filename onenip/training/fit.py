@@ -5,11 +5,9 @@ Takes samples and params; knows no command line, experiment tracking or registry
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,7 @@ from onenip.data.manifest import Sample, Subset, list_categories, select
 from onenip.detector.calibration import measure_category
 from onenip.detector.category import CategoryState
 from onenip.detector.detector import Detector
-from onenip.detector.devices import VARIABLE, choose_device
+from onenip.detector.devices import NEVER, VARIABLE, choose_device, keep_freed_memory
 from onenip.detector.embedding import Embedder
 from onenip.detector.operating_points import decide, describe_doubts
 from onenip.detector.zoom import choose_zooms
@@ -55,8 +53,6 @@ from onenip.training.checkpoint import trained_tensors
 from onenip.training.loop import OnLog, TrainingRecord, count_steps, fit
 from onenip.training.selection import SelectionSet
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # settings of mallopt
-_NEVER = 2**31 - 1  # bytes
 _FIT_ORDER: tuple[Subset, ...] = ("fit", "calibration", "holdout")
 
 log = logging.getLogger(__name__)
@@ -130,7 +126,7 @@ def fit_detector(
         defects=_load_defects(samples, params),
     )
     selection = _prepare_selection(network, params, samples=samples, data=data, bank=bank)
-    _keep_freed_memory()
+    keep_freed_memory(mapped_from=NEVER, most=NEVER)
     record = fit(
         network,
         plan,
@@ -340,20 +336,6 @@ def _prepare_selection(
         "no category has held-out normals and synthetic anomalies: the last weights are kept"
     )
     return None
-
-
-def _keep_freed_memory() -> None:
-    """Have this process keep what it frees for its next allocations, where the C library is glibc.
-
-    Every step allocates and frees the same hundreds of megabytes, which glibc gives back to the kernel, and
-    the kernel fills with zeros anew.
-
-    Source: mallopt(3).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # other C libraries have none
-        mallopt(_MMAP_THRESHOLD, _NEVER)
-        mallopt(_TRIM_THRESHOLD, _NEVER)
 
 
 def _warm_start(network: Network, folder: str | None) -> None:
