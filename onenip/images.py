@@ -272,7 +272,7 @@ def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def explain_suffix(path: Path | str) -> str:
     """Why a file is not taken that is no image by its name: its format where that is known, else its name."""
-    with suppress(OSError):
+    with suppress(OSError, ImageError):
         reason = _why_unidentified(path)
         if reason != _NO_IMAGE:
             return reason
@@ -333,6 +333,7 @@ def _decode(
 
 
 def _open(source: Path | str | bytes) -> Image.Image:
+    _refuse_pipe(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
@@ -522,7 +523,7 @@ def _to_uint8(samples: _Samples, sample_range: SampleRange | None) -> NDArray[np
         _UINT8_MAX / (white - black)
     )
     grey = np.clip(np.rint(scaled), 0, _UINT8_MAX).astype(np.uint8)
-    return _UINT8_MAX - grey if samples.is_inverted else grey
+    return _UINT8_MAX - grey if samples.is_inverted and black < white else grey
 
 
 def _doubt_depth(values: NDArray[np.generic], low: float, high: float, range_: SampleRange) -> None:
@@ -631,10 +632,20 @@ def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.gen
 _NO_IMAGE = "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"
 
 
+def _refuse_pipe(source: Path | str | bytes) -> None:
+    """Refuse what would be waited for without end."""
+    if isinstance(source, bytes):
+        return
+    path = Path(source)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ImageError(path, "it is a pipe or a device, not a file")
+
+
 def _why_unidentified(source: Path | str | bytes) -> str:
     if isinstance(source, bytes):
         head = source[:_HEAD_BYTES]
     else:
+        _refuse_pipe(source)
         with Path(source).open("rb") as file:
             head = file.read(_HEAD_BYTES)
     if not head:

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 from contextlib import suppress
@@ -13,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from onenip.errors import ImageError
 from onenip.images import (
+    explain_suffix,
     hash_file,
     load_image,
     load_mask,
@@ -214,6 +216,27 @@ def test_several_frames_are_refused(kind):
 
     with pytest.raises(ImageError, match="it holds 2 frames"):
         load_image(content)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    """A command that walks a folder goes on."""
+    os.mkfifo(tmp_path / "pipe.png")
+
+    with pytest.raises(ImageError, match="a pipe or a device"):
+        load_image(tmp_path / "pipe.png")
+    assert "does not end as" in explain_suffix(tmp_path / "pipe.png")
+
+
+def test_a_range_that_is_turned_round_is_not_turned_twice():
+    """Where white is zero, a declared range says so as well as the file."""
+    samples, stream = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8), io.BytesIO()
+    tifffile.imwrite(stream, samples, photometric="miniswhite")
+
+    by_file = load_image(stream.getvalue(), sample_range=(0, 4095))
+    by_range = load_image(stream.getvalue(), sample_range=(4095, 0))
+
+    assert by_file[0, 0, 0] == 255
+    assert abs(by_file.astype(int) - by_range).max() <= 1
 
 
 def test_a_page_of_an_unsupported_kind_is_named():

@@ -20,12 +20,12 @@ NORMAL_WORDS = frozenset(
      "gutteile", "0", "accept", "accepted", "acceptable", "einwandfrei", "conform", "conforming", "intact",
      "clean", "healthy", "nominal", "undamaged", "perfect", "bon", "bonne", "conforme", "bueno", "buena",
      "buono", "goed", "goede", "dobry", "норма", "годен", "良", "良品", "良好", "合格", "合格品", "正常",
-     "正常品", "ok品", "無欠陥", "異常なし", "양품", "정상"}
+     "intakt", "正常品", "ok品", "無欠陥", "異常なし", "양품", "정상"}
 )  # fmt: skip
 DEFECT_WORDS = frozenset(
     {"ng", "nok", "nio", "ko", "def", "defect", "defective", "bad", "fail", "failed", "failure", "fault",
      "faulty", "1", "anomaly", "anomalie", "anomalous", "abnormal", "reject", "rejected", "scrap", "flaw",
-     "flawed", "error", "damage", "damaged", "broken", "schlecht", "schlechte", "schlechtteil",
+     "flawed", "error", "damage", "damaged", "broken", "kaputt", "schlecht", "schlechte", "schlechtteil",
      "schlechtteile", "defekt", "defekte", "fehler", "mangel", "fehlerhaft", "ausschuss", "mauvais",
      "défaut", "defaut", "défectueux", "rebut", "malo", "mala", "defecto", "difetto", "difettoso",
      "wadliwy", "брак", "不良", "不良品", "不合格", "不合格品", "异常", "異常", "缺陷", "欠陥", "ng品",
@@ -37,7 +37,7 @@ _UNCLEAR_WORDS = frozenset(
 )  # fmt: skip
 UNSORTED = "unsorted"  # shelf folder of arrivals without a category, never a category
 
-_SPLITS = frozenset({"train", "test", "ground_truth", "validation"})
+_SPLITS = frozenset({"train", "test", "ground_truth", "validation", "training", "testing"})
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of Windows
 _MAX_BYTES = 100  # of a name in UTF-8: it stands in names of files, too
 _NOT = re.compile(r"^(without|nicht|ohne|keine?|senza|sans|sin|non|not|no)(?=..)|(free|less|frei)$")
@@ -47,7 +47,10 @@ _FILLERS = re.compile(r"[\s._-]+")
 _ZERO_OR_ONE = re.compile(r"([01])[.,]0+")  # as tables write numbers
 _WORD = r"\(?(?:masks?|gt|ground[ _-]?truth|labels?|maske|msk|seg|segmentation|anno|annotation)\)?"
 _MASK_START = re.compile(rf"^{_WORD}[ _.-]+", re.IGNORECASE)
-_MASK_END = re.compile(rf"[ _.-]+{_WORD}$", re.IGNORECASE)
+_NUMBER = r"(?:[ _.-]*\(?\d+\)?)?"  # of one of several masks
+_MASK_END = re.compile(
+    rf"(?:[ _.-]+(?:defect|anomaly))?(?:[ _.-]+{_WORD}|(?<=\d)masks?){_NUMBER}$", re.IGNORECASE
+)
 _IMAGE_END = re.compile(r"\.(png|jpe?g|bmp|tiff?|webp)$", re.IGNORECASE)
 
 
@@ -77,6 +80,12 @@ def hints_at(name: str) -> Literal["normal", "defective", ""]:
     if "defective" in found or {"no", "not"} & words:
         return "defective"
     return "normal" if "normal" in found else ""
+
+
+def calls_defective(name: str) -> bool:
+    """Whether a word within a name calls the images defective, as in `bottle_NG` or `Ausschuss 3`."""
+    words = {_bare(word) for word in _FILLERS.split(name)}
+    return any(_find_meaning(word) == "defective" for word in words)
 
 
 def clean_label(label: str) -> str:
@@ -123,8 +132,8 @@ def check_category(name: str) -> str:
 def find_masked_stem(mask: str, stems: Mapping[str, str], *, own: str = "") -> str:
     """Stem of the image that a mask belongs to, by the mask's name; empty if it is of none of them.
 
-    Understood are `000`, `000_mask`, `000_gt`, `000-label`, `mask_000`, `000.bmp_mask` and the like, in any
-    case.
+    Understood are `000`, `000_mask`, `000_gt`, `000-label`, `mask_000`, `000.bmp_mask`, `000_mask2` and the
+    like, in any case.
 
     Args:
         mask: name of the mask's file.

@@ -9,6 +9,7 @@ beside it is what `onenip.inference.edge` needs.
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import json
 import logging
@@ -231,11 +232,12 @@ def draft_export(path: Path) -> Iterator[Path]:
     try:
         draft = folder / path.name
         yield draft
-        for old in path.parent.glob(f"{path.stem}.*x*.*"):  # further graphs of an earlier export
+        stem = glob.escape(path.stem)
+        for old in path.parent.glob(f"{stem}.*x*.*"):  # further graphs of an earlier export
             if re.fullmatch(r"\.\d+x\d+\.(onnx|xml|bin)", old.name.removeprefix(path.stem)):
                 old.unlink()
         description = locate_description(draft)
-        parts = sorted(p for p in folder.glob(f"{path.stem}.*") if p != description)
+        parts = sorted(p for p in folder.glob(f"{stem}.*") if p != description)
         for part in (*parts, description):
             with write_whole(path.with_name(part.name)) as whole:
                 part.rename(whole)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from onenip.data.labels import UNSORTED, find_category_problem
+from onenip.data.labels import (
+    UNSORTED,
+    calls_defective,
+    find_category_problem,
+    is_label,
+    is_normal_label,
+)
 from onenip.detector.prediction import is_foreign
 from onenip.errors import ImageError, RangeError
 from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, hash_file, load_image
@@ -101,6 +107,9 @@ def inspect(
     if same is not None:
         way = "file" if known.find_file(sha256) == same else "picture"
         return Verdict("duplicates", f"the same {way} as {same}", sha256, fingerprint)
+    if not is_released and (said := _find_defect_folder(item.key)):
+        reason = f"arrived as normal, but its folder {said!r} says otherwise"
+        return Verdict("held", reason, sha256, fingerprint)
     if item.category not in categories and not is_released:
         reason = _doubt_category(item.category, image, unified, categories, params)
         if reason:
@@ -160,6 +169,16 @@ def _decode(
     return image, ""
 
 
+def _find_defect_folder(key: str) -> str:
+    """Folder between category and image that says that it is not normal: `NG`, or one below `test`."""
+    folders = PurePosixPath(key).parts[1:-1]
+    for folder in folders:
+        if calls_defective(folder) or (is_label(folder) and not is_normal_label(folder)):
+            return folder
+    is_test = len(folders) > 1 and folders[0].casefold() == "test"
+    return folders[-1] if is_test and not is_normal_label(folders[-1]) else ""
+
+
 def _doubt_category(
     name: str,
     image: NDArray[np.uint8],
@@ -172,6 +191,8 @@ def _doubt_category(
         return f"unknown category {name}; see retrain.new_categories"
     if not params.hold_foreign:
         return ""
+    if calls_defective(name):
+        return f"unknown category {name}, whose name says that its images are no normal ones"
     folded = {one.casefold(): one for one in categories}
     similar = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=_SIMILAR_NAME)
     if similar:

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from onenip.data.labels import GOOD, clean_label, fold, is_normal_label
+from onenip.data.labels import GOOD, clean_label, fold, is_label, is_normal_label
 from onenip.errors import DataError, ImageError, SourceError
 from onenip.images import MAX_PIXELS, read_size
 from onenip.sources.items import Item
@@ -47,8 +48,8 @@ class Marked:
 
     Attributes:
         image: name of its file, as the annotation gives it, with `/`.
-        labels: of the polygons, in their order.
-        polygons: outlines of defects.
+        labels: of its defects, in their order.
+        polygons: outlines of those that have one.
         size: height and width that the annotation gives; None where it gives none.
     """
 
@@ -90,7 +91,7 @@ def read_marked(path: Path, kind: str) -> list[Marked]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        return _read_coco(content) if kind == COCO else [_read_labelme(content)]
+        return _read_coco(content) if kind == COCO else [_read_labelme(content, path.name)]
     except (
         DataError, LookupError, TypeError, ValueError, AttributeError, OverflowError
     ) as error:  # fmt: skip
@@ -107,20 +108,28 @@ def _read_coco(content: Mapping[str, Any]) -> list[Marked]:
         if not outlines and box:
             x, y, width, height = box
             outlines = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-        label = names.get(one.get("category_id"), "defect")
-        for flat in outlines:
-            found[one["image_id"]].append((label, _check(zip(flat[::2], flat[1::2], strict=True))))
+        if outlines and not isinstance(outlines[0], list):
+            outlines = [outlines]
+        label, image = names.get(one.get("category_id"), "defect"), one["image_id"]
+        if image not in found:
+            raise DataError(f"an annotation of the image {image!r}, which is not listed")
+        found[image] += [
+            (label, _check(zip(flat[::2], flat[1::2], strict=True))) for flat in outlines
+        ] or [(label, ())]
     return [_make(one["file_name"], found[one["id"]], one.get("height"), one.get("width"))
             for one in content["images"]]  # fmt: skip
 
 
-def _read_labelme(content: Mapping[str, Any]) -> Marked:
-    found = []
+def _read_labelme(content: Mapping[str, Any], name: str) -> Marked:
+    flags = content.get("flags") or {}
+    found: list[tuple[str, Points]] = [
+        (flag, ()) for flag, is_set in flags.items() if is_set and is_label(flag)
+    ]
     for shape in content["shapes"]:
         points, kind = shape["points"], shape.get("shape_type", "polygon")
         if kind == "rectangle":
-            (x0, y0), (x1, y1) = points
-            points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+            (x0, y0), *_, (x1, y1) = points if len(points) == 2 else sorted(points)
+            points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)] if len(points) == 2 else points
         elif kind == "circle":
             (x, y), edge = points
             radius = math.dist((x, y), edge)
@@ -129,7 +138,9 @@ def _read_labelme(content: Mapping[str, Any]) -> Marked:
         elif kind != "polygon":
             raise DataError(f"a shape of the kind {kind}; draw polygons, rectangles or circles")
         found.append((str(shape["label"]), _check(points)))
-    return _make(content["imagePath"], found, content.get("imageHeight"), content.get("imageWidth"))
+    return _make(
+        content["imagePath"] or name, found, content.get("imageHeight"), content.get("imageWidth")
+    )
 
 
 def _check(points: Any) -> Points:
@@ -146,8 +157,9 @@ def _make(image: str, found: Sequence[tuple[str, Points]], height: Any, width: A
     size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     if size and not (min(size) > 0 and height * width <= MAX_PIXELS):
         raise DataError(f"an image of {width}x{height} px")
-    labels, polygons = zip(*defects, strict=True) if defects else ((), ())
-    return Marked(image.replace("\\", "/"), labels, polygons, size)
+    labels = tuple(label for label, _ in defects)
+    polygons = tuple(points for _, points in defects if points)
+    return Marked(unquote(image.replace("\\", "/")), labels, polygons, size)
 
 
 def apply(
@@ -165,32 +177,30 @@ def apply(
     """
     targets, missing = {item.target for item in items}, []
     placed = {item.file: item for item in items}
-    by_name: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for file in placed:
-        by_name.setdefault(fold(file.name), []).append(file)
+        by_stem.setdefault(fold(file.stem), []).append(file)
+    found: dict[Path, tuple[Path, Marked]] = {}
     for path, one in ((path, one) for path, several in marked.items() for one in several):
-        end = fold(f"/{one.image.rsplit('../', 1)[-1].lstrip('./')}")
-        files = [
-            f for f in by_name.get(Path(end).name, []) if fold(f"/{f.as_posix()}").endswith(end)
-        ]
-        beside = path.parent / one.image
-        files = [file for file in files if file == beside] or files
+        files = _find_image(one, path, by_stem.get(fold(Path(one.image).stem), []))
         if len(files) > 1:
             raise SourceError(f"{path}: {one.image} may be {files[0]} or {files[1]}")
         if not files:
             missing.append(one.image)
-        elif one.polygons:
-            item = placed[files[0]]
-            category, _, label, name = item.target.split("/")
-            if label == GOOD and is_normal_label(files[0].parent.name):
-                raise SourceError(
-                    f"{files[0]}: lies among normal images, but {path} marks {one.labels[0]}"
-                )
-            label = one.labels[0] if label == GOOD else label
-            placed[files[0]] = replace(item, target=f"{category}/test/{label}/{name}")
-            mask = mask_target(category, label, Path(name).stem)
-            if mask not in targets:
-                placed[Path(mask)] = Item(mask, files[0], draw=one.draw)
+        elif one.labels:
+            _, first = found.get(files[0], (path, replace(one, labels=(), polygons=())))
+            both = (*first.polygons, *one.polygons)
+            found[files[0]] = path, replace(one, labels=(*first.labels, *one.labels), polygons=both)
+    for file, (path, one) in found.items():
+        item = placed[file]
+        category, _, label, name = item.target.split("/")
+        if label == GOOD and is_normal_label(file.parent.name):
+            raise SourceError(f"{file}: lies among normal images, but {path} marks {one.labels[0]}")
+        label = one.labels[0] if label == GOOD else label
+        placed[file] = replace(item, target=f"{category}/test/{label}/{name}")
+        mask = mask_target(category, label, Path(name).stem)
+        if one.polygons and mask not in targets:
+            placed[Path(mask)] = Item(mask, file, draw=one.draw)
     if missing:
         logger.warning("%s: marked, but not there: %s", origin, ", ".join(missing[:5]))
     drawn = sum(item.draw is not None for item in placed.values())
@@ -198,3 +208,19 @@ def apply(
         "%s: %d masks are drawn of polygons; images without any stay as they are", origin, drawn
     )
     return sorted(placed.values(), key=lambda item: item.target)
+
+
+def _find_image(one: Marked, path: Path, same: Sequence[Path]) -> Sequence[Path]:
+    """Which files of the same stem an annotation may mean: by its path, else by its name, else all.
+
+    Annotations are made elsewhere, so folders and formats may have changed since.
+    """
+    beside = path.parent / one.image
+    end = fold(f"/{one.image.rsplit('../', 1)[-1].lstrip('./')}")
+    ways = (
+        [file for file in same if file == beside],
+        [file for file in same if fold(f"/{file.as_posix()}").endswith(end)],
+        [file for file in same if fold(file.name) == Path(end).name],
+        same,
+    )
+    return next(filter(None, ways), ())

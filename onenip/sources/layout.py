@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 
 from onenip.data.labels import (
     GOOD,
+    calls_defective,
     check_category,
     clean_label,
     find_masked_stem,
@@ -32,7 +33,20 @@ from onenip.images import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
-_MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
+_MASK_FOLDERS = frozenset(
+    {
+        "mask",
+        "masks",
+        "ground_truth",
+        "groundtruth",
+        "ground truth",
+        "gt",
+        "label",
+        "labels",
+        "annotations",
+    }
+)
+_OTHER_SPLITS = {"training": "train", "testing": "test"}
 # of its images the normal ones train, as of MVTec LOCO, and the others are tests
 _VALIDATION = frozenset({"validation", "valid", "val"})
 # what other tools call their files beside an image, and what tables end with
@@ -102,7 +116,9 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
     ]
     depth = _wrapper_depth(files)
     wrappers = [
-        part for part in next(iter(files), ())[:depth] if part.casefold() not in _NO_PRODUCT
+        part
+        for part in next(filter(_is_image, files), ())[:depth]
+        if part.casefold() not in _NO_PRODUCT
     ]
     name = [name, *wrappers][-1]
     groups: dict[str, list[Parts]] = defaultdict(list)
@@ -126,6 +142,7 @@ def _arrange(paths: Sequence[str], name: str, origin: str) -> list[Placement]:
                 )
                 placements += _place_category(group, depth + 1, called)
         _doubt_categories([one for one, group in groups.items() if any(map(_is_image, group))])
+        _doubt_products(placements)
     if not any(_is_image(PurePosixPath(place.path).parts) for place in placements):
         raise SourceError(f"{origin}: no images found; {_EXPECTED}")
     placed = {place.path for place in placements}
@@ -156,6 +173,17 @@ def _doubt_categories(names: Sequence[str]) -> None:
             f"the folders {hints['normal']} and {hints['defective']} look like labels of one product; "
             "call them good and the kind of defect, below a folder of the product's name"
         )
+
+
+def _doubt_products(placements: Sequence[Placement]) -> None:
+    """Refuse folders such as bottle_NG as products of which all images are normal."""
+    for place in placements:
+        category, split, *_ = place.target.split("/")
+        folder = PurePosixPath(place.path).parent.name
+        if split == "train" and not is_normal_label(folder) and calls_defective(category):
+            raise DataError(
+                f"{place.path}: the folder {folder} seems to hold defects; lay them out as {_EXPECTED[9:]}"
+            )
 
 
 def _doubt_normals(placements: Sequence[Placement], files: Sequence[Parts]) -> None:
@@ -222,6 +250,7 @@ def _name_category(name: str) -> str:
 def _canonical(parts: Parts) -> Parts:
     """A path with its splits as MVTec AD writes them."""
     *folders, file = parts
+    folders = [_OTHER_SPLITS.get(folder.casefold(), folder) for folder in folders]
     names = [folder.casefold() if folder.casefold() in SPLITS else folder for folder in folders]
     if "test_public" in names:  # MVTec AD 2
         at = names.index("test_public")
@@ -241,7 +270,8 @@ def _wrapper_depth(files: Sequence[tuple[str, ...]]) -> int:
         tops = {parts[depth] for parts in inner}
         below = {parts[depth + 1] for parts in inner if len(parts) > depth + 2}
         has_images = any(_is_image(parts) for parts in files if len(parts) == depth + 1)
-        if len(tops) != 1 or has_images or tops & SPLITS or below & SPLITS or not below:
+        is_said = tops & SPLITS or any(is_label(top) and not is_normal_label(top) for top in tops)
+        if len(tops) != 1 or has_images or is_said or below & SPLITS or not below:
             return depth
         depth += 1
 
@@ -284,9 +314,21 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
     folded = {fold(word): word for word in words}
     words -= {word for word in words if find_masked_stem(word, folded, own=word)}
     _doubt_labels(words)
+    kinds = {
+        fold(PurePosixPath(parts[-1]).stem): parts[depth]
+        for parts in group
+        if parts[depth] in words and not is_normal_label(parts[depth])
+    }
     for parts in group:
         path, (word, *deeper, file) = "/".join(parts), parts[depth:]
-        if word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
+        if word.casefold() in _MASK_FOLDERS and not deeper and _is_image(parts):
+            kind = find_masked_stem(file, kinds)
+            if not kind:
+                raise SourceError(
+                    f"{path}: a mask of no defective image; expected {word}/<kind>/<mask>"
+                )
+            target = f"{category}/ground_truth/{clean_label(kind)}/{file}"
+        elif word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
             target = f"{category}/ground_truth/{clean_label(deeper[0])}/{file}"
         elif deeper:
             raise SourceError(f"{path}: expected {category}/{word}/<image>")

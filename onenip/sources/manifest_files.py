@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from onenip.data.labels import GOOD, check_category, clean_label, fold
+from onenip.data.labels import GOOD, check_category, clean_label, fold, is_label, is_normal_label
 from onenip.errors import DataError, ImageError, SourceError
 from onenip.images import load_image
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
@@ -185,7 +185,10 @@ def _read_lookout(path: Path, number: int, row: object) -> object:
     if not isinstance(row, Mapping) or "source-ref" not in row:
         return row
     about = {key.removesuffix("-metadata"): row[key] for key in row if key.endswith("-metadata")}
-    label = next((key for key in about if str(row.get(key)) in ("0", "1")), None)
+    numbers = [key for key in about if str(row.get(key)) in ("0", "1")]
+    label = next(
+        (key for key in numbers if "class-name" in (about[key] or ())), next(iter(numbers), None)
+    )
     mask = next((key for key in about if key.endswith("-ref") and key in row), None)
     if label is None:
         raise SourceError(f"{path}: row {number}: no label of 0 or 1 for {row['source-ref']}")
@@ -200,12 +203,17 @@ def _read_lookout(path: Path, number: int, row: object) -> object:
             )
         return found[0]
 
-    is_normal = str(row[label]) == "0"
+    named = str(about[label].get("class-name", ""))
+    is_normal = is_normal_label(named or str(row[label]))
+    if named and is_label(named) and is_normal != (str(row[label]) == "0"):
+        raise SourceError(
+            f"{path}: row {number}: {label} is {row[label]}, but its class is {named}"
+        )
     colours = about[mask].get("internal-color-map", {}) if mask else {}
     return {
         "path": find("source-ref"),
         "category": path.resolve().parent.name,
-        "label": GOOD if is_normal else about[label].get("class-name", "anomaly"),
+        "label": GOOD if is_normal else named or "anomaly",
         "mask": find(mask) if mask and not is_normal else "",
         "split": "test" if "test" in path.stem.casefold() else "",
         _BACKGROUND: colours.get("0", {}).get("hex-color", ""),

@@ -240,6 +240,20 @@ def test_a_description_that_is_none_is_refused(onnx_file, tmp_path, text):
         EdgeDetector.load(file)
 
 
+def test_an_export_may_be_called_by_any_name(tmp_path):
+    """Brackets are letters of a name; further graphs of an earlier export of it go."""
+    file = tmp_path / "line [1].onnx"
+    (tmp_path / "line [1].448x448.onnx").touch()
+    with draft_export(file) as draft:
+        draft.write_text("graph")
+        draft.with_name("line [1].onnx.json").write_text("{}")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "line [1].onnx",
+        "line [1].onnx.json",
+    ]
+
+
 def test_an_export_that_fails_leaves_the_old_one(onnx_file, tmp_path):
     """After an error in the middle all files are as before, and no other is left."""
     file = copy_export(onnx_file, tmp_path)

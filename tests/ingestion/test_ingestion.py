@@ -556,6 +556,22 @@ def test_nothing_is_placed_where_no_checkout_is(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
+def test_folders_that_say_defective_hold_their_images(checkout, tmp_path):
+    """Below a category, or as the name of a new one; a person may release them."""
+    inbox, rng = tmp_path / "inbox", np.random.default_rng(1)
+    held = ("disc/NG/a.png", "disc/test/spot/b.png", "disc/bad ones/c.png", "nut_NG/d.png")
+    for name in (*held, "disc/OK/e.png", "disc/shift 2/f.png"):
+        drop(inbox, name, draw_normal("disc", rng))
+
+    result = ingest(
+        make_tiny_params(), inbox=FolderInbox(inbox), find_champion=nobody, root=checkout
+    )
+
+    assert {item.key for item in result.set_aside} == set(held)
+    assert "its folder 'NG' says otherwise" in result.set_aside[0].reason
+    assert result.counts["disc"] == {"accepted": 2, "held": 3}
+
+
 def test_files_that_still_grow_are_left_alone(tmp_path, caplog):
     """A camera may be writing: a file counts once it has settled, and until then the log says so."""
     path = drop(tmp_path, "disc/a.png", draw_normal("disc", np.random.default_rng(1)))

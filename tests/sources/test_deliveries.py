@@ -497,6 +497,10 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         (["images/1.png", "labels/1.png"], "images beside others names no product"),
         (["nut/1.png", "masks/1.png"], "masks beside others names no product"),
         (["OK_from line 3/1.png", "Ausschuss/2.png"], "OK_from line 3 seems to hold normal images"),
+        (["bottle/1.png", "bottle_NG/2.png"], "bottle_NG seems to hold defects"),
+        (["Ausschuss Linie 3/1.png", "nut/2.png"], "Ausschuss Linie 3 seems to hold defects"),
+        (["NG/scratch/1.png", "NG/dent/2.png"], "category 'NG': it is a label"),
+        (["nut/OK/1.png", "nut/NG/2.png", "nut/mask/3.png"], "a mask of no defective image"),
     ],
     ids=[
         "real-iad",
@@ -513,6 +517,10 @@ def test_what_lies_outside_of_the_layout_is_named(caplog):
         "images and labels",
         "masks as product",
         "normal by hint",
+        "defects beside a product",
+        "scrap as product",
+        "kinds below a label",
+        "a mask too many",
     ],
 )
 def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
@@ -523,6 +531,99 @@ def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
 
     with pytest.raises(SourceError, match=reason):
         fetch(tmp_path / "set", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("paths", "targets"),
+    [
+        (["README.txt", "nut/OK/0.png", "nut/NG/1.png"],
+         {"nut/train/good/0.png", "nut/test/NG/1.png"}),
+        (["data/a.txt", "data/bolt/0.png"], {"bolt/train/good/0.png"}),
+        (["nut/training/good/0.png", "nut/testing/hole/1.png"],
+         {"nut/train/good/0.png", "nut/test/hole/1.png"}),
+        (["nut/OK/0.png", "nut/NG/1.png", "nut/GT/1.png"],
+         {"nut/train/good/0.png", "nut/test/NG/1.png", "nut/ground_truth/NG/1_mask.png"}),
+        (["nut/intakt/0.png", "nut/kaputt/1.png"],
+         {"nut/train/good/0.png", "nut/test/kaputt/1.png"}),
+    ],
+    ids=["a note at the top", "a note beside", "training and testing", "flat masks", "intakt"],
+)  # fmt: skip
+def test_products_are_named_by_their_images(paths, targets):
+    """Neither a loose file nor a folder of a split or of masks names a product or a kind of defect."""
+    placed = arrange(paths, name="set", origin="x")
+
+    assert {place.target for place in placed if place.target.endswith(".png")} == targets
+
+
+@pytest.mark.parametrize("end", ["_mask1", "_mask_1", "mask", "_defect_mask", "_mask (1)"])
+def test_masks_beside_images_are_no_parts(end):
+    """Numbers and words that tools put into the names of masks."""
+    paths = ["nut/OK/0.png", "nut/NG/1.png", f"nut/NG/1{end}.png"]
+
+    assert {place.target for place in arrange(paths, name="x", origin="x")} == {
+        "nut/train/good/0.png", "nut/test/NG/1.png", "nut/ground_truth/NG/1_mask.png"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["C:\\data\\1.png", "/data/part/1.png", "1.jpg", "../other/1.PNG", "%31.png"]
+)
+def test_marks_of_images_that_were_moved_since_count(name, tmp_path):
+    """What is marked never trains as normal because its folder or format was another."""
+    root = draw_product(tmp_path / "part", ["0.png", "1.png"])
+    content = {
+        "images": [{"id": 7, "file_name": name}],
+        "annotations": [{"image_id": 7, "category_id": 1, "segmentation": [SQUARE]}],
+        "categories": [{"id": 1, "name": "hole"}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+
+    assert stage(root, tmp_path) == IMPORTED
+
+
+def test_marks_without_an_outline_are_defects(tmp_path):
+    """A label of a whole image, in COCO or as LabelMe's flag, makes a test image without a mask."""
+    root = draw_product(tmp_path / "part", ["0.png", "1.png", "2.png"])
+    content = {
+        "images": [{"id": 7, "file_name": "1.png"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "segmentation": [], "bbox": []}],
+        "categories": [{"id": 1, "name": "hole"}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+    flags = {"shapes": [], "imagePath": None, "flags": {"NG": True, "reviewed": True, "bad": False}}
+    (root / "2.json").write_text(json.dumps(flags))
+
+    assert list(stage(root, tmp_path)) == [
+        "part/test/NG/2.png", "part/test/hole/1.png", "part/train/good/0.png"
+    ]  # fmt: skip
+
+
+def test_two_files_that_mark_one_image_are_united(tmp_path):
+    """The polygons of both are in its mask."""
+    root = draw_product(tmp_path / "part", ["0.png", "1.png"])
+    for number, left in enumerate((2, 12)):
+        outline = [left, 2, left + 4, 2, left + 4, 6, left, 6]
+        one = {"image_id": 7, "category_id": 1, "segmentation": [outline]}
+        content = {
+            "images": [{"id": 7, "file_name": "1.png"}],
+            "annotations": [one],
+            "categories": [{"id": 1, "name": "hole"}],
+        }
+        (root / f"{number}-instances.json").write_text(json.dumps(content))
+
+    assert stage(root, tmp_path)["part/ground_truth/hole/1_mask.png"] == 50
+
+
+@pytest.mark.parametrize(("number", "named"), [(0, "anomaly"), (1, "normal")])
+def test_a_lookout_row_that_contradicts_itself_is_refused(number, named, tmp_path):
+    """Its number says normal and its class anomaly, or the other way round."""
+    root = draw_product(tmp_path / "part", ["0.png"])
+    row = {"source-ref": "s3://b/0.png", "reviewed": 0, "reviewed-metadata": {},
+           "l": number, "l-metadata": {"class-name": named}}  # fmt: skip
+    (root / "train.manifest").write_text(json.dumps(row))
+
+    with pytest.raises(SourceError, match=rf"row 1: l is {number}, but its class is {named}"):
+        stage(root / "train.manifest", tmp_path)
 
 
 def test_what_folders_call_normal_is_so_beside_any_file():
