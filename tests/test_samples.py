@@ -238,6 +238,20 @@ def test_where_a_camera_of_fewer_bits_burns_out_it_is_noticed(white, own):
     load_image(write_tiff(scene), sample_range=(0, 3 * white))  # as a person declared
 
 
+def test_a_narrow_band_of_16_bits_is_said(tiny_data, tmp_path):
+    """A thermal camera uses a few thousand values in the middle: 256 grey levels would become 12."""
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    for path in data.glob("disc/t*/*/*.png"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(28_000 + 12 * grey).save(path)
+
+    found = run_validation(data, tmp_path / "out")
+
+    (said,) = [b.reason for b in found.breaches if b.rule == "samples_declared"]
+    assert "of 256 grey levels" in said
+    assert 'data.sample_ranges: {"disc": [' in said
+
+
 def test_cameras_of_different_depths_are_doubted(tiny_data, tmp_path):
     """A few images of 12 bits among those of 16 are not crushed to 16 grey levels without a word."""
     data = shutil.copytree(tiny_data, tmp_path / "data")

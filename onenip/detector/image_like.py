@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from onenip.errors import DataError
+from onenip.errors import DataError, ImageError
 from onenip.images import MAX_PIXELS, SampleRange, decide_range, load_image, measure_samples, to_rgb
 
 _GREY_AXES = 2
+DEAD_LEVELS = 8  # of 255: noise of a camera that sees nothing
 _RANGE_SLACK = 1e-2  # resizing may overshoot 0..1 by this
 
 
@@ -49,7 +50,7 @@ ImageLike = Path | str | Image.Image | NDArray[np.uint8] | TensorLike
 
 
 def to_array(image: ImageLike, sample_range: SampleRange | None = None) -> NDArray[np.uint8]:
-    """Any image as [H, W, 3] uint8, RGB.
+    """Any image that can be judged as [H, W, 3] uint8, RGB.
 
     Args:
         image: a path, a PIL image, a uint8 array [H, W, 3] or [H, W], or a torch tensor [3, H, W]
@@ -57,9 +58,21 @@ def to_array(image: ImageLike, sample_range: SampleRange | None = None) -> NDArr
         sample_range: of the image's category, for files and PIL images of more than 8 bits.
 
     Raises:
-        ImageError: if a path cannot be read, or a PIL image not be scaled.
+        ImageError: if a path cannot be read, a PIL image not be scaled, or nothing can be seen.
         DataError: if an array or tensor has another shape or type, or an image has too many pixels.
     """
+    array = _to_array(image, sample_range)
+    low, high = int(array.min()), int(array.max())
+    if high - low <= DEAD_LEVELS:
+        name = image if isinstance(image, (str, Path)) else "image"
+        reason = "is the camera covered, dark or burnt out?"
+        raise ImageError(
+            name, f"nothing can be seen, all values are {low} to {high} of 255: {reason}"
+        )
+    return array
+
+
+def _to_array(image: ImageLike, sample_range: SampleRange | None) -> NDArray[np.uint8]:
     if isinstance(image, (str, Path)):
         return load_image(image, sample_range=sample_range)
     if isinstance(image, Image.Image):

@@ -18,6 +18,7 @@ from onenip.data.labels import (
     is_label,
     is_normal_label,
 )
+from onenip.detector.image_like import DEAD_LEVELS
 from onenip.detector.prediction import is_foreign
 from onenip.errors import ImageError, RangeError
 from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, hash_file, load_image
@@ -164,7 +165,7 @@ def _decode(
         return None, error.reason
     if min(image.shape[:2]) < _MIN_SIDE_PX:
         return None, f"{image.shape[1]}x{image.shape[0]} px is too small"
-    if float(image.std()) < _MIN_SPREAD:
+    if float(image.std()) < _MIN_SPREAD or int(image.max()) - int(image.min()) <= DEAD_LEVELS:
         return None, "it is one flat colour"
     return image, ""
 

@@ -125,6 +125,21 @@ def test_predict_refuses_what_is_no_image(tiny_detector, image, words):
         tiny_detector.predict([image], category="disc")
 
 
+@pytest.mark.parametrize("level", [0, 128, 255])
+@pytest.mark.parametrize("noise", [0, 8])
+def test_a_camera_that_sees_nothing_gets_no_verdict(tiny_detector, tmp_path, level, noise):
+    """Covered, dark or burnt out, with a sensor's noise or without: it is no normal part."""
+    rng = np.random.default_rng(level)
+    base = min(level, 255 - noise)
+    image = rng.integers(base, base + noise + 1, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "dead.png")
+
+    for given in (tmp_path / "dead.png", image):
+        for category in ("disc", None):
+            with pytest.raises(ImageError, match="nothing can be seen"):
+                tiny_detector.predict([given], category=category)
+
+
 def test_predict_names_bad_files_and_unknown_categories(tiny_detector, image_path, tmp_path):
     """A file that is no image and a category that the model lacks are typed errors."""
     text = tmp_path / "note.png"

@@ -191,6 +191,12 @@ def _describe_range(
             f"left out, as others go to {high:g} and all are read over 0 to {white:g}: are there cameras of "
             "different depths? Give each camera a category of its own, or scale its images to 8 bits"
         )
+    if (high - low) < white / DARK:
+        levels = round(256 * (high - low) / white)
+        return (
+            f"its samples in training are {low:g} to {high:g} and are read over 0 to {white:g}, which leaves "
+            f"{levels} of 256 grey levels: {remedy}"
+        )
     if white in (1, FULL_WHITE):
         return ""
     bits = int(white).bit_length()
