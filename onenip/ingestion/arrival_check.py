@@ -108,8 +108,8 @@ def inspect(
     if same is not None:
         way = "file" if known.find_file(sha256) == same else "picture"
         return Verdict("duplicates", f"the same {way} as {same}", sha256, fingerprint)
-    if not is_released and (said := _find_defect_folder(item.key)):
-        reason = f"arrived as normal, but its folder {said!r} says otherwise"
+    if not is_released and (said := _find_defect_word(item.key)):
+        reason = f"arrived as normal, but its path says {said!r}"
         return Verdict("held", reason, sha256, fingerprint)
     if item.category not in categories and not is_released:
         reason = _doubt_category(item.category, image, unified, categories, params)
@@ -170,12 +170,16 @@ def _decode(
     return image, ""
 
 
-def _find_defect_folder(key: str) -> str:
-    """Folder between category and image that says that it is not normal: `NG`, or one below `test`."""
-    folders = PurePosixPath(key).parts[1:-1]
+def _find_defect_word(key: str) -> str:
+    """What in a key says that an image is not normal: a folder `NG`, one below `test`, a name as `bad_8`."""
+    path = PurePosixPath(key)
+    folders = path.parts[1:-1]
     for folder in folders:
-        if calls_defective(folder) or (is_label(folder) and not is_normal_label(folder)):
+        if is_label(folder) and not is_normal_label(folder):
             return folder
+    for word in (*folders, path.stem):
+        if calls_defective(word):
+            return word
     is_test = len(folders) > 1 and folders[0].casefold() == "test"
     return folders[-1] if is_test and not is_normal_label(folders[-1]) else ""
 

@@ -203,6 +203,13 @@ def _doubt_normals(placements: Sequence[Placement], files: Sequence[Parts]) -> N
             )
     if all(is_normal_label(PurePosixPath(place.path).parent.name) for place in normals):
         return
+    for place in normals:
+        path = PurePosixPath(place.path)
+        if not is_normal_label(path.parent.name) and calls_defective(path.stem):
+            raise DataError(
+                f"{place.path}: its name calls it defective, and no folder says which images are normal: "
+                "lay them out as OK/ and NG/, or name a CSV with path, category and label"
+            )
     called = {stem for several in stems.values() for stem in several}
     for *_, file in files:
         suffix = PurePosixPath(file).suffix.lower()

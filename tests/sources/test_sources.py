@@ -100,7 +100,7 @@ LAYOUTS = {
         {"a/train/good": 1, "b/train/good": 1},
     ),
     "images alone": (
-        {"1.jpg": picture(1, "jpg"), "2.bmp": picture(2, "bmp"), "broken.png": b"no image"},
+        {"1.jpg": picture(1, "jpg"), "2.bmp": picture(2, "bmp"), "cut.png": b"no image"},
         {"here/train/good": 3},
     ),
     "wrapped": (
