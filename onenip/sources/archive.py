@@ -15,6 +15,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Self
 
@@ -53,6 +54,7 @@ _DAMAGE = (
     struct.error,
 )
 _MAX_HEADER_BYTES = 1 << 20
+_IS_UTF_8 = 0x800  # flag of an entry of a zip: its name is in UTF-8
 _CONTENT_TYPES = (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE)
 
 
@@ -175,7 +177,7 @@ def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
         links = {}
         for info in packed.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
-            name = info.filename.replace("\\", "/")  # PowerShell separates folders so
+            name = _read_name(info).replace("\\", "/")  # PowerShell separates folders so
             if name.endswith("/"):
                 check_relative(name, guard.origin)
                 continue
@@ -193,6 +195,14 @@ def _extract_zip(archive: Path, folder: Path, guard: _Guard) -> None:
             with packed.open(info) as reader:
                 guard.copy(reader, folder, path)
     _copy_links(links, folder, guard)
+
+
+def _read_name(info: zipfile.ZipInfo) -> str:
+    """Name of an entry, in UTF-8 also where an archiver forgot to say so."""
+    if not info.flag_bits & _IS_UTF_8:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 class _Header(tarfile.TarInfo):

@@ -19,6 +19,7 @@ from onenip.data.labels import (
     calls_defective,
     check_category,
     clean_label,
+    clean_name,
     find_masked_stem,
     fold,
     hints_at,
@@ -180,7 +181,7 @@ def _doubt_products(placements: Sequence[Placement]) -> None:
     for place in placements:
         category, split, *_ = place.target.split("/")
         folder = PurePosixPath(place.path).parent.name
-        if split == "train" and not is_normal_label(folder) and calls_defective(category):
+        if split == "train" and clean_name(folder) == category and calls_defective(category):
             raise DataError(
                 f"{place.path}: the folder {folder} seems to hold defects; lay them out as {_EXPECTED[9:]}"
             )

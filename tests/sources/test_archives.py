@@ -174,6 +174,20 @@ def test_a_header_that_would_fill_the_memory_is_refused(tmp_path, kind):
             extract(tmp_path / "x.tar", tmp_path / "out", limits=SMALL)
 
 
+def test_names_in_utf_8_are_read_where_the_zip_does_not_say_so(tmp_path):
+    """Some archivers write UTF-8 without its flag, which would be read as letters of DOS."""
+    archive = tmp_path / "set.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr("DXXbel/0.png", b"x")
+    archive.write_bytes(archive.read_bytes().replace(b"DXXbel", "Dübel".encode()))
+
+    folder = extract(archive, tmp_path / "out", limits=SMALL)
+
+    assert [path.relative_to(folder).as_posix() for path in folder.rglob("*.png")] == [
+        "Dübel/0.png"
+    ]
+
+
 def test_a_zip_of_powershell_unpacks(tmp_path):
     """Its backslashes separate folders, and lead out of none."""
     (tmp_path / "x.zip").write_bytes(pack_zip({"part\\OK\\0.png": b"x", "part\\NG\\": b""}))
