@@ -10,8 +10,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from onenip.data.labels import GOOD, check_category, clean_label, fold, is_label, is_normal_label
+from onenip.data.labels import (
+    DEFECT_WORDS,
+    GOOD,
+    NORMAL_WORDS,
+    check_category,
+    clean_label,
+    fold,
+    is_label,
+    is_normal_label,
+)
 from onenip.errors import DataError, ImageError, SourceError
 from onenip.images import load_image
 from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relative
@@ -33,7 +44,8 @@ _COLUMNS = (*_REQUIRED, "mask", "split")
 _BACKGROUND = "background"  # colour of what is no defect in a mask, where a manifest names it
 _ALIASES = {"image": "path", "file": "path", "filename": "path", "object": "category"}
 _DELIMITERS = ",;\t"
-_ENCODINGS = ("utf-8-sig", "cp1252")  # Excel writes either, or UTF-16 with its mark
+# Excel writes UTF-8, UTF-16 with its mark, or what Windows calls its own in western and other countries
+_ENCODINGS = ("cp1252", "cp932", "gb18030", "cp949", "cp1251", "cp1250")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -229,16 +241,25 @@ def _differ(mask: Path, *, background: str) -> NDArray[np.bool_]:
 
 
 def _read_text(path: Path) -> str:
+    """Text of a table: Unicode, else in the encoding of Windows in which a usual label stands in it.
+
+    Without such a label in letters beyond ASCII, the western one.
+    """
     content = path.read_bytes()
-    encodings = ("utf-16",) if content.startswith(_UTF_16) else _ENCODINGS
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     if content[:2].count(0) == 1:  # UTF-16 without its mark
-        encodings = ("utf-16-le",) if content[1] == 0 else ("utf-16-be",)
-    for encoding in encodings:
-        try:
-            return content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    raise ValueError("neither Unicode nor Windows' own encoding")
+        encoding = "utf-16-le" if content[1] == 0 else "utf-16-be"
+    with suppress(UnicodeDecodeError):
+        return content.decode(encoding)
+    texts = []
+    for encoding in _ENCODINGS:
+        with suppress(UnicodeDecodeError):
+            texts.append(content.decode(encoding))
+    if not texts:
+        raise ValueError("neither Unicode nor an encoding of Windows")
+    labels = {word for word in NORMAL_WORDS | DEFECT_WORDS if not word.isascii()}
+    says = [text for text in texts if labels & {*re.findall(r"\w+", text.casefold())}]
+    return (says or texts)[0]
 
 
 def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:

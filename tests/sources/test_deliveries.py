@@ -282,6 +282,20 @@ def test_tables_of_other_programs(name, text, encoding, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("encoding", "category", "label"),
+    [("cp932", "部品", "良品"), ("gb18030", "零件", "合格"), ("cp949", "부품", "양품"),
+     ("cp1251", "деталь", "годен"), ("cp1252", "Dübel", "OK")],
+)  # fmt: skip
+def test_tables_in_the_encodings_of_windows(encoding, category, label, tmp_path):
+    """A word for normal shows which one it is, so that normal images are no defects of a strange name."""
+    shutil.copytree(CASES / "csv-from-excel/images", tmp_path / "in/images")
+    text = f"path,category,label\nimages/0.png,{category},{label}\n"
+    (tmp_path / "in/set.csv").write_bytes(text.encode(encoding))
+
+    assert fetch(tmp_path / "in/set.csv", tmp_path) == [f"{category}/train/good/0.png"]
+
+
+@pytest.mark.parametrize(
     ("name", "kind"),
     [("coco.json", "COCO.*name the folder"), ("realiad.json", "Real-IAD.*write a CSV"),
      ("train.manifest", "s3://bucket/a.png is not here; copy")],
