@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -150,7 +151,8 @@ def _leave_out_repeated(
     kept: dict[tuple[str, ...], tuple[int, dict[str, str]]] = {}
     for number, row in rows:
         label = f"{row['category']}/{row['label']}"
-        first, before = labels.setdefault(row["path"], (number, label))
+        place = posixpath.normpath(row["path"].replace("\\", "/"))
+        first, before = labels.setdefault(place, (number, label))
         if label != before:
             raise SourceError(
                 f"{path}: row {number}: {row['path']} is {label}, but {before} in row {first}"
