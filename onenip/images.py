@@ -74,6 +74,7 @@ _MAX_SIDE = 1 << 18  # px; each row costs memory of its own: 1 x 100,000,000 px 
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
 _NOISE = 8  # compression leaves so much around black and around white
 _INNER = 0.1  # of the pixels of a class lie within it
+_MIN_LONELY, _LONELY = 9, 0.9  # pixels of a thin class, and the share of them that touch no other
 
 
 def load_image(
@@ -608,9 +609,10 @@ def _to_levels(image: Image.Image) -> tuple[NDArray[np.generic], bool]:
 def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.generic]:
     """Values of several classes of defects, sorted; empty if there is one class, soft edges, or noise.
 
-    Small numbers are classes. A class has an interior: somewhere nine pixels of one value lie together, as
-    they never do in the edge of a soft mask. Beside a single large value, such as that of borders left open,
-    small numbers are classes if many of their pixels lie so; beside several, they are noise of compression.
+    Small numbers are classes. A class has an interior: somewhere nine pixels of one value lie together,
+    as they never do in the edge of a soft mask; or it is thin and lies alone, without another value
+    around. Beside a single large value, such as that of borders left open, small numbers are classes if
+    many of their pixels lie so; beside several, they are noise of compression.
     """
     values = np.unique(levels[levels != 0])
     if is_lossy or not 2 <= len(values) <= _MAX_CLASSES:
@@ -621,12 +623,28 @@ def _find_classes(levels: NDArray[np.generic], is_lossy: bool) -> NDArray[np.gen
     inner: NDArray[Any] = levels[1:-1, 1:-1]
     is_inner = row[2:] & row[1:-1] & row[:-2]
     is_inner &= (levels[2:, 1:-1] == inner) & (levels[:-2, 1:-1] == inner)
-    found = np.unique(inner[is_inner & (inner > _NOISE)])
+    found = {*np.unique(inner[is_inner & (inner > _NOISE)]).tolist(), *_find_lonely(levels, values)}
     is_small = (inner > 0) & (inner <= _NOISE)
     if is_small.any():
         is_noise = (values >= values[-1] - _NOISE).sum() > 1 or is_inner[is_small].mean() < _INNER
         return values[:0] if is_noise else values
     return values if len(found) >= 2 else values[:0]
+
+
+def _find_lonely(levels: NDArray[Any], values: NDArray[Any]) -> list[float]:
+    """Those of the values whose pixels, nearly all, have no other value than theirs and 0 around them."""
+    height, width = levels.shape
+    padded = np.pad(levels, 1)
+    is_alone = levels != 0
+    for top, left in np.ndindex(3, 3):
+        around = padded[top : top + height, left : left + width]
+        is_alone &= (around == levels) | (around == 0)
+    found = []
+    for value in values[values > _NOISE]:
+        own = is_alone[levels == value]
+        if len(own) >= _MIN_LONELY and own.mean() >= _LONELY:
+            found.append(value.item())
+    return found
 
 
 _NO_IMAGE = "not an image that can be read; PNG, JPEG, BMP, TIFF and WebP can"

@@ -440,6 +440,17 @@ def test_what_compression_leaves_is_no_class(kind, quality):
         assert np.mean(load_mask(content) != (np.asarray(large) > 0)) < 0.003
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_thin_class_is_not_lost_beside_a_large_one(width):
+    """A scratch of another value than the block is no soft edge, since it touches nothing."""
+    mask = np.zeros((40, 40), np.uint8)
+    mask[4:20, 4:20] = 255
+    mask[30 : 30 + width, 5:35] = 60
+
+    assert (load_mask(encode(Image.fromarray(mask))) == (mask > 0)).all()
+    assert load_mask_classes(encode(Image.fromarray(mask))) == [60, 255]
+
+
 def test_a_border_left_open_does_not_hide_the_class():
     """1 is the defect, and 255 its border: both count; single pixels of 1 and 2 beside 255 are noise."""
     mask = np.pad(np.ones((8, 8), np.uint8), 1, constant_values=255)
