@@ -14,10 +14,8 @@ VARIABLE = "ONENIP_DEVICE"
 NEVER = 2**31 - 1  # bytes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # settings of mallopt
-_MAPPED_FROM, _MOST = (
-    32 << 20,
-    256 << 20,
-)  # bytes; the largest tensor of an image has 26 MB, all have 100
+# bytes; the largest tensor of an image has 26 MB, all of them have 100
+_MAPPED_FROM, _MOST = 32 << 20, 256 << 20
 
 
 def choose_device(name: str | None = None) -> torch.device:

@@ -1,4 +1,4 @@
-"""Does an image show another product than a category: compares features of a pretrained backbone."""
+"""Likeness of an image to those of a category, by the features of a pretrained backbone."""
 
 from __future__ import annotations
 
