@@ -34,19 +34,8 @@ from onenip.images import IMAGE_SUFFIXES
 logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
-_MASK_FOLDERS = frozenset(
-    {
-        "mask",
-        "masks",
-        "ground_truth",
-        "groundtruth",
-        "ground truth",
-        "gt",
-        "label",
-        "labels",
-        "annotations",
-    }
-)
+_MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
+_LABEL_FOLDERS = _MASK_FOLDERS | {"labels", "annotations"}  # beside OK and NG
 _OTHER_SPLITS = {"training": "train", "testing": "test"}
 # of its images the normal ones train, as of MVTec LOCO, and the others are tests
 _VALIDATION = frozenset({"validation", "valid", "val"})
@@ -318,7 +307,7 @@ def _place_split(parts: Parts, depth: int, category: str) -> Placement:
 def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
     """Placements of a category whose folders are labels: normal images train, defects are for tests."""
     placements = []
-    words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASK_FOLDERS}
+    words = {parts[depth] for parts in group if parts[depth].casefold() not in _LABEL_FOLDERS}
     folded = {fold(word): word for word in words}
     words -= {word for word in words if find_masked_stem(word, folded, own=word)}
     _doubt_labels(words)
@@ -329,14 +318,14 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
     }
     for parts in group:
         path, (word, *deeper, file) = "/".join(parts), parts[depth:]
-        if word.casefold() in _MASK_FOLDERS and not deeper and _is_image(parts):
+        if word.casefold() in _LABEL_FOLDERS and not deeper and _is_image(parts):
             kind = find_masked_stem(file, kinds)
             if not kind:
                 raise SourceError(
                     f"{path}: a mask of no defective image; expected {word}/<kind>/<mask>"
                 )
             target = f"{category}/ground_truth/{clean_label(kind)}/{file}"
-        elif word.casefold() in _MASK_FOLDERS and len(deeper) == 1:
+        elif word.casefold() in _LABEL_FOLDERS and len(deeper) == 1:
             target = f"{category}/ground_truth/{clean_label(deeper[0])}/{file}"
         elif deeper:
             raise SourceError(f"{path}: expected {category}/{word}/<image>")

@@ -6,6 +6,7 @@ from PIL import Image
 
 from onenip.sources.demo import CATEGORIES, TEST_DEFECTIVE, TEST_GOOD, TRAIN, draw_demo
 from onenip.sources.demo.scene import VISIBLE_LEVELS, Camera, photograph_defect
+from onenip.sources.layout import arrange
 
 
 @pytest.fixture(scope="module")
@@ -13,6 +14,17 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "data"
     draw_demo(folder)
     return folder
+
+
+def test_its_layout_is_taken_as_it_is(demo):
+    """No name in it is taken for another thing, though one of its products is called label."""
+    names = {
+        path.relative_to(demo).as_posix()
+        for path in demo.rglob("*.*")
+        if "/" in str(path.parent.relative_to(demo))
+    }
+
+    assert {place.target for place in arrange(names, name="demo", origin="demo")} == names
 
 
 def test_layout_is_complete(demo):
