@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onenip.detector.image_like import to_array
 from onenip.detector.prediction import Prediction
 from onenip.errors import OneNIPError
 from onenip.images import load_image
@@ -108,7 +109,8 @@ class JudgingQueue:
             try:
                 if not job.answer.cancelled():
                     sample_range = job.model.sample_range(job.category)
-                    images[at] = load_image(job.content, sample_range=sample_range)
+                    decoded = load_image(job.content, sample_range=sample_range)
+                    images[at] = to_array(decoded)  # a dark one fails alone
             except Exception as error:  # noqa: BLE001  # the worker goes on; the request fails
                 found[at] = error
         predictions: Sequence[Prediction | BaseException]

@@ -410,6 +410,26 @@ def test_the_queue_keeps_nothing_of_an_answer(tiny_model, image_file):
     assert asyncio.run(judge_one()) is None
 
 
+def test_a_dark_image_of_a_batch_fails_alone(tiny_model, image_file):
+    """What nothing can be seen on is refused, and those judged with it are not."""
+    model, stream = Follower.of_folder(tiny_model).roster.model, io.BytesIO()
+    Image.new("RGB", (64, 64)).save(stream, "PNG")
+    contents = [image_file.read_bytes(), stream.getvalue(), image_file.read_bytes()]
+
+    async def judge_all():
+        queue = JudgingQueue(max_waiting=3, batch_size=3)
+        asked = [asyncio.ensure_future(queue.judge(model, one, "disc")) for one in contents]
+        await asyncio.sleep(0.01)
+        queue.start()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        await queue.stop()
+        return found
+
+    first, dark, last = asyncio.run(judge_all())
+    assert first.score == last.score
+    assert "nothing can be seen" in str(dark)
+
+
 def test_batches_answer_each_request_by_itself(tiny_model, tiny_detector, tiny_data):
     """Requests of two categories, and one of none that is known, are judged in batches and not mixed up."""
     paths = sorted(tiny_data.glob("*/test/*/*.png"))
