@@ -116,7 +116,9 @@ def test_an_export_looks_at_each_category_as_the_detector_does(
             told = edge.predict([path], category=name)[0]
             assert told.score == pytest.approx(wanted.score, abs=1e-3)
             assert told.input_map.shape == wanted.input_map.shape
-            if path.parent.name == "good":  # a spot fills too much of 32 px to be of a known product
+            if (
+                path.parent.name == "good"
+            ):  # a spot fills too much of 32 px to be of a known product
                 assert edge.predict([path])[0].score == told.score
 
     if format_ == "onnx":  # graphs of sizes that a further export does not have are gone
