@@ -71,6 +71,7 @@ _REMEDY = "declare data.sample_ranges for its category, or scale it to 8 bits"
 _MAX_FRAMES = 100  # that are counted
 _MAX_SCANS, _SCAN = 64, b"\xff\xda"  # usual are 1 or 10, and a few for thumbnails
 _MAX_SIDE = 1 << 18  # px; each row costs memory of its own: 1 x 100,000,000 px took 3.4 GB
+_DEAD_LEVELS = 8  # of 255; see `shows_nothing`
 _MAX_CLASSES = 32  # more grey values than this are shades, not classes of defects
 _NOISE = 8  # compression leaves so much around black and around white
 _INNER = 0.1  # of the pixels of a class lie within it
@@ -278,6 +279,11 @@ def explain_suffix(path: Path | str) -> str:
         if reason != _NO_IMAGE:
             return reason
     return "its name does not end as that of an image"
+
+
+def shows_nothing(image: NDArray[np.uint8]) -> bool:
+    """Whether an image [H, W, 3] uint8 is one colour and noise: each channel within 8 levels of 255."""
+    return all(int(one.max()) - int(one.min()) <= _DEAD_LEVELS for one in np.moveaxis(image, 2, 0))
 
 
 def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

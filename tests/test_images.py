@@ -22,6 +22,7 @@ from onenip.images import (
     load_preview,
     read_size,
     resize_image,
+    shows_nothing,
     to_rgb,
 )
 from tests.drill import damage
@@ -216,6 +217,16 @@ def test_several_frames_are_refused(kind):
 
     with pytest.raises(ImageError, match="it holds 2 frames"):
         load_image(content)
+
+
+def test_noise_alone_shows_nothing():
+    """However bright and coloured; a faint pattern is something."""
+    noise = np.random.default_rng(0).integers(90, 99, (16, 16, 3)).astype(np.uint8)
+
+    assert shows_nothing(noise)
+    assert shows_nothing(noise + np.array([0, 40, 80], np.uint8))
+    noise[4, 4] = 110
+    assert not shows_nothing(noise)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -76,15 +76,14 @@ def is_label(word: str) -> bool:
 def hints_at(name: str) -> Literal["normal", "defective", ""]:
     """What a word within a name says of the images, as in `NG_images` or `ok_front`; empty if nothing."""
     words = {_bare(word) for word in _FILLERS.split(name)}
-    found = {_find_meaning(word) for word in words}
-    if "defective" in found or {"no", "not"} & words:
+    if calls_defective(name) or {"no", "not"} & words:
         return "defective"
-    return "normal" if "normal" in found else ""
+    return "normal" if "normal" in map(_find_meaning, words) else ""
 
 
 def calls_defective(name: str) -> bool:
-    """Whether a word within a name calls the images defective, as in `bottle_NG` or `Ausschuss 3`."""
-    words = {_bare(word) for word in _FILLERS.split(name)}
+    """Whether a name or a word in it calls images defective: `bottle_NG`, `not OK`; numbers say nothing."""
+    words = {_bare(name), *map(_bare, _FILLERS.split(name))}
     return any(_find_meaning(word) == "defective" for word in words)
 
 

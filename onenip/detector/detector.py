@@ -100,7 +100,7 @@ class Detector:
 
     @classmethod
     def load(cls, path: Path | str, *, device: str | None = None) -> Self:
-        """Detector of a model folder.
+        """Detector of a model folder; from then on this process keeps freed memory (`keep_freed_memory`).
 
         Args:
             path: folder with `detector.json` and `model.safetensors`.

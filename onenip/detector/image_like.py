@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from onenip.errors import DataError, ImageError
-from onenip.images import MAX_PIXELS, SampleRange, decide_range, load_image, measure_samples, to_rgb
+from onenip.images import (
+    MAX_PIXELS,
+    SampleRange,
+    decide_range,
+    load_image,
+    measure_samples,
+    shows_nothing,
+    to_rgb,
+)
 
 _GREY_AXES = 2
-DEAD_LEVELS = 8  # of 255: noise of a camera that sees nothing
 _RANGE_SLACK = 1e-2  # resizing may overshoot 0..1 by this
 
 
@@ -62,13 +69,11 @@ def to_array(image: ImageLike, sample_range: SampleRange | None = None) -> NDArr
         DataError: if an array or tensor has another shape or type, or an image has too many pixels.
     """
     array = _to_array(image, sample_range)
-    low, high = int(array.min()), int(array.max())
-    if high - low <= DEAD_LEVELS:
+    if shows_nothing(array):
         name = image if isinstance(image, (str, Path)) else "image"
-        reason = "is the camera covered, dark or burnt out?"
-        raise ImageError(
-            name, f"nothing can be seen, all values are {low} to {high} of 255: {reason}"
-        )
+        colour = array.mean((0, 1)).round().astype(int).tolist()
+        reason = f"nothing can be seen, all is of the colour {colour}"
+        raise ImageError(name, f"{reason}: is the camera covered, dark or burnt out?")
     return array
 
 

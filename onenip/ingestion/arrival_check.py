@@ -15,13 +15,18 @@ from onenip.data.labels import (
     UNSORTED,
     calls_defective,
     find_category_problem,
-    is_label,
     is_normal_label,
 )
-from onenip.detector.image_like import DEAD_LEVELS
 from onenip.detector.prediction import is_foreign
 from onenip.errors import ImageError, RangeError
-from onenip.images import IMAGE_SUFFIXES, SampleRange, explain_suffix, hash_file, load_image
+from onenip.images import (
+    IMAGE_SUFFIXES,
+    SampleRange,
+    explain_suffix,
+    hash_file,
+    load_image,
+    shows_nothing,
+)
 from onenip.ingestion.fingerprint import Fingerprint, KnownImages, take_fingerprint
 from onenip.ingestion.journal import Item, Outcome
 from onenip.params import RetrainParams
@@ -124,12 +129,13 @@ def inspect(
         except ImageError as error:
             return Verdict("quarantine", error.reason, sha256, fingerprint, champion.digest)
         digest = champion.digest
-    near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)
-    is_known = bool(digest or near or is_released)
-    if not is_known and params.hold_foreign and known.looks_foreign(item.category, image):
-        outcome, reason = "held", f"it looks like none of the images of {item.category} in the data"
     if outcome == "accepted" or is_released:
+        near = known.find_near(item.category, image, fingerprint, params.near_duplicate_levels)
         outcome, reason = "accepted", f"{NEAR}{near}" if near else ""
+        is_doubted = params.hold_foreign and not (digest or near or is_released)
+        if is_doubted and known.looks_foreign(item.category, image):
+            outcome = "held"
+            reason = f"it looks like none of the images of {item.category} in the data"
     return Verdict(outcome, reason, sha256, fingerprint, digest, *facts)
 
 
@@ -165,7 +171,7 @@ def _decode(
         return None, error.reason
     if min(image.shape[:2]) < _MIN_SIDE_PX:
         return None, f"{image.shape[1]}x{image.shape[0]} px is too small"
-    if float(image.std()) < _MIN_SPREAD or int(image.max()) - int(image.min()) <= DEAD_LEVELS:
+    if float(image.std()) < _MIN_SPREAD or shows_nothing(image):
         return None, "it is one flat colour"
     return image, ""
 
@@ -174,9 +180,6 @@ def _find_defect_word(key: str) -> str:
     """What in a key says that an image is not normal: a folder `NG`, one below `test`, a name as `bad_8`."""
     path = PurePosixPath(key)
     folders = path.parts[1:-1]
-    for folder in folders:
-        if is_label(folder) and not is_normal_label(folder):
-            return folder
     for word in (*folders, path.stem):
         if calls_defective(word):
             return word

@@ -127,15 +127,15 @@ def _read_labelme(content: Mapping[str, Any], name: str) -> Marked:
     ]
     for shape in content["shapes"]:
         points, kind = shape["points"], shape.get("shape_type", "polygon")
-        if kind == "rectangle":
-            (x0, y0), *_, (x1, y1) = points if len(points) == 2 else sorted(points)
-            points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)] if len(points) == 2 else points
+        if kind == "rectangle" and len(points) == 2:  # some tools write all four corners
+            (x0, y0), (x1, y1) = points
+            points = [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
         elif kind == "circle":
             (x, y), edge = points
             radius = math.dist((x, y), edge)
             turns = [2 * math.pi * step / _CIRCLE_POINTS for step in range(_CIRCLE_POINTS)]
             points = [(x + radius * math.cos(turn), y + radius * math.sin(turn)) for turn in turns]
-        elif kind != "polygon":
+        elif kind not in ("polygon", "rectangle"):
             raise DataError(f"a shape of the kind {kind}; draw polygons, rectangles or circles")
         found.append((str(shape["label"]), _check(points)))
     return _make(
@@ -159,7 +159,7 @@ def _make(image: str, found: Sequence[tuple[str, Points]], height: Any, width: A
         raise DataError(f"an image of {width}x{height} px")
     labels = tuple(label for label, _ in defects)
     polygons = tuple(points for _, points in defects if points)
-    return Marked(unquote(image.replace("\\", "/")), labels, polygons, size)
+    return Marked(image.replace("\\", "/"), labels, polygons, size)
 
 
 def apply(
@@ -182,15 +182,22 @@ def apply(
         by_stem.setdefault(fold(file.stem), []).append(file)
     found: dict[Path, tuple[Path, Marked]] = {}
     for path, one in ((path, one) for path, several in marked.items() for one in several):
-        files = _find_image(one, path, by_stem.get(fold(Path(one.image).stem), []))
+        files = _find_image(one.image, path, by_stem) or _find_image(
+            unquote(one.image), path, by_stem
+        )
         if len(files) > 1:
             raise SourceError(f"{path}: {one.image} may be {files[0]} or {files[1]}")
         if not files:
             missing.append(one.image)
         elif one.labels:
-            _, first = found.get(files[0], (path, replace(one, labels=(), polygons=())))
-            both = (*first.polygons, *one.polygons)
-            found[files[0]] = path, replace(one, labels=(*first.labels, *one.labels), polygons=both)
+            if files[0] in found:  # another annotation file marks it, too
+                first = found[files[0]][1]
+                one = replace(
+                    first,
+                    labels=first.labels + one.labels,
+                    polygons=first.polygons + one.polygons,
+                )
+            found[files[0]] = path, one
     for file, (path, one) in found.items():
         item = placed[file]
         category, _, label, name = item.target.split("/")
@@ -202,7 +209,8 @@ def apply(
         if one.polygons and mask not in targets:
             placed[Path(mask)] = Item(mask, file, draw=one.draw)
     if missing:
-        logger.warning("%s: marked, but not there: %s", origin, ", ".join(missing[:5]))
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        logger.warning("%s: %d images are marked, but not there: %s", origin, len(missing), shown)
     drawn = sum(item.draw is not None for item in placed.values())
     logger.info(
         "%s: %d masks are drawn of polygons; images without any stay as they are", origin, drawn
@@ -210,13 +218,19 @@ def apply(
     return sorted(placed.values(), key=lambda item: item.target)
 
 
-def _find_image(one: Marked, path: Path, same: Sequence[Path]) -> Sequence[Path]:
-    """Which files of the same stem an annotation may mean: by its path, else by its name, else all.
+def _find_image(image: str, path: Path, by_stem: Mapping[str, Sequence[Path]]) -> Sequence[Path]:
+    """Which files an annotation may mean: by its path, else by its name, else by that without its ending.
 
     Annotations are made elsewhere, so folders and formats may have changed since.
+
+    Args:
+        image: as the annotation names it, with `/`.
+        path: of the annotation.
+        by_stem: files by the `fold`ed stem of their names.
     """
-    beside = path.parent / one.image
-    end = fold(f"/{one.image.rsplit('../', 1)[-1].lstrip('./')}")
+    same = by_stem.get(fold(Path(image).stem), ())
+    beside = path.parent / image
+    end = fold(f"/{image.rsplit('../', 1)[-1].lstrip('./')}")
     ways = (
         [file for file in same if file == beside],
         [file for file in same if fold(f"/{file.as_posix()}").endswith(end)],

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 SPLITS = frozenset({"train", "test", "ground_truth"})
 _MASK_FOLDERS = frozenset({"mask", "masks", "ground_truth", "groundtruth", "ground truth", "gt"})
-_LABEL_FOLDERS = _MASK_FOLDERS | {"labels", "annotations"}  # beside OK and NG
+_MASKS_BESIDE_LABELS = _MASK_FOLDERS | {"labels", "annotations"}  # these may be products elsewhere
 _OTHER_SPLITS = {"training": "train", "testing": "test"}
 # of its images the normal ones train, as of MVTec LOCO, and the others are tests
 _VALIDATION = frozenset({"validation", "valid", "val"})
@@ -171,9 +171,7 @@ def _doubt_products(placements: Sequence[Placement]) -> None:
         category, split, *_ = place.target.split("/")
         folder = PurePosixPath(place.path).parent.name
         if split == "train" and clean_name(folder) == category and calls_defective(category):
-            raise DataError(
-                f"{place.path}: the folder {folder} seems to hold defects; lay them out as {_EXPECTED[9:]}"
-            )
+            raise DataError(f"{place.path}: the folder {folder} seems to hold defects; {_EXPECTED}")
 
 
 def _doubt_normals(placements: Sequence[Placement], files: Sequence[Parts]) -> None:
@@ -247,7 +245,8 @@ def _name_category(name: str) -> str:
 def _canonical(parts: Parts) -> Parts:
     """A path with its splits as MVTec AD writes them."""
     *folders, file = parts
-    folders = [_OTHER_SPLITS.get(folder.casefold(), folder) for folder in folders]
+    if not SPLITS & {folder.casefold() for folder in folders}:
+        folders = [_OTHER_SPLITS.get(folder.casefold(), folder) for folder in folders]
     names = [folder.casefold() if folder.casefold() in SPLITS else folder for folder in folders]
     if "test_public" in names:  # MVTec AD 2
         at = names.index("test_public")
@@ -267,7 +266,7 @@ def _wrapper_depth(files: Sequence[tuple[str, ...]]) -> int:
         tops = {parts[depth] for parts in inner}
         below = {parts[depth + 1] for parts in inner if len(parts) > depth + 2}
         has_images = any(_is_image(parts) for parts in files if len(parts) == depth + 1)
-        is_said = tops & SPLITS or any(is_label(top) and not is_normal_label(top) for top in tops)
+        is_said = tops & SPLITS or any(is_label(top) and calls_defective(top) for top in tops)
         if len(tops) != 1 or has_images or is_said or below & SPLITS or not below:
             return depth
         depth += 1
@@ -307,7 +306,7 @@ def _place_split(parts: Parts, depth: int, category: str) -> Placement:
 def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Placement]:
     """Placements of a category whose folders are labels: normal images train, defects are for tests."""
     placements = []
-    words = {parts[depth] for parts in group if parts[depth].casefold() not in _LABEL_FOLDERS}
+    words = {parts[depth] for parts in group if parts[depth].casefold() not in _MASKS_BESIDE_LABELS}
     folded = {fold(word): word for word in words}
     words -= {word for word in words if find_masked_stem(word, folded, own=word)}
     _doubt_labels(words)
@@ -318,14 +317,14 @@ def _place_labels(group: Sequence[Parts], depth: int, category: str) -> list[Pla
     }
     for parts in group:
         path, (word, *deeper, file) = "/".join(parts), parts[depth:]
-        if word.casefold() in _LABEL_FOLDERS and not deeper and _is_image(parts):
+        if word.casefold() in _MASKS_BESIDE_LABELS and not deeper and _is_image(parts):
             kind = find_masked_stem(file, kinds)
             if not kind:
                 raise SourceError(
                     f"{path}: a mask of no defective image; expected {word}/<kind>/<mask>"
                 )
             target = f"{category}/ground_truth/{clean_label(kind)}/{file}"
-        elif word.casefold() in _LABEL_FOLDERS and len(deeper) == 1:
+        elif word.casefold() in _MASKS_BESIDE_LABELS and len(deeper) == 1:
             target = f"{category}/ground_truth/{clean_label(deeper[0])}/{file}"
         elif deeper:
             raise SourceError(f"{path}: expected {category}/{word}/<image>")

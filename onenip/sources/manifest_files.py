@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import posixpath
 import re
 from collections import Counter
@@ -39,6 +40,8 @@ from onenip.sources.items import Fetched, Item, Origin, Workspace, check_relativ
 from onenip.sources.layout import check_clashes, mask_target
 
 VISA_TABLE = "/split_csv/1cls.csv"
+logger = logging.getLogger(__name__)
+
 MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".manifest"})
 _REQUIRED = ("path", "category", "label")
 _COLUMNS = (*_REQUIRED, "mask", "split")
@@ -251,17 +254,22 @@ def _read_text(path: Path) -> str:
     encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8-sig"
     if content[:2].count(0) == 1:  # UTF-16 without its mark
         encoding = "utf-16-le" if content[1] == 0 else "utf-16-be"
-    with suppress(UnicodeDecodeError):
+    try:
         return content.decode(encoding)
-    texts = []
+    except UnicodeDecodeError:
+        if encoding != "utf-8-sig":
+            raise
+    texts = {}
     for encoding in _ENCODINGS:
         with suppress(UnicodeDecodeError):
-            texts.append(content.decode(encoding))
+            texts[encoding] = content.decode(encoding)
     if not texts:
         raise ValueError("neither Unicode nor an encoding of Windows")
     labels = {word for word in NORMAL_WORDS | DEFECT_WORDS if not word.isascii()}
-    says = [text for text in texts if labels & {*re.findall(r"\w+", text.casefold())}]
-    return (says or texts)[0]
+    says = [one for one in texts if labels & {*re.findall(r"\w+", texts[one].casefold())}]
+    chosen = next(iter(says or texts))
+    logger.info("%s: no Unicode, so it is read as %s", path, chosen)
+    return texts[chosen]
 
 
 def _name_columns(path: Path, number: int, raw: object) -> dict[str, str]:

@@ -53,6 +53,8 @@ def plant_faults(root):
     Image.new("RGB", (64, 64), "black").save(train / "black.png")
     Image.new("RGB", (64, 64), "white").save(train / "white.png")
     Image.new("RGB", (64, 64), (90, 120, 100)).save(train / "constant ü.png")
+    noise = np.random.default_rng(0).integers(20, 28, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(train / "covered.png")
     Image.new("L", (12000, 9000)).save(train / "huge.png")
     add_noise_image(root / "disc/train/scratch/000.png", 2)
     shutil.copy(good / "000.png", train / "leak.png")
@@ -84,6 +86,7 @@ def plant_faults(root):
         "disc/train/good/black.png": "not_black_or_white",
         "disc/train/good/white.png": "not_black_or_white",
         "disc/train/good/constant ü.png": "not_constant",
+        "disc/train/good/covered.png": "not_constant",
         "disc/train/scratch/000.png": "no_defect_in_train",
         "disc/train/good/leak.png": "no_leak",
         "disc/train/good/twin.png": "no_duplicate_in_train",

@@ -563,10 +563,10 @@ def test_folders_that_say_defective_hold_their_images(checkout, tmp_path):
         "disc/bad_8.png",
         "disc/NG/a.png",
         "disc/test/spot/b.png",
-        "disc/bad ones/c.png",
+        "disc/not OK 3/c.png",
         "nut_NG/d.png",
     )
-    for name in (*held, "disc/OK/e.png", "disc/shift 2/f.png"):
+    for name in (*held, "disc/OK/e.png", "disc/2026/11/1/f.png"):
         drop(inbox, name, draw_normal("disc", rng))
 
     result = ingest(

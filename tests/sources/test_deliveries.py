@@ -351,7 +351,7 @@ def test_coco_marks_what_is_defective(images, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "points", "area"),
     [("polygon", np.reshape(SQUARE, (4, 2)).tolist(), 25), ("rectangle", [[6, 6], [2, 2]], 25),
-     ("circle", [[8, 5], [8, 8]], 37)],
+     ("rectangle", [[2, 2], [6, 2], [6, 6], [2, 6]], 25), ("circle", [[8, 5], [8, 8]], 37)],
 )  # fmt: skip
 def test_labelme_marks_what_is_defective(kind, points, area, tmp_path):
     """A file of polygons beside an image, with the path that Windows wrote."""
@@ -558,10 +558,14 @@ def test_layouts_that_are_not_read_say_why(files, reason, tmp_path):
          {"nut/train/good/0.png", "nut/test/hole/1.png"}),
         (["nut/OK/0.png", "nut/NG/1.png", "nut/GT/1.png"],
          {"nut/train/good/0.png", "nut/test/NG/1.png", "nut/ground_truth/NG/1_mask.png"}),
+        (["testing/nut/train/good/0.png", "testing/cap/train/good/0.png"],
+         {"nut/train/good/0.png", "cap/train/good/0.png"}),
+        (["1/nut/0.png", "1/cap/0.png"], {"nut/train/good/0.png", "cap/train/good/0.png"}),
         (["nut/intakt/0.png", "nut/kaputt/1.png"],
          {"nut/train/good/0.png", "nut/test/kaputt/1.png"}),
     ],
-    ids=["a note at the top", "a note beside", "training and testing", "flat masks", "intakt"],
+    ids=["a note at the top", "a note beside", "training and testing", "flat masks",
+         "testing around products", "a number around products", "intakt"],
 )  # fmt: skip
 def test_products_are_named_by_their_images(paths, targets):
     """Neither a loose file nor a folder of a split or of masks names a product or a kind of defect."""
@@ -594,6 +598,19 @@ def test_marks_of_images_that_were_moved_since_count(name, tmp_path):
     (root / "instances.json").write_text(json.dumps(content))
 
     assert stage(root, tmp_path) == IMPORTED
+
+
+def test_marks_of_names_with_a_percent_sign_count(tmp_path):
+    """A file that is really called so is meant before the one that the name would be decoded to."""
+    root = draw_product(tmp_path / "part", ["1.png", "%31.png"])
+    content = {
+        "images": [{"id": 7, "file_name": "%31.png"}],
+        "annotations": [{"image_id": 7, "category_id": 1, "segmentation": [SQUARE]}],
+        "categories": [{"id": 1, "name": "hole"}],
+    }
+    (root / "instances.json").write_text(json.dumps(content))
+
+    assert "part/test/hole/%31.png" in stage(root, tmp_path)
 
 
 def test_marks_without_an_outline_are_defects(tmp_path):

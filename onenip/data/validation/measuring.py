@@ -38,6 +38,7 @@ from onenip.images import (
     load_mask_classes,
     measure_samples,
     read_header,
+    shows_nothing,
 )
 
 MEASURED_SIDE_PX = 1024  # larger images are measured after averaging blocks down to about this
@@ -191,7 +192,7 @@ def _describe_range(
             f"left out, as others go to {high:g} and all are read over 0 to {white:g}: are there cameras of "
             "different depths? Give each camera a category of its own, or scale its images to 8 bits"
         )
-    if (high - low) < white / DARK:
+    if high - low < white / DARK:
         levels = round(256 * (high - low) / white)
         return (
             f"its samples in training are {low:g} to {high:g} and are read over 0 to {white:g}, which leaves "
@@ -262,7 +263,7 @@ def _describe(rgb: NDArray[np.uint8]) -> Row:
     )
     return {
         "brightness": round(float(grey.mean(dtype=np.float64)), 6),
-        "contrast": round(float(grey.std(dtype=np.float64)), 6),
+        "contrast": 0.0 if shows_nothing(rgb) else round(float(grey.std(dtype=np.float64)), 6),
         "sharpness": round(float(laplacian.var(dtype=np.float64)) if laplacian.size else 0.0, 8),
         "phash": str(imagehash.phash(grey_image)),
     }
